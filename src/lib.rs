@@ -1,0 +1,5 @@
+//! Layby: a sidecar gateway that keeps worker threads and database connections free
+//! while requests wait on other services.
+
+pub mod config;
+pub mod plan;
