@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from layby import _outside
 from layby._exceptions import Error
 from layby._job import Suspend, tls
+from layby._plan import run_outside
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             continue
         try:
             value = wait(yielded)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the coroutine
             failure = error
 
 
@@ -53,14 +53,12 @@ def wait(suspend: Suspend) -> Any:
     """Wait in place for what `suspend` asks: its outcomes."""
     job, waiter = tls.job, tls.waiter
     if job is None or waiter is None:
-        return _outside.run(suspend.gather)
+        return run_outside(suspend.gather)
     reason = job.inline[-1] if job.inline else "mode"
     return waiter.wait_in_place(job, suspend.gather, reason, suspend.source)
 
 
 def explain_missing_loop(error: RuntimeError) -> None:
     """Say on asyncio's "no running event loop" why there is none, once."""
-    if str(error) == "no running event loop" and NO_ASYNCIO not in getattr(
-        error, "__notes__", ()
-    ):
+    if str(error) == "no running event loop" and NO_ASYNCIO not in getattr(error, "__notes__", ()):
         error.add_note(NO_ASYNCIO)

@@ -106,9 +106,7 @@ class AsgirefUnsupported(Error):
     """The installed asgiref cannot carry request state from one thread to another."""
 
 
-def _rebuild(
-    kind: type[FetchError], message: str, method: str, url: str, phase: str
-) -> FetchError:
+def _rebuild(kind: type[FetchError], message: str, method: str, url: str, phase: str) -> FetchError:
     return kind(message, method=method, url=url, phase=phase)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -100,6 +101,24 @@ def in_slot() -> bool:
     belongs to that loop.
     """
     return tls.job is not None and asyncio._get_running_loop() is None
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """While inside, a client that leaves does not cancel this request.
+
+    For what must be seen through, whatever the gateway's `on_disconnect`. Nests; does
+    nothing outside layby.
+    """
+    job = tls.job
+    if job is None:
+        yield
+        return
+    job.shields += 1
+    try:
+        yield
+    finally:
+        job.shields -= 1
 
 
 class Suspend:
