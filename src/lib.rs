@@ -4,5 +4,13 @@
 pub mod admin;
 pub mod config;
 pub mod database;
+pub mod downstream;
+pub mod exchange;
+pub mod message;
 pub mod metrics;
+pub mod outbound;
 pub mod plan;
+pub mod slots;
+pub mod spool;
+pub mod sweeper;
+pub mod workers;

@@ -140,7 +140,7 @@ impl Life {
         self.exchange.metrics.park(parked.elapsed());
         match event {
             Event::Results(outcomes) => {
-                let bytes = outcomes.iter().map(Outcome::retained).sum();
+                let bytes = outcomes.iter().map(weight).sum();
                 let job = self.job(Work::Resume(outcomes));
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
@@ -167,7 +167,8 @@ impl Life {
         if self.left && self.cancellable() {
             return Event::Left;
         }
-        let run = self.exchange.outbound.run(plan, self.deadline.into());
+        let outbound = self.exchange.outbound.clone();
+        let run = outbound.run(plan, self.deadline.into());
         tokio::pin!(run);
         loop {
             let event = tokio::select! {
@@ -239,6 +240,15 @@ async fn worker_gone(process: Option<&Process>) {
         Some(process) => process.gone.cancelled().await,
         // A slot that waits in place learns of its worker's death by itself.
         None => std::future::pending().await,
+    }
+}
+
+/// What results take of the gateway's memory until their request resumes.
+fn weight(outcome: &Outcome) -> u64 {
+    match outcome {
+        Outcome::Response(response) => response.body.len() as u64,
+        Outcome::Gathered(outcomes) => outcomes.iter().map(weight).sum(),
+        _ => 0,
     }
 }
 

@@ -41,6 +41,7 @@ pub struct Metrics(Arc<Series>);
 pub struct WaitInPlace(IntGauge);
 
 /// What one body holds in spool files; let go on drop.
+#[derive(Debug)]
 pub struct SpooledBytes {
     gauge: IntGauge,
     bytes: i64,
@@ -221,6 +222,12 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&self.0.registry.gather())
             .expect("a family with a valid name and a String to write to cannot fail")
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
     }
 }
 

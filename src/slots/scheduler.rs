@@ -11,7 +11,7 @@
 //!
 //! Waiting for the answer, waking slots and telling the time are left to [`super::Slots`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use slab::Slab;

@@ -75,13 +75,12 @@ struct SlotHello {
 struct Member {
     process: Arc<Process>,
     key: String,
-    /// Granted and not yet closed.
-    slots: BTreeSet<SlotId>,
+    /// Granted and not yet closed, each with the order to retire it.
+    slots: BTreeMap<SlotId, CancellationToken>,
     /// Granted, connection awaited.
     expected: BTreeSet<SlotId>,
     orders: mpsc::UnboundedSender<Order>,
     draining: bool,
-    retire: CancellationToken,
 }
 
 /// From the hub to a process's control task. At most one per slot and one drain: bounded by that.
@@ -237,11 +236,10 @@ impl Hub {
             let member = Member {
                 process: Arc::clone(&process),
                 key: key.clone(),
-                slots: BTreeSet::new(),
+                slots: BTreeMap::new(),
                 expected: BTreeSet::new(),
                 orders,
                 draining: books.closed,
-                retire: CancellationToken::new(),
             };
             books.members.insert(process.id, member);
             process
@@ -308,26 +306,36 @@ impl Hub {
         }
     }
 
-    /// Waits until nothing is left of the process's requests, then takes its slots back.
+    /// Takes the slots of a draining process back: all but one as they fall idle, so that a successor
+    /// can have them, and the last one when no request is left that could resume on it.
     async fn release(&self, channel: &mut Channel, process: &Process) -> Result<(), Broken> {
-        let retire = self.books().members.get(&process.id).map(|member| member.retire.clone());
         let over = async {
+            self.retire(process.id, 1);
             while self.slots.held_by(process.id) > 0 {
                 tokio::time::sleep(DRAIN_TICK).await;
             }
-            if let Some(retire) = retire {
-                retire.cancel();
-            }
-            while self.books().members.get(&process.id).is_some_and(|member| !member.slots.is_empty()) {
+            self.retire(process.id, 0);
+            while self.slots_of(process.id) > 0 {
                 tokio::time::sleep(DRAIN_TICK).await;
             }
         };
         tokio::select! {
             () = over => Ok(()),
             () = process.gone.cancelled() => Err(Broken::Closed),
-            // Anything else that a draining worker says is too late to matter.
-            closed = async { loop { if let Err(broken) = channel.frame().await { return broken; } } } => Err(closed),
+            broken = silence(channel) => Err(broken),
         }
+    }
+
+    fn retire(&self, id: ProcessId, keep: usize) {
+        if let Some(member) = self.books().members.get(&id) {
+            for order in member.slots.values().skip(keep) {
+                order.cancel();
+            }
+        }
+    }
+
+    fn slots_of(&self, id: ProcessId) -> usize {
+        self.books().members.get(&id).map_or(0, |member| member.slots.len())
     }
 
     /// Takes no more new requests for this process; its slots come back when nothing is parked.
@@ -379,7 +387,7 @@ impl Hub {
         if !member.expected.remove(&slot) {
             return None;
         }
-        Some((Arc::clone(&member.process), member.retire.clone()))
+        Some((Arc::clone(&member.process), member.slots.get(&slot)?.clone()))
     }
 
     // The books ------------------------------------------------------------------------
@@ -395,7 +403,7 @@ impl Hub {
             };
             let poorest = books.members.values_mut().filter(room).min_by_key(|member| member.slots.len());
             let Some(member) = poorest else { return };
-            member.slots.insert(slot);
+            member.slots.insert(slot, CancellationToken::new());
             member.expected.insert(slot);
             // A control task that has ended takes its process out of the books, and frees the slot.
             let _ = member.orders.send(Order::Grant(slot));
@@ -452,6 +460,15 @@ impl Hub {
 
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().expect("no code that holds this lock panics")
+    }
+}
+
+/// Reads on until the connection ends: what a draining worker says is too late to matter.
+async fn silence(channel: &mut Channel) -> Broken {
+    loop {
+        if let Err(broken) = channel.frame().await {
+            return broken;
+        }
     }
 }
 

@@ -150,7 +150,7 @@ impl SlotTask {
                 }
                 Kind::Park => {
                     let retained = head.len() as u64 + body.len() as u64;
-                    let (plan, _) = plan::decode(&head, &body).map_err(Broken::content)?;
+                    let plan = plan::decode(&head, &body).map_err(Broken::content)?;
                     let park = Park {
                         plan,
                         shielded: header.has(flag::SHIELDED),
@@ -214,8 +214,8 @@ impl SlotTask {
         body: &bytes::Bytes,
         reply: Reply,
     ) -> Result<Reply, Broken> {
-        let (plan, hold) = plan::decode(head, body).map_err(Broken::content)?;
-        let Some(plan::Hold { reason, source }) = hold else {
+        let mut plan = plan::decode(head, body).map_err(Broken::content)?;
+        let Some(plan::Hold { reason, source }) = plan.hold.take() else {
             return Err(Broken::content("a HOLD frame that does not say why"));
         };
         let (release, released) = oneshot::channel();
