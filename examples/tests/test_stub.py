@@ -8,7 +8,7 @@ import time
 import unittest
 from typing import ClassVar
 
-from .stub import RunningStub
+from services.running import RunningStub
 
 
 def request(method: str, target: str, body: bytes = b"", *more: str) -> bytes:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(__file__).resolve().parent.parent / "services" / "stub.py"
+PROGRAM = Path(__file__).resolve().parent / "stub.py"
 
 
 class RunningStub:
