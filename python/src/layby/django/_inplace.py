@@ -27,7 +27,8 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 from django.http import StreamingHttpResponse
 
-from layby._drive import drive
+from layby._drive import NO_ASYNCIO, drive
+from layby._exceptions import Error
 from layby._job import tls
 from layby.django import _asgiref, _shortcuts
 
@@ -99,7 +100,7 @@ class InPlace(AsyncToSync[..., Any]):
     def _run(self, awaitable: Awaitable[Any]) -> Any:
         try:
             return drive(_result(awaitable))
-        except RuntimeError as error:
+        except (Error, RuntimeError) as error:
             explain(error)
             raise
 
@@ -119,15 +120,19 @@ class BelowSyncMiddleware(InPlace):
 
 
 def explain(error: BaseException) -> None:
-    """Name the cure on an error that says that there is no event loop."""
-    if not isinstance(error, RuntimeError) or NEEDS_LOOP in getattr(error, "__notes__", ()):
-        return
-    # anyio and sniffio raise subclasses of RuntimeError with names of their own.
-    if "no running event loop" in str(error) or type(error).__name__ in (
-        "AsyncLibraryNotFoundError",
-        "NoEventLoopError",
-    ):
+    """Name the cure on an error that comes of there being no event loop."""
+    if _misses_loop(error) and NEEDS_LOOP not in getattr(error, "__notes__", ()):
         error.add_note(NEEDS_LOOP)
+
+
+def _misses_loop(error: BaseException) -> bool:
+    if isinstance(error, Error):
+        return str(error).startswith(NO_ASYNCIO)
+    # anyio and sniffio raise subclasses of RuntimeError with names of their own.
+    return isinstance(error, RuntimeError) and (
+        "no running event loop" in str(error)
+        or type(error).__name__ in ("AsyncLibraryNotFoundError", "NoEventLoopError")
+    )
 
 
 async def _result(awaitable: Awaitable[Any]) -> Any:
