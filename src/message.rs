@@ -1,6 +1,7 @@
 //! Requests and answers as they pass between the rooms: parsed, vetted, free of the wire.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version};
@@ -13,7 +14,7 @@ pub struct Request {
     pub method: Method,
     pub version: Version,
     /// As received, origin-form.
-    pub target: String,
+    pub target: Arc<str>,
     /// Percent-decoded; never holds NUL.
     pub path: Vec<u8>,
     /// As received, without the `?`; empty when there is none.

@@ -102,7 +102,6 @@ pub struct Process {
     pub threads: u16,
     /// `starting`, `ready`, `draining`, …: the word that the log uses.
     pub state: &'static str,
-    pub restarts: u64,
 }
 
 /// How often one place in the application waited instead of parking.

@@ -140,7 +140,7 @@ impl Downstream {
         Ok(message::Request {
             method: parts.method,
             version: parts.version,
-            target: target.raw,
+            target: target.raw.into(),
             path: target.path,
             query: target.query,
             headers: parts.headers,
@@ -150,9 +150,11 @@ impl Downstream {
     }
 
     async fn collect(&self, mut body: Incoming, watch: &Watch, max: u64) -> Result<spool::Body, Trouble> {
-        let announced = http_body::Body::size_hint(&body);
-        if announced.lower() > max {
+        if http_body::Body::size_hint(&body).lower() > max {
             return Err(Trouble::BodyTooLarge);
+        }
+        if http_body::Body::is_end_stream(&body) {
+            return Ok(spool::Body::Memory(bytes::Bytes::new()));
         }
         let mut upload = Upload::new(&self.spool);
         loop {

@@ -1,6 +1,7 @@
 //! One request's way through queue, slots and parks.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::metrics::CancelPhase;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::sweeper::Alarm;
-use crate::workers::{Hold, Job, Park, Process, Release, Step, Work};
+use crate::workers::{About, Hold, Job, Park, Process, Release, Step, Work};
 
 pub struct Life {
     exchange: Exchange,
@@ -29,6 +30,7 @@ pub struct Life {
     expired: bool,
     /// Of the next job.
     epoch: u32,
+    about: About,
 }
 
 /// What a life waits for.
@@ -60,6 +62,7 @@ impl Life {
             left: false,
             expired: false,
             epoch: 0,
+            about: About { method: request.method.clone(), target: Arc::clone(&request.target) },
         }
     }
 
@@ -155,7 +158,7 @@ impl Life {
     /// Runs the plan of a request that waits in place.
     async fn hold(&mut self, hold: Hold) -> Turn<Step> {
         self.shielded = hold.shielded;
-        let _waiting = self.exchange.metrics.wait_in_place(hold.reason);
+        let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
         match self.plan(hold.plan, None).await {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
             _ => hold.held.release(Release::Cancel),
@@ -216,7 +219,7 @@ impl Life {
     fn job(&mut self, work: Work) -> Job {
         let epoch = self.epoch;
         self.epoch += 1;
-        Job { epoch, work }
+        Job { epoch, about: self.about.clone(), work }
     }
 }
 

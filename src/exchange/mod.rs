@@ -11,6 +11,7 @@
 
 mod client;
 mod life;
+mod waits;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio_util::task::TaskTracker;
 
 pub use client::Outcome;
+pub use waits::{Waits, WaitsInPlace};
 
 use crate::config::OnDisconnect;
 use crate::message::Request;
@@ -66,6 +68,7 @@ pub struct Exchange {
     outbound: Outbound,
     sweeper: Sweeper,
     metrics: Metrics,
+    waits: Waits,
     /// Requests that go on after their client's wait is over.
     left: TaskTracker,
 }
@@ -77,7 +80,8 @@ impl Exchange {
         sweeper: Sweeper,
         metrics: Metrics,
     ) -> Self {
-        Self { slots, outbound, sweeper, metrics, left: TaskTracker::new() }
+        let waits = Waits::new(metrics.clone());
+        Self { slots, outbound, sweeper, metrics, waits, left: TaskTracker::new() }
     }
 
     /// Takes a request to its outcome.
@@ -89,6 +93,11 @@ impl Exchange {
         Outcome::new(self.left.clone(), |client| {
             life::Life::new(self, &request, settings, deadline, client).run(request)
         })
+    }
+
+    /// Where requests have waited in place, and how often.
+    pub fn waits_in_place(&self) -> Vec<WaitsInPlace> {
+        self.waits.list()
     }
 
     /// Requests whose client has left or been answered, but which are not over.

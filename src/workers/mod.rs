@@ -6,22 +6,32 @@
 pub mod link;
 pub mod supervise;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
+use http::Method;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
 use crate::plan::{Outcome, Plan};
-use crate::slots::{ProcessId, Slots, Turn, Turned};
+use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
 
 /// One step of a request, handed to a slot.
 #[derive(Debug)]
 pub struct Job {
     /// Counts the jobs of the request.
     pub epoch: u32,
+    pub about: About,
     pub work: Work,
+}
+
+/// Which request a job is of, for people.
+#[derive(Debug, Clone)]
+pub struct About {
+    pub method: Method,
+    pub target: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -94,6 +104,35 @@ pub struct Process {
     pub token: String,
     /// Cancelled when the process is dead to us, whatever the reason.
     pub gone: CancellationToken,
+}
+
+/// What each slot works on now, for the operator.
+#[derive(Debug)]
+pub struct Board(Mutex<Vec<Option<Activity>>>);
+
+#[derive(Debug, Clone)]
+pub struct Activity {
+    pub request: RequestId,
+    pub about: About,
+    pub since: Instant,
+}
+
+impl Board {
+    pub fn new(slots: u16) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![None; slots.into()])))
+    }
+
+    pub fn set(&self, slot: SlotId, activity: Option<Activity>) {
+        self.activities()[usize::from(slot.0)] = activity;
+    }
+
+    pub fn of(&self, slot: SlotId) -> Option<Activity> {
+        self.activities()[usize::from(slot.0)].clone()
+    }
+
+    fn activities(&self) -> MutexGuard<'_, Vec<Option<Activity>>> {
+        self.0.lock().expect("no code that holds this lock panics")
+    }
 }
 
 /// The queue in front of workers.

@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -136,7 +136,7 @@ pub struct Supervisor {
 }
 
 struct Shared {
-    plan: Plan,
+    plan: Mutex<Plan>,
     hub: Arc<Hub>,
     metrics: Metrics,
     restarts: Vec<AtomicU64>,
@@ -155,7 +155,7 @@ impl Supervisor {
         let places = plan.threads.len();
         let restarts = (0..places).map(|_| AtomicU64::new(0)).collect();
         let shared = Arc::new(Shared {
-            plan,
+            plan: Mutex::new(plan),
             hub,
             metrics,
             restarts,
@@ -187,12 +187,13 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Replaces every process, one after the other.
-    pub fn reload(&self) {
+    /// Replaces every process, one after the other. Their number stays.
+    pub fn reload(&self, app: App) {
+        self.shared.plan().app = app;
         self.generation.send_modify(|generation| *generation += 1);
     }
 
-    /// How often the process at each place was started again.
+    /// How often processes were started again.
     pub fn restarts(&self) -> u64 {
         self.shared.restarts.iter().map(|count| count.load(Relaxed)).sum()
     }
@@ -276,12 +277,17 @@ async fn keep(
 }
 
 impl Shared {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().expect("no code that holds this lock panics")
+    }
+
     async fn spawn(&self, place: usize) -> Result<Running, StartError> {
         let number = self.started.fetch_add(1, Relaxed);
         let token = format!("{}-{number}", std::process::id());
-        let mut command = self.plan.command(self.plan.threads[place], &token);
+        let plan = self.plan().clone();
+        let mut command = plan.command(plan.threads[place], &token);
         let mut child =
-            command.spawn().map_err(|error| StartError::Spawn(python(&self.plan.app), error))?;
+            command.spawn().map_err(|error| StartError::Spawn(python(&plan.app), error))?;
         let worker = place + 1;
         if let Some(output) = child.stdout.take() {
             tokio::spawn(pass_on(output, worker));
@@ -311,7 +317,7 @@ impl Shared {
                 }
             };
             return Err(match status.code() {
-                Some(CANNOT_IMPORT) => StartError::Import(self.plan.app.app.clone()),
+                Some(CANNOT_IMPORT) => StartError::Import(self.plan().app.app.clone()),
                 _ => StartError::Exited(status),
             });
         }

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use self::channel::{Broken, Channel};
 use self::slot::SlotTask;
 use self::wire::{Frame, Header, Kind};
-use super::{Process, WorkerSlots};
+use super::{Board, Process, WorkerSlots};
 use crate::metrics::Metrics;
 use crate::slots::{ProcessId, SlotId};
 use crate::spool::Spool;
@@ -106,6 +106,7 @@ pub struct Hub {
     spool: Spool,
     metrics: Metrics,
     terms: Mutex<Terms>,
+    board: Arc<Board>,
     books: Mutex<Books>,
     /// Processes came, went, or changed.
     changed: Notify,
@@ -162,6 +163,7 @@ impl Hub {
             spool,
             metrics,
             terms: Mutex::new(terms),
+            board: Board::new(count),
             books: Mutex::new(books),
             changed: Notify::new(),
             tasks: TaskTracker::new(),
@@ -375,8 +377,16 @@ impl Hub {
         };
         let port = self.slots.open(slot, process.id);
         self.changed.notify_waiters();
-        let (id, metrics) = (process.id, self.metrics.clone());
-        SlotTask { channel, port, process, spool: self.spool.clone(), metrics }.run(retire).await;
+        let id = process.id;
+        let task = SlotTask {
+            channel,
+            port,
+            process,
+            spool: self.spool.clone(),
+            metrics: self.metrics.clone(),
+            board: Arc::clone(&self.board),
+        };
+        task.run(retire).await;
         self.free(id, slot);
         Ok(())
     }
@@ -434,6 +444,15 @@ impl Hub {
         }
         self.grant();
         self.changed.notify_waiters();
+    }
+
+    /// What each slot works on.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    pub fn is_draining(&self, id: ProcessId) -> bool {
+        self.books().members.get(&id).is_none_or(|member| member.draining)
     }
 
     pub fn processes(&self) -> Vec<Arc<Process>> {

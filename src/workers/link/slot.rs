@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::plan::{self, Outcome};
 use crate::slots::{Port, Taken, Turned};
 use crate::spool::{self, AnswerWriter, Body, Spool, Upload};
-use crate::workers::{Held, Hold, Job, Park, Process, Release, Step, Work};
+use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
 
 type Reply = oneshot::Sender<Turned<Step>>;
 
@@ -41,6 +41,7 @@ pub struct SlotTask {
     pub process: Arc<Process>,
     pub spool: Spool,
     pub metrics: Metrics,
+    pub board: Arc<Board>,
 }
 
 impl SlotTask {
@@ -55,7 +56,8 @@ impl SlotTask {
                 slot = self.port.slot().0, pid = self.process.pid, %broken, "worker refused"
             ),
         }
-        let Self { channel, port, process, .. } = self;
+        let Self { channel, port, process, board, .. } = self;
+        board.set(port.slot(), None);
         drop(port);
         if !retire.is_cancelled() {
             // A worker that lost one slot cannot be trusted with the others.
@@ -79,11 +81,14 @@ impl SlotTask {
             };
             let gone = self.process.gone.clone();
             let begun = Instant::now();
+            let (slot, request, about) = (self.port.slot(), taken.request, taken.job.about.clone());
+            self.board.set(slot, Some(Activity { request, about, since: begun }));
             let left = tokio::select! {
                 biased; // The usual end first; a process that is gone ends the rest.
                 left = self.step(taken) => left?,
                 () = gone.cancelled() => return Err(Broken::Closed),
             };
+            self.board.set(slot, None);
             self.metrics.slot_busy(begun.elapsed());
             waiting = match left {
                 Left::Done => self.port.done(),
