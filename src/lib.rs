@@ -1,5 +1,6 @@
 //! Layby: a sidecar gateway that keeps worker threads and database connections free
 //! while requests wait on other services.
 
+pub mod cli;
 pub mod config;
 pub mod plan;
