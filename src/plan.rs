@@ -8,10 +8,28 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
+mod decode;
+mod encode;
+
+pub use decode::{PlanError, decode};
+pub use encode::encode;
+
+pub use crate::metrics::WaitReason;
+
 /// What a request waits for: a gather at the root, things side by side below it.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub root: Gather,
+    /// Why the slot waits in place; none if the request parks.
+    pub hold: Option<Hold>,
+}
+
+/// Why a worker keeps its slot while its plan runs, and where in the application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub reason: WaitReason,
+    /// `file:line`, for the log. From the worker: not a metric label.
+    pub source: String,
 }
 
 #[derive(Debug, Clone)]
@@ -103,4 +121,39 @@ pub enum Phase {
     Body,
     Redirect,
     Join,
+}
+
+impl Fetch {
+    /// Aborting a safe fetch changes nothing at its origin (RFC 9110, 9.2.1). Everything
+    /// that is not known to be safe may have moved money half-way: it runs out.
+    pub fn is_safe(&self) -> bool {
+        self.method.is_safe()
+    }
+}
+
+impl FailureKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::TooLarge => "too_large",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Url => "url",
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Send => "send",
+            Self::Head => "head",
+            Self::Body => "body",
+            Self::Redirect => "redirect",
+            Self::Join => "join",
+        }
+    }
 }
