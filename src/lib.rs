@@ -2,6 +2,7 @@
 //! while requests wait on other services.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod database;
 pub mod downstream;
