@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 if TYPE_CHECKING:
     from layby._plan import Gather, Outcome
@@ -28,6 +28,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "body",
         "cancelled",
         "context",
         "coroutine",
@@ -39,6 +40,7 @@ class Job:
         "scratch",
         "shields",
         "slot",
+        "stopped",
     )
 
     def __init__(
@@ -55,6 +57,8 @@ class Job:
         self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
         # The client is gone. From here on it never parks: it waits in place.
         self.cancelled = False
+        # Nobody reads its answer any more, which it is sending.
+        self.stopped = False
         # Depth of `with layby.shield()`.
         self.shields = 0
         # Room for integrations.
@@ -63,6 +67,13 @@ class Job:
         self.inline: list[Reason] = []
         # What named threading.local objects held for it when it parked, by their names.
         self.locals: dict[str, dict[str, Any]] = {}
+        # The request's body when it came as a file.
+        self.body: BinaryIO | None = None
+
+    def end(self) -> None:
+        """The request is over: close what was opened for it."""
+        if self.body is not None:
+            self.body.close()
 
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled else f"slot {self.slot}"
@@ -72,10 +83,13 @@ class Job:
 class Waiter(Protocol):
     """What a slot offers to the code that it is running: waiting in place."""
 
-    def wait_in_place(self, job: Job, gather: Gather, reason: Reason, source: str) -> list[Outcome]:
+    def wait_in_place(
+        self, job: Job, gather: Gather, reason: Reason, source: str, detail: str = ""
+    ) -> list[Outcome]:
         """Have the gateway run the gather, the slot being held, and return its outcomes.
 
-        Raises `Cancelled` when the client has left instead.
+        `detail` says more than `reason` in the log. Raises `Cancelled` when the client
+        has left instead.
         """
         ...
 
