@@ -33,7 +33,9 @@ struct Shared {
 
 impl Shared {
     fn watches(&self) -> MutexGuard<'_, Slab<Arc<Watch>>> {
-        self.watches.lock().expect("no code that holds this lock panics")
+        self.watches
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 
     fn millis(&self, instant: Instant) -> u64 {
@@ -47,16 +49,26 @@ pub struct Sweeper(Arc<Shared>);
 
 impl Default for Sweeper {
     fn default() -> Self {
-        Self(Arc::new(Shared { start: Instant::now(), watches: Mutex::default() }))
+        Self(Arc::new(Shared {
+            start: Instant::now(),
+            watches: Mutex::default(),
+        }))
     }
 }
 
 impl Sweeper {
     /// An alarm that is not set.
     pub fn alarm(&self) -> Alarm {
-        let watch = Arc::new(Watch { deadline: AtomicU64::new(NEVER), waker: AtomicWaker::new() });
+        let watch = Arc::new(Watch {
+            deadline: AtomicU64::new(NEVER),
+            waker: AtomicWaker::new(),
+        });
         let place = self.0.watches().insert(Arc::clone(&watch));
-        Alarm { shared: Arc::clone(&self.0), watch, place }
+        Alarm {
+            shared: Arc::clone(&self.0),
+            watch,
+            place,
+        }
     }
 
     /// Rings alarms for ever, and calls `each_tick` between.
@@ -91,7 +103,9 @@ pub struct Alarm {
 
 impl Alarm {
     pub fn set(&self, deadline: Instant) {
-        self.watch.deadline.store(self.shared.millis(deadline), Relaxed);
+        self.watch
+            .deadline
+            .store(self.shared.millis(deadline), Relaxed);
     }
 
     pub fn clear(&self) {

@@ -7,7 +7,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::header::{ACCEPT, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ACCEPT, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
+};
 use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
@@ -57,7 +59,9 @@ impl Trouble {
             Self::BodyTooLarge => "the request body is too large",
             Self::BodyBroken => "the request body is malformed",
             Self::SpoolFull => "no room for the request body; try again later",
-            Self::Exchange(Failure::Shed(Shed::Draining)) => "the server is shutting down; try again",
+            Self::Exchange(Failure::Shed(Shed::Draining)) => {
+                "the server is shutting down; try again"
+            }
             Self::Exchange(Failure::Shed(_)) => "the server is busy; try again later",
             Self::BadAnswer(_) => "the application gave an invalid answer",
             Self::Exchange(Failure::WorkerGone) => "the application did not finish its answer",
@@ -75,7 +79,9 @@ impl Trouble {
 /// The gateway's own answer: JSON for clients that ask for it, else a line of text.
 pub fn own(trouble: Trouble, accept: Option<&HeaderValue>, retry_after: u64) -> Response<Body> {
     let status = trouble.status();
-    let json = accept.and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("json"));
+    let json = accept
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("json"));
     let (media, text) = if json {
         let text = serde_json::json!({ "status": status.as_u16(), "error": trouble.text() });
         ("application/json", format!("{text}\n"))
@@ -90,7 +96,10 @@ pub fn own(trouble: Trouble, accept: Option<&HeaderValue>, retry_after: u64) -> 
         headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        headers.insert(
+            ALLOW,
+            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        );
     }
     if trouble.closes() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -108,13 +117,19 @@ pub fn accept(headers: &HeaderMap) -> Option<HeaderValue> {
 /// # Errors
 /// When its headers contradict each other or its body.
 pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trouble> {
-    let Answer { status, reason, mut headers, body } = answer;
+    let Answer {
+        status,
+        reason,
+        mut headers,
+        body,
+    } = answer;
     strip_hop_by_hop(&mut headers);
     let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
     if status == StatusCode::NO_CONTENT {
         headers.remove(CONTENT_LENGTH);
     }
-    let bodiless = *method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = *method == Method::HEAD
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let body = match body {
         _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
         AnswerBody::Whole(bytes) if bodiless && *method != Method::HEAD => {
@@ -123,7 +138,9 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
         }
         AnswerBody::Whole(bytes) => {
             if length.is_some_and(|length| length != bytes.len() as u64) {
-                return Err(Trouble::BadAnswer("Content-Length is not the length of the body"));
+                return Err(Trouble::BadAnswer(
+                    "Content-Length is not the length of the body",
+                ));
             }
             Body::whole(bytes)
         }
@@ -140,12 +157,20 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
     let mut lines = headers.get_all(CONTENT_LENGTH).iter();
-    let Some(line) = lines.next() else { return Ok(None) };
+    let Some(line) = lines.next() else {
+        return Ok(None);
+    };
     if lines.next().is_some() {
         return Err("more than one Content-Length");
     }
-    let digits = line.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or("an invalid Content-Length")
+    let digits = line
+        .to_str()
+        .ok()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .map(Some)
+        .ok_or("an invalid Content-Length")
 }
 
 /// A response body, and what is to happen when it has been sent or given up.
@@ -166,11 +191,21 @@ enum Source {
 
 impl Body {
     fn whole(bytes: Bytes) -> Self {
-        Self { source: Source::Whole(bytes), finish: None }
+        Self {
+            source: Source::Whole(bytes),
+            finish: None,
+        }
     }
 
     fn spooled(reader: AnswerReader, length: Option<u64>) -> Self {
-        Self { source: Source::Spooled { reader: Some(reader), read: None, length }, finish: None }
+        Self {
+            source: Source::Spooled {
+                reader: Some(reader),
+                read: None,
+                length,
+            },
+            finish: None,
+        }
     }
 
     /// `finish` is told of progress, and dropped with the body.
@@ -225,7 +260,10 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Spooled { length: Some(length), .. } => SizeHint::with_exact(*length),
+            Source::Spooled {
+                length: Some(length),
+                ..
+            } => SizeHint::with_exact(*length),
             Source::Spooled { length: None, .. } => SizeHint::default(),
         }
     }

@@ -5,8 +5,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{FORWARDED, HOST, HeaderName};
 use http::HeaderMap;
+use http::header::{FORWARDED, HOST, HeaderName};
 
 use crate::config::Trusted;
 use crate::message::{Client, Scheme};
@@ -50,13 +50,21 @@ pub fn client(peer: Peer, trusted: &[Trusted], headers: &mut HeaderMap) -> Clien
         Peer::Tcp { local, .. } => local.ip().to_string(),
         Peer::Unix => "localhost".to_owned(),
     });
-    Client { address, port, scheme, server_name, server_port }
+    Client {
+        address,
+        port,
+        scheme,
+        server_name,
+        server_port,
+    }
 }
 
 fn trusts(trusted: &[Trusted], address: IpAddr) -> bool {
     // An IPv4 client of a dual-stack listener is still that IPv4 client.
     let address = address.to_canonical();
-    trusted.iter().any(|entry| matches!(entry, Trusted::Net(net) if net.contains(&address)))
+    trusted
+        .iter()
+        .any(|entry| matches!(entry, Trusted::Net(net) if net.contains(&address)))
 }
 
 fn remove_claims(headers: &mut HeaderMap) {
@@ -73,13 +81,19 @@ fn origin(peer: Peer, trusted: &[Trusted], headers: &HeaderMap) -> (Option<IpAdd
         Peer::Tcp { peer, .. } => (Some(peer.ip().to_canonical()), Some(peer.port())),
         Peer::Unix => (None, None),
     };
-    let lines: Vec<&str> = headers.get_all(&FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    let lines: Vec<&str> = headers
+        .get_all(&FOR)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
     for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
         if nearest.0.is_some_and(|address| !trusts(trusted, address)) {
             break;
         }
         // What is no address was not written by a proxy that we can follow further.
-        let Some(hop) = parse_hop(hop.trim()) else { break };
+        let Some(hop) = parse_hop(hop.trim()) else {
+            break;
+        };
         nearest = hop;
     }
     nearest
@@ -90,7 +104,10 @@ fn parse_hop(hop: &str) -> Option<(Option<IpAddr>, Option<u16>)> {
     if let Ok(address) = hop.parse::<SocketAddr>() {
         return Some((Some(address.ip().to_canonical()), Some(address.port())));
     }
-    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    let bare = hop
+        .strip_prefix('[')
+        .and_then(|hop| hop.strip_suffix(']'))
+        .unwrap_or(hop);
     let address: IpAddr = bare.parse().ok()?;
     Some((Some(address.to_canonical()), None))
 }
@@ -98,7 +115,11 @@ fn parse_hop(hop: &str) -> Option<(Option<IpAddr>, Option<u16>)> {
 /// The value that the nearest proxy added.
 fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let value = headers.get_all(name).iter().next_back()?.to_str().ok()?;
-    value.rsplit(',').next().map(str::trim).filter(|value| !value.is_empty())
+    value
+        .rsplit(',')
+        .next()
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
 }
 
 /// Host and port of a Host value that is known to be valid, or of a proxy's claim.
@@ -117,9 +138,15 @@ fn split_host(host: &str) -> (Option<&str>, Option<u16>) {
 mod tests {
     use super::*;
 
-    fn seen(peer: &str, trusted: &[&str], headers: &[(&'static str, &'static str)]) -> (Client, HeaderMap) {
-        let trusted: Vec<_> =
-            trusted.iter().map(|net| Trusted::Net(net.parse().expect("a network"))).collect();
+    fn seen(
+        peer: &str,
+        trusted: &[&str],
+        headers: &[(&'static str, &'static str)],
+    ) -> (Client, HeaderMap) {
+        let trusted: Vec<_> = trusted
+            .iter()
+            .map(|net| Trusted::Net(net.parse().expect("a network")))
+            .collect();
         let mut map = HeaderMap::new();
         map.insert(HOST, "shop.example".parse().expect("a value"));
         for (name, value) in headers {
@@ -134,7 +161,10 @@ mod tests {
     }
 
     fn address(client: &Client) -> String {
-        client.address.map(|address| address.to_string()).unwrap_or_default()
+        client
+            .address
+            .map(|address| address.to_string())
+            .unwrap_or_default()
     }
 
     #[test]
@@ -162,7 +192,10 @@ mod tests {
         let (client, headers) = seen(
             "10.0.0.7:5000",
             &["10.0.0.0/8"],
-            &[("x-forwarded-for", "6.6.6.6, 203.0.113.9, 10.0.0.8"), ("x-forwarded-proto", "https")],
+            &[
+                ("x-forwarded-for", "6.6.6.6, 203.0.113.9, 10.0.0.8"),
+                ("x-forwarded-proto", "https"),
+            ],
         );
         assert_eq!(address(&client), "203.0.113.9");
         assert_eq!((client.scheme, client.server_port), (Scheme::Https, 443));
@@ -179,14 +212,21 @@ mod tests {
             ("10.1.1.1, 10.2.2.2", "10.1.1.1"),
             ("", "10.0.0.7"),
         ] {
-            let (client, _) = seen("10.0.0.7:5000", &["10.0.0.0/8"], &[("x-forwarded-for", chain)]);
+            let (client, _) = seen(
+                "10.0.0.7:5000",
+                &["10.0.0.0/8"],
+                &[("x-forwarded-for", chain)],
+            );
             assert_eq!(address(&client), client_address, "{chain}");
         }
     }
 
     #[test]
     fn the_host_names_server_and_port() {
-        assert_eq!(split_host("shop.example:81"), (Some("shop.example"), Some(81)));
+        assert_eq!(
+            split_host("shop.example:81"),
+            (Some("shop.example"), Some(81))
+        );
         assert_eq!(split_host("[::1]:81"), (Some("[::1]"), Some(81)));
         assert_eq!(split_host("[::1]"), (Some("[::1]"), None));
     }

@@ -4,8 +4,8 @@
 //! decides what hyper lets through. Pure: no I/O.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, AUTHORIZATION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST,
+    HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::Authority;
@@ -41,13 +41,15 @@ pub fn vet(parts: &mut Parts) -> Result<Target, Refusal> {
     let target = target(parts)?;
     if let Some(authority) = authority {
         // An absolute-form target names the host; the Host line agrees, or is ambiguous.
-        let agrees = parts.headers.get(HOST).is_none_or(|host| {
-            host.as_bytes().eq_ignore_ascii_case(authority.as_bytes())
-        });
+        let agrees = parts
+            .headers
+            .get(HOST)
+            .is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()));
         if !agrees {
             return Err(bad("Host does not agree with the request target"));
         }
-        let host = http::HeaderValue::from_str(&authority).map_err(|_| bad("invalid request target"))?;
+        let host =
+            http::HeaderValue::from_str(&authority).map_err(|_| bad("invalid request target"))?;
         parts.headers.insert(HOST, host);
     }
     expectation(&mut parts.headers)?;
@@ -58,12 +60,17 @@ pub fn vet(parts: &mut Parts) -> Result<Target, Refusal> {
 /// hyper has settled lengths; of transfer codings it lets more pass than the one we know.
 fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let Some(coding) = codings.next() else { return Ok(()) };
+    let Some(coding) = codings.next() else {
+        return Ok(());
+    };
     if codings.next().is_some() {
         return Err(bad("more than one Transfer-Encoding"));
     }
     if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-        return Err(Refusal(StatusCode::NOT_IMPLEMENTED, "unknown Transfer-Encoding"));
+        return Err(Refusal(
+            StatusCode::NOT_IMPLEMENTED,
+            "unknown Transfer-Encoding",
+        ));
     }
     Ok(())
 }
@@ -81,14 +88,18 @@ fn host(parts: &Parts) -> Result<Option<String>, Refusal> {
     }
     match parts.uri.authority() {
         None => Ok(None),
-        Some(authority) if valid_host(authority.as_str().as_bytes()) => Ok(Some(authority.to_string())),
+        Some(authority) if valid_host(authority.as_str().as_bytes()) => {
+            Ok(Some(authority.to_string()))
+        }
         Some(_) => Err(bad("invalid host in the request target")),
     }
 }
 
 /// `host` or `host:port`, without userinfo.
 fn valid_host(host: &[u8]) -> bool {
-    let Ok(authority) = Authority::try_from(host) else { return false };
+    let Ok(authority) = Authority::try_from(host) else {
+        return false;
+    };
     let named = !authority.host().is_empty() && !host.contains(&b'@');
     let port = &host[authority.host().len()..];
     named && (port.is_empty() || port == b":" || authority.port_u16().is_some())
@@ -96,7 +107,10 @@ fn valid_host(host: &[u8]) -> bool {
 
 fn target(parts: &Parts) -> Result<Target, Refusal> {
     if parts.method == Method::CONNECT {
-        return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not served here"));
+        return Err(Refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "CONNECT is not served here",
+        ));
     }
     let uri = &parts.uri;
     match uri.scheme_str() {
@@ -111,8 +125,15 @@ fn target(parts: &Parts) -> Result<Target, Refusal> {
     if path.contains(&0) {
         return Err(bad("NUL in the path"));
     }
-    let raw = uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
-    Ok(Target { raw, path, query: uri.query().unwrap_or_default().to_owned() })
+    let raw = uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str())
+        .to_owned();
+    Ok(Target {
+        raw,
+        path,
+        query: uri.query().unwrap_or_default().to_owned(),
+    })
 }
 
 /// `%41` becomes `A`; what is no valid escape stays as it is.
@@ -142,9 +163,10 @@ fn percent_decode(raw: &[u8]) -> Vec<u8> {
 /// hyper answers `100-continue` when the body is first asked for.
 fn expectation(headers: &mut HeaderMap) -> Result<(), Refusal> {
     match headers.remove(EXPECT) {
-        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            Err(Refusal(StatusCode::EXPECTATION_FAILED, "unknown expectation"))
-        }
+        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Refusal(
+            StatusCode::EXPECTATION_FAILED,
+            "unknown expectation",
+        )),
         _ => Ok(()),
     }
 }
@@ -163,11 +185,22 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// `Connection` may list headers of its hop, but not take these from the application.
-const KEPT: [HeaderName; 6] = [HOST, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, AUTHORIZATION, FORWARDED];
+const KEPT: [HeaderName; 6] = [
+    HOST,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    COOKIE,
+    AUTHORIZATION,
+    FORWARDED,
+];
 
 fn clean(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
-    let spoofed: Vec<HeaderName> = headers.keys().filter(|name| spoofable(name.as_str())).cloned().collect();
+    let spoofed: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| spoofable(name.as_str()))
+        .cloned()
+        .collect();
     for name in spoofed {
         headers.remove(name);
     }
@@ -211,7 +244,8 @@ mod tests {
 
     #[test]
     fn a_plain_request_passes() {
-        let (target, headers) = vetted(get("/a%20b%2fc?x=%20").header("accept", "*/*")).expect("passes");
+        let (target, headers) =
+            vetted(get("/a%20b%2fc?x=%20").header("accept", "*/*")).expect("passes");
         assert_eq!(target.path, b"/a b/c");
         assert_eq!(target.query, "x=%20");
         assert_eq!(target.raw, "/a%20b%2fc?x=%20");
@@ -229,29 +263,42 @@ mod tests {
             Request::get("/").header("host", "shop.example:99999"),
             get("http://other.example/"),
             get("http://user@shop.example/"),
-            get("/").header("transfer-encoding", "chunked").header("transfer-encoding", "chunked"),
+            get("/")
+                .header("transfer-encoding", "chunked")
+                .header("transfer-encoding", "chunked"),
             get("/x%00REMOTE_USER%00admin"),
             get("ftp://shop.example/"),
             Request::get("shop.example:80").header("host", "shop.example:80"),
             get("*"),
         ] {
             let shown = format!("{request:?}");
-            let Err(Refusal(status, _)) = vetted(request) else { panic!("passed: {shown}") };
+            let Err(Refusal(status, _)) = vetted(request) else {
+                panic!("passed: {shown}")
+            };
             assert_eq!(status, 400, "{shown}");
         }
-        let Err(refusal) = vetted(get("/").header("transfer-encoding", "gzip, chunked")) else { panic!("passed") };
+        let Err(refusal) = vetted(get("/").header("transfer-encoding", "gzip, chunked")) else {
+            panic!("passed")
+        };
         assert_eq!(refusal.0, 501);
-        let Err(refusal) = vetted(get("/").header("expect", "200-ok")) else { panic!("passed") };
+        let Err(refusal) = vetted(get("/").header("expect", "200-ok")) else {
+            panic!("passed")
+        };
         assert_eq!(refusal.0, 417);
         let connect = Request::connect("shop.example:443").header("host", "shop.example:443");
-        let Err(refusal) = vetted(connect) else { panic!("passed") };
+        let Err(refusal) = vetted(connect) else {
+            panic!("passed")
+        };
         assert_eq!(refusal.0, 405);
     }
 
     #[test]
     fn an_absolute_target_and_its_host_agree() {
         let (target, headers) = vetted(get("http://SHOP.example/a?b")).expect("passes");
-        assert_eq!((target.raw.as_str(), &headers["host"]), ("/a?b", &"SHOP.example".parse().expect("a value")));
+        assert_eq!(
+            (target.raw.as_str(), &headers["host"]),
+            ("/a?b", &"SHOP.example".parse().expect("a value"))
+        );
         let old = Request::get("http://shop.example/").version(Version::HTTP_10);
         assert_eq!(vetted(old).expect("passes").1["host"], "shop.example");
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 
+use super::Downstream;
 use super::forwarded::Peer;
 use super::watch::Watch;
-use super::Downstream;
 use crate::config::Listen;
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
@@ -47,7 +47,10 @@ impl Listener {
             }
             Listen::Unix(path) => {
                 if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::AddrInUse,
+                        "another process listens there",
+                    ));
                 }
                 match std::fs::remove_file(path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

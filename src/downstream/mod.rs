@@ -58,16 +58,32 @@ pub struct Downstream {
 
 impl Downstream {
     pub fn set(&self, settings: Settings) {
-        *self.settings.write().expect("no code that holds this lock panics") = Arc::new(settings);
+        *self
+            .settings
+            .write()
+            .expect("no code that holds this lock panics") = Arc::new(settings);
     }
 
     fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.settings.read().expect("no code that holds this lock panics"))
+        Arc::clone(
+            &self
+                .settings
+                .read()
+                .expect("no code that holds this lock panics"),
+        )
     }
 
     /// Serves one connection to its end.
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched { stream, watch: Arc::clone(&watch) });
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        self: Arc<Self>,
+        stream: S,
+        peer: Peer,
+        watch: Arc<Watch>,
+    ) {
+        let io = TokioIo::new(Watched {
+            stream,
+            watch: Arc::clone(&watch),
+        });
         let service = service_fn(|request| {
             // Boxed: its size would be paid by every idle connection.
             Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
@@ -110,7 +126,11 @@ impl Downstream {
         let answered = async {
             let request = self.receive(request, peer, &watch, &settings).await?;
             watch.in_hand();
-            let answer = self.exchange.run(request, settings.exchange).await.map_err(Trouble::Exchange)?;
+            let answer = self
+                .exchange
+                .run(request, settings.exchange)
+                .await
+                .map_err(Trouble::Exchange)?;
             answers::passed_on(answer, &method)
         };
         let response = match answered.await {
@@ -149,7 +169,12 @@ impl Downstream {
         })
     }
 
-    async fn collect(&self, mut body: Incoming, watch: &Watch, max: u64) -> Result<spool::Body, Trouble> {
+    async fn collect(
+        &self,
+        mut body: Incoming,
+        watch: &Watch,
+        max: u64,
+    ) -> Result<spool::Body, Trouble> {
         if http_body::Body::size_hint(&body).lower() > max {
             return Err(Trouble::BodyTooLarge);
         }
@@ -169,7 +194,9 @@ impl Downstream {
                 Ok(Some(Ok(frame))) => frame,
             };
             // Trailers are dropped: WSGI has no place for them, and they must not become headers.
-            let Ok(chunk) = frame.into_data() else { continue };
+            let Ok(chunk) = frame.into_data() else {
+                continue;
+            };
             if upload.len() + chunk.len() as u64 > max {
                 return Err(Trouble::BodyTooLarge);
             }
@@ -187,7 +214,9 @@ fn spool_full(error: std::io::Error) -> Trouble {
 /// What the client is not told.
 fn log(trouble: Trouble, method: &http::Method) {
     match trouble {
-        Trouble::BadAnswer(why) => tracing::error!(%method, why, "invalid answer from the application"),
+        Trouble::BadAnswer(why) => {
+            tracing::error!(%method, why, "invalid answer from the application")
+        }
         Trouble::Exchange(failure @ exchange::Failure::WorkerGone) => {
             tracing::warn!(%method, %failure, "request failed");
         }

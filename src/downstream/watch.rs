@@ -36,7 +36,10 @@ pub struct Watch {
 
 impl Watch {
     pub fn new(alarm: Alarm) -> Arc<Self> {
-        let watch = Self { alarm, idle: AtomicBool::new(true) };
+        let watch = Self {
+            alarm,
+            idle: AtomicBool::new(true),
+        };
         watch.idle();
         Arc::new(watch)
     }
@@ -71,7 +74,11 @@ pub struct Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
@@ -82,7 +89,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -119,7 +130,13 @@ pub struct Finish {
 
 impl Finish {
     pub fn new(metrics: Metrics, watch: Arc<Watch>, method: Method) -> Self {
-        Self { metrics, watch, method, arrived: Instant::now(), status: None }
+        Self {
+            metrics,
+            watch,
+            method,
+            arrived: Instant::now(),
+            status: None,
+        }
     }
 
     pub fn answered(&mut self, status: StatusCode) {

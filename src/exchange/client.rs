@@ -62,7 +62,11 @@ impl Outcome {
     {
         let client = Client::default();
         let life: Life = Box::pin(life(client.clone()));
-        Self { client, life: Some(life), left }
+        Self {
+            client,
+            life: Some(life),
+            left,
+        }
     }
 }
 

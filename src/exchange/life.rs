@@ -62,7 +62,10 @@ impl Life {
             left: false,
             expired: false,
             epoch: 0,
-            about: About { method: request.method.clone(), target: Arc::clone(&request.target) },
+            about: About {
+                method: request.method.clone(),
+                target: Arc::clone(&request.target),
+            },
         }
     }
 
@@ -76,8 +79,12 @@ impl Life {
         loop {
             let step = match self.step(id, &mut turn).await {
                 Some(Ok(step)) => step,
-                Some(Err(NoTurn::Shed(shed))) => return self.client.answer(Err(Failure::Shed(shed))),
-                Some(Err(NoTurn::WorkerGone)) => return self.client.answer(Err(Failure::WorkerGone)),
+                Some(Err(NoTurn::Shed(shed))) => {
+                    return self.client.answer(Err(Failure::Shed(shed)));
+                }
+                Some(Err(NoTurn::WorkerGone)) => {
+                    return self.client.answer(Err(Failure::WorkerGone));
+                }
                 None => return,
             };
             turn = match step {
@@ -219,7 +226,11 @@ impl Life {
     fn job(&mut self, work: Work) -> Job {
         let epoch = self.epoch;
         self.epoch += 1;
-        Job { epoch, about: self.about.clone(), work }
+        Job {
+            epoch,
+            about: self.about.clone(),
+            work,
+        }
     }
 }
 
@@ -235,7 +246,14 @@ enum Leaving {
 
 /// Resolves when the client has left. Whoever makes it leave also polls anew, so no wake-up is needed.
 async fn gone(client: &Client) {
-    poll_fn(|_| if client.left() { Poll::Ready(()) } else { Poll::Pending }).await;
+    poll_fn(|_| {
+        if client.left() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 async fn worker_gone(process: Option<&Process>) {
@@ -257,7 +275,10 @@ fn weight(outcome: &Outcome) -> u64 {
 
 /// What a request takes of the gateway's memory while it is admitted.
 fn retained(request: &Request) -> u64 {
-    let headers: usize =
-        request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let headers: usize = request
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
     (request.target.len() + headers) as u64 + request.body.retained()
 }

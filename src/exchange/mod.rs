@@ -44,7 +44,9 @@ impl std::fmt::Display for Failure {
         match self {
             Self::Shed(Shed::QueueFull) => f.write_str("the queue is full"),
             Self::Shed(Shed::QueueTimeout) => f.write_str("no slot was free in time"),
-            Self::Shed(Shed::ParkedFull) => f.write_str("too many requests are waiting on other services"),
+            Self::Shed(Shed::ParkedFull) => {
+                f.write_str("too many requests are waiting on other services")
+            }
             Self::Shed(Shed::Draining) => f.write_str("shutting down"),
             Self::Deadline => f.write_str("the request took too long"),
             Self::WorkerGone => f.write_str("the worker died"),
@@ -81,7 +83,14 @@ impl Exchange {
         metrics: Metrics,
     ) -> Self {
         let waits = Waits::new(metrics.clone());
-        Self { slots, outbound, sweeper, metrics, waits, left: TaskTracker::new() }
+        Self {
+            slots,
+            outbound,
+            sweeper,
+            metrics,
+            waits,
+            left: TaskTracker::new(),
+        }
     }
 
     /// Takes a request to its outcome.
@@ -100,8 +109,10 @@ impl Exchange {
         self.waits.list()
     }
 
-    /// Requests whose client has left or been answered, but which are not over.
-    pub fn left(&self) -> usize {
-        self.left.len()
+    /// Resolves when every request is over whose client has left or been answered early; call
+    /// when no new ones come.
+    pub async fn finished(&self) {
+        self.left.close();
+        self.left.wait().await;
     }
 }

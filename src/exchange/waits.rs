@@ -26,7 +26,10 @@ pub struct WaitsInPlace {
 
 impl Waits {
     pub fn new(metrics: Metrics) -> Self {
-        Self { lines: Arc::default(), metrics }
+        Self {
+            lines: Arc::default(),
+            metrics,
+        }
     }
 
     /// Counts a wait, which lasts until the guard is dropped.
@@ -48,12 +51,19 @@ impl Waits {
             count: *count,
         };
         let mut list: Vec<_> = self.lines().iter().map(line).collect();
-        list.sort_by(|one, other| other.count.cmp(&one.count).then_with(|| one.source.cmp(&other.source)));
+        list.sort_by(|one, other| {
+            other
+                .count
+                .cmp(&one.count)
+                .then_with(|| one.source.cmp(&other.source))
+        });
         list
     }
 
     fn lines(&self) -> MutexGuard<'_, HashMap<(WaitReason, String), u64>> {
-        self.lines.lock().expect("no code that holds this lock panics")
+        self.lines
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 }
 

@@ -43,13 +43,20 @@ impl GatewayBoard {
             (Some(_), Some(_)) if view.overdue => admin::SlotState::Lost,
             (Some(_), Some(_)) => admin::SlotState::Busy,
         };
-        let job = activity.filter(|_| view.request.is_some()).map(|activity| admin::Job {
-            request: activity.request.number(),
-            method: activity.about.method.to_string(),
-            path: ShownPath::new(&activity.about.target),
-            seconds: activity.since.elapsed().as_secs_f64(),
-        });
-        admin::Slot { slot: view.slot.0, process: view.process.map(|process| process.0), state, job }
+        let job = activity
+            .filter(|_| view.request.is_some())
+            .map(|activity| admin::Job {
+                request: activity.request.number(),
+                method: activity.about.method.to_string(),
+                path: ShownPath::new(&activity.about.target),
+                seconds: activity.since.elapsed().as_secs_f64(),
+            });
+        admin::Slot {
+            slot: view.slot.0,
+            process: view.process.map(|process| process.0),
+            state,
+            job,
+        }
     }
 }
 
@@ -70,13 +77,21 @@ impl Board for GatewayBoard {
 
     fn status(&self) -> Status {
         let count = self.slots.count();
-        let limits = self.limits.read().expect("no code that holds this lock panics").clone();
+        let limits = self
+            .limits
+            .read()
+            .expect("no code that holds this lock panics")
+            .clone();
         let process = |process: Arc<crate::workers::Process>| admin::Process {
             process: process.id.0,
             pid: process.pid,
             mode: process.mode.clone(),
             threads: process.threads,
-            state: if self.hub.is_draining(process.id) { "draining" } else { "ready" },
+            state: if self.hub.is_draining(process.id) {
+                "draining"
+            } else {
+                "ready"
+            },
         };
         let wait = |wait: crate::exchange::WaitsInPlace| admin::WaitsInPlace {
             reason: wait.reason.as_str(),
@@ -90,12 +105,28 @@ impl Board for GatewayBoard {
                 idle: count.idle,
                 busy: count.busy,
                 lost: count.lost,
-                list: self.slots.views().iter().map(|view| self.slot(view)).collect(),
+                list: self
+                    .slots
+                    .views()
+                    .iter()
+                    .map(|view| self.slot(view))
+                    .collect(),
             },
-            queue: admin::Queue { length: self.slots.queued(), limit: limits.queue },
-            parked: admin::Parked { requests: self.slots.parked(), limit: limits.parked },
+            queue: admin::Queue {
+                length: self.slots.queued(),
+                limit: limits.queue,
+            },
+            parked: admin::Parked {
+                requests: self.slots.parked(),
+                limit: limits.parked,
+            },
             processes: self.hub.processes().into_iter().map(process).collect(),
-            waits_in_place: self.exchange.waits_in_place().into_iter().map(wait).collect(),
+            waits_in_place: self
+                .exchange
+                .waits_in_place()
+                .into_iter()
+                .map(wait)
+                .collect(),
         }
     }
 }

@@ -140,7 +140,7 @@ struct Gateway {
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
     hub: Arc<Hub>,
-    supervisor: Option<Arc<Supervisor>>,
+    supervisor: Option<Supervisor>,
     downstream: Arc<Downstream>,
     exchange: Exchange,
     listeners: Listeners,
@@ -160,29 +160,45 @@ impl Gateway {
         }
         let metrics = Metrics::new(&config.outbound.label);
         let count = sizing::slots(&config).await.map_err(StartError)?;
-        let spool = Spool::new(config.spool_dir.clone(), metrics.clone())
-            .map_err(cannot(format_args!("write to spool_dir {}", config.spool_dir.display())))?;
+        let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
+            format_args!("write to spool_dir {}", config.spool_dir.display()),
+        ))?;
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
-        let outbound = Outbound::start(&config.outbound, metrics.clone())
-            .map_err(cannot("start outbound"))?;
+        let outbound =
+            Outbound::start(&config.outbound, metrics.clone()).map_err(cannot("start outbound"))?;
         let sweeper = Sweeper::default();
         let expiring = Arc::clone(&slots);
         debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
         tokio::spawn(sweeper.clone().run(move || expiring.expire()));
 
-        let hub =
-            Hub::new(count, Arc::clone(&slots), spool.clone(), metrics.clone(), terms(&config));
-        let exchange =
-            Exchange::new(Arc::clone(&slots), outbound.clone(), sweeper.clone(), metrics.clone());
+        let hub = Hub::new(
+            count,
+            Arc::clone(&slots),
+            spool.clone(),
+            metrics.clone(),
+            terms(&config),
+        );
+        let exchange = Exchange::new(
+            Arc::clone(&slots),
+            outbound.clone(),
+            sweeper.clone(),
+            metrics.clone(),
+        );
         let state = Arc::new(State::default());
         let board = GatewayBoard::new(&state, &slots, &hub, &exchange, &limits);
-        let admin = Admin::start(config.admin, config.probes, Arc::new(board), metrics.clone())
-            .map_err(|error| StartError(error.to_string()))?;
+        let admin = Admin::start(
+            config.admin,
+            config.probes,
+            Arc::new(board),
+            metrics.clone(),
+        )
+        .map_err(|error| StartError(error.to_string()))?;
 
         let (path, folder) = link_path(&config)?;
-        let link = Link::bind(&path).map_err(cannot(format_args!("listen on {}", path.display())))?;
+        let link =
+            Link::bind(&path).map_err(cannot(format_args!("listen on {}", path.display())))?;
         let stop_link = CancellationToken::new();
         tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
         let supervisor = match &config.workers.source {
@@ -191,7 +207,7 @@ impl Gateway {
                 let plan = Plan::new(app.clone(), &path, count, cores);
                 tracing::info!(processes = plan.threads.len(), slots = count, app = %app.app, "starting workers");
                 let started = Supervisor::start(plan, Arc::clone(&hub), metrics.clone()).await;
-                Some(Arc::new(started.map_err(|error| StartError(error.to_string()))?))
+                Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {
                 tracing::info!(link = %path.display(), slots = count, "waiting for workers");
@@ -252,7 +268,10 @@ impl Gateway {
         let config = loaded.config;
         let limits = limits(&config);
         self.slots.set_limits(limits.clone());
-        *self.limits.write().expect("no code that holds this lock panics") = limits;
+        *self
+            .limits
+            .write()
+            .expect("no code that holds this lock panics") = limits;
         self.downstream.set(settings(&config));
         self.outbound.reload(&config.outbound);
         self.hub.set_terms(terms(&config));
@@ -287,7 +306,8 @@ impl Gateway {
         let clean = tokio::time::timeout(grace, over).await.is_ok();
         if !clean {
             tracing::warn!(
-                connections = self.listeners.connections(), requests = self.slots.requests(),
+                connections = self.listeners.connections(),
+                requests = self.slots.requests(),
                 "drain timeout: the rest is cut"
             );
             self.slots.drain();
@@ -295,11 +315,19 @@ impl Gateway {
             let _ = tokio::time::timeout(LAST_ANSWERS, self.listeners.finished()).await;
         }
         self.hub.drain();
-        if let Some(supervisor) = self.supervisor.and_then(Arc::into_inner) {
-            supervisor.stop(if clean { Duration::from_secs(5) } else { Duration::ZERO }).await;
+        if let Some(supervisor) = self.supervisor {
+            supervisor
+                .stop(if clean {
+                    Duration::from_secs(5)
+                } else {
+                    Duration::ZERO
+                })
+                .await;
         }
         self.stop_link.cancel();
-        self.outbound.drain(if clean { grace } else { Duration::ZERO }).await;
+        self.outbound
+            .drain(if clean { grace } else { Duration::ZERO })
+            .await;
         self.admin.stop();
         if clean {
             tracing::info!("drained");

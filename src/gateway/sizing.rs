@@ -14,7 +14,9 @@ pub async fn slots(config: &Config) -> Result<u16, String> {
         (Count::Auto, Some(budget)) => {
             let budget = budget.map_err(|error| format!("cannot size the slots: {error}"))?;
             tracing::info!("slots from the database:\n{budget}");
-            budget.slots().map_err(|error| format!("cannot size the slots: {error}"))
+            budget
+                .slots()
+                .map_err(|error| format!("cannot size the slots: {error}"))
         }
         (Count::Auto, None) => {
             Err("slots.count is \"auto\", but there is no [database] url to ask".to_owned())

@@ -109,7 +109,10 @@ impl<J, S> Slots<J, S> {
     pub fn new(count: u16, limits: Limits, metrics: Metrics) -> Arc<Self> {
         let ports = (0..count).map(|_| None).collect();
         let slots = Self {
-            inner: Mutex::new(Inner { scheduler: Scheduler::new(count, limits), ports }),
+            inner: Mutex::new(Inner {
+                scheduler: Scheduler::new(count, limits),
+                ports,
+            }),
             metrics,
         };
         slots.publish(&slots.lock());
@@ -124,7 +127,15 @@ impl<J, S> Slots<J, S> {
         let now = Instant::now();
         let (reply, turn) = Turn::pending();
         let mut inner = self.lock();
-        match inner.scheduler.submit(Ticket { job, submitted: Some(now), reply }, bytes, now) {
+        match inner.scheduler.submit(
+            Ticket {
+                job,
+                submitted: Some(now),
+                reply,
+            },
+            bytes,
+            now,
+        ) {
             Ok(id) => {
                 self.deliver(&mut inner);
                 Ok((id, turn))
@@ -153,7 +164,11 @@ impl<J, S> Slots<J, S> {
     ) -> Turn<S> {
         let (reply, turn) = Turn::pending();
         let mut inner = self.lock();
-        let ticket = Ticket { job, submitted: None, reply };
+        let ticket = Ticket {
+            job,
+            submitted: None,
+            reply,
+        };
         // Dropping the ticket tells the turn that the worker is gone.
         if enqueue(&mut inner.scheduler, ticket).is_ok() {
             self.deliver(&mut inner);
@@ -240,7 +255,11 @@ impl<J, S> Slots<J, S> {
         inner.ports[usize::from(slot.0)] = Some(sender);
         inner.scheduler.add_slot(slot, process);
         self.deliver(&mut inner);
-        Port { slots: Arc::clone(self), slot, mailbox }
+        Port {
+            slots: Arc::clone(self),
+            slot,
+            mailbox,
+        }
     }
 
     pub fn count(&self) -> Count {
@@ -280,7 +299,11 @@ impl<J, S> Slots<J, S> {
         if let Some(submitted) = ticket.submitted {
             self.metrics.queue_wait(submitted.elapsed());
         }
-        Taken { request, job: ticket.job, reply: ticket.reply }
+        Taken {
+            request,
+            job: ticket.job,
+            reply: ticket.reply,
+        }
     }
 
     fn publish(&self, inner: &Inner<J, S>) {
@@ -291,7 +314,9 @@ impl<J, S> Slots<J, S> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<J, S>> {
-        self.inner.lock().expect("no code that holds this lock panics")
+        self.inner
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 }
 

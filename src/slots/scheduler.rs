@@ -107,7 +107,12 @@ enum Slot {
     /// → Busy, Lost
     Idle(ProcessId),
     /// → Idle, Lost. Overdue: its request's time is over, so it counts as lost until it is ready.
-    Busy { process: ProcessId, request: RequestId, ending: bool, overdue: bool },
+    Busy {
+        process: ProcessId,
+        request: RequestId,
+        ending: bool,
+        overdue: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -204,13 +209,32 @@ impl<J> Scheduler<J> {
         }
         // A job that a slot takes at once does not wait, so it needs no room in the queue.
         if self.queue.len() >= self.limits.queue && !(self.queue.is_empty() && self.startable()) {
-            return Err((job, if self.open() { Shed::QueueFull } else { Shed::ParkedFull }));
+            return Err((
+                job,
+                if self.open() {
+                    Shed::QueueFull
+                } else {
+                    Shed::ParkedFull
+                },
+            ));
         }
         let serial = self.next_serial();
         let entry = self.requests.vacant_entry();
         let id = RequestId::new(serial, entry.key());
-        entry.insert(Entry { id, phase: Phase::Queued, serial, bytes });
-        self.queue.insert(serial, NewJob { id, job, since: now });
+        entry.insert(Entry {
+            id,
+            phase: Phase::Queued,
+            serial,
+            bytes,
+        });
+        self.queue.insert(
+            serial,
+            NewJob {
+                id,
+                job,
+                since: now,
+            },
+        );
         Ok(id)
     }
 
@@ -232,7 +256,11 @@ impl<J> Scheduler<J> {
 
     fn unpark(&mut self, id: RequestId, job: J, bytes: u64, ending: bool) -> Result<(), J> {
         let serial = self.next_serial();
-        let Some(entry) = self.requests.get_mut(id.place()).filter(|entry| entry.id == id) else {
+        let Some(entry) = self
+            .requests
+            .get_mut(id.place())
+            .filter(|entry| entry.id == id)
+        else {
             return Err(job);
         };
         let Phase::Parked(process_id) = entry.phase else {
@@ -258,7 +286,10 @@ impl<J> Scheduler<J> {
     /// Takes back a job that waits for a slot. A new request is forgotten; a resuming one is parked again.
     /// None when the job has been handed to a slot already.
     pub fn withdraw(&mut self, id: RequestId) -> Option<J> {
-        let entry = self.requests.get_mut(id.place()).filter(|entry| entry.id == id)?;
+        let entry = self
+            .requests
+            .get_mut(id.place())
+            .filter(|entry| entry.id == id)?;
         match entry.phase {
             Phase::Queued => {
                 let serial = entry.serial;
@@ -305,7 +336,14 @@ impl<J> Scheduler<J> {
             }
             let NewJob { id, job, .. } = oldest.remove();
             self.requests.remove(id.place());
-            shed.push((job, if self.open() { Shed::QueueTimeout } else { Shed::ParkedFull }));
+            shed.push((
+                job,
+                if self.open() {
+                    Shed::QueueTimeout
+                } else {
+                    Shed::ParkedFull
+                },
+            ));
         }
         shed
     }
@@ -336,7 +374,9 @@ impl<J> Scheduler<J> {
 
     /// Requests of the process that run, are parked, or wait to resume.
     pub fn held_by(&self, id: ProcessId) -> usize {
-        let Some(process) = self.processes.get(&id) else { return 0 };
+        let Some(process) = self.processes.get(&id) else {
+            return 0;
+        };
         let busy = |slot: &&Slot| matches!(slot, Slot::Busy { process, .. } if *process == id);
         process.parked + self.slots.iter().filter(busy).count()
     }
@@ -359,7 +399,12 @@ impl<J> Scheduler<J> {
                 self.idle.retain(|idle| *idle != slot);
                 process
             }
-            Slot::Busy { process, request, ending, .. } => {
+            Slot::Busy {
+                process,
+                request,
+                ending,
+                ..
+            } => {
                 self.ending_now -= usize::from(ending);
                 self.close(request);
                 process
@@ -381,8 +426,13 @@ impl<J> Scheduler<J> {
                 _ => {}
             }
         }
-        let Some(process) = self.processes.remove(&id) else { return Vec::new() };
-        let waiting = process.resumes.into_values().chain(process.endings.into_values());
+        let Some(process) = self.processes.remove(&id) else {
+            return Vec::new();
+        };
+        let waiting = process
+            .resumes
+            .into_values()
+            .chain(process.endings.into_values());
         let (ids, jobs): (Vec<_>, Vec<_>) = waiting.unzip();
         for id in ids {
             self.close(id);
@@ -399,7 +449,9 @@ impl<J> Scheduler<J> {
 
     /// The slot's worker says that it is ready and that its request is parked.
     pub fn parked(&mut self, slot: SlotId, bytes: u64) {
-        let Some((process, request)) = self.ready(slot) else { return };
+        let Some((process, request)) = self.ready(slot) else {
+            return;
+        };
         let entry = &mut self.requests[request.place()];
         self.admitted_bytes = self.admitted_bytes - entry.bytes + bytes;
         entry.bytes = bytes;
@@ -410,7 +462,13 @@ impl<J> Scheduler<J> {
     }
 
     fn ready(&mut self, slot: SlotId) -> Option<(ProcessId, RequestId)> {
-        let Slot::Busy { process, request, ending, .. } = self.slots[usize::from(slot.0)] else {
+        let Slot::Busy {
+            process,
+            request,
+            ending,
+            ..
+        } = self.slots[usize::from(slot.0)]
+        else {
             return None;
         };
         self.ending_now -= usize::from(ending);
@@ -421,7 +479,9 @@ impl<J> Scheduler<J> {
 
     /// The next job for this idle slot, if there is one that it may run.
     pub fn take(&mut self, slot: SlotId) -> Option<(RequestId, J)> {
-        let Slot::Idle(process_id) = self.slots[usize::from(slot.0)] else { return None };
+        let Slot::Idle(process_id) = self.slots[usize::from(slot.0)] else {
+            return None;
+        };
         let open = self.open();
         let new = open && !self.queue.is_empty();
         let ending_room = self.ending_room();
@@ -432,23 +492,24 @@ impl<J> Scheduler<J> {
         let ending = !process.endings.is_empty() && ending_room;
 
         let live = new || resume;
-        let (request, job, ending) = if ending && (!live || process.since_ending + 1 >= ENDING_EVERY) {
-            process.since_ending = 0;
-            let (request, job) = process.endings.pop_first()?.1;
-            (request, job, true)
-        } else if resume && (!new || process.since_new + 1 < NEW_EVERY) {
-            process.since_ending += u32::from(ending);
-            process.since_new += u32::from(new);
-            let (request, job) = process.resumes.pop_first()?.1;
-            (request, job, false)
-        } else if new {
-            process.since_ending += u32::from(ending);
-            process.since_new = 0;
-            let next = self.queue.pop_first()?.1;
-            (next.id, next.job, false)
-        } else {
-            return None;
-        };
+        let (request, job, ending) =
+            if ending && (!live || process.since_ending + 1 >= ENDING_EVERY) {
+                process.since_ending = 0;
+                let (request, job) = process.endings.pop_first()?.1;
+                (request, job, true)
+            } else if resume && (!new || process.since_new + 1 < NEW_EVERY) {
+                process.since_ending += u32::from(ending);
+                process.since_new += u32::from(new);
+                let (request, job) = process.resumes.pop_first()?.1;
+                (request, job, false)
+            } else if new {
+                process.since_ending += u32::from(ending);
+                process.since_new = 0;
+                let next = self.queue.pop_first()?.1;
+                (next.id, next.job, false)
+            } else {
+                return None;
+            };
 
         let entry = &mut self.requests[request.place()];
         if entry.phase == Phase::Queued {
@@ -459,8 +520,12 @@ impl<J> Scheduler<J> {
         }
         entry.phase = Phase::Running(slot);
         self.ending_now += usize::from(ending);
-        self.slots[usize::from(slot.0)] =
-            Slot::Busy { process: process_id, request, ending, overdue: false };
+        self.slots[usize::from(slot.0)] = Slot::Busy {
+            process: process_id,
+            request,
+            ending,
+            overdue: false,
+        };
         // The slot asks because it became idle just now, or was chosen from the end.
         if let Some(place) = self.idle.iter().rposition(|idle| *idle == slot) {
             self.idle.remove(place);
@@ -485,12 +550,17 @@ impl<J> Scheduler<J> {
         let ending_room = self.ending_room();
         let mut best: Option<(SlotId, &Process<J>)> = None;
         for &slot in self.idle.iter().rev() {
-            let Slot::Idle(process) = self.slots[usize::from(slot.0)] else { continue };
-            let Some(process) = self.processes.get(&process) else { continue };
+            let Slot::Idle(process) = self.slots[usize::from(slot.0)] else {
+                continue;
+            };
+            let Some(process) = self.processes.get(&process) else {
+                continue;
+            };
             if !process.resumes.is_empty() || (ending_room && !process.endings.is_empty()) {
                 return Some(slot);
             }
-            let lighter = |best: &Process<J>| process.parked * best.slots < best.parked * process.slots;
+            let lighter =
+                |best: &Process<J>| process.parked * best.slots < best.parked * process.slots;
             if new && !process.draining && best.is_none_or(|(_, best)| lighter(best)) {
                 best = Some((slot, process));
             }
@@ -531,9 +601,19 @@ impl<J> Scheduler<J> {
             let (process, request, overdue) = match *slot {
                 Slot::Lost => (None, None, false),
                 Slot::Idle(process) => (Some(process), None, false),
-                Slot::Busy { process, request, overdue, .. } => (Some(process), Some(request), overdue),
+                Slot::Busy {
+                    process,
+                    request,
+                    overdue,
+                    ..
+                } => (Some(process), Some(request), overdue),
             };
-            SlotView { slot: SlotId(number as u16), process, request, overdue }
+            SlotView {
+                slot: SlotId(number as u16),
+                process,
+                request,
+                overdue,
+            }
         };
         self.slots.iter().enumerate().map(view).collect()
     }
@@ -565,7 +645,8 @@ impl<J> Scheduler<J> {
             debug_assert_eq!(entry.id, id);
             self.admitted -= 1;
             self.admitted_bytes -= entry.bytes;
-            if let Phase::Parked(process) | Phase::Resuming(process) | Phase::Ending(process) = entry.phase
+            if let Phase::Parked(process) | Phase::Resuming(process) | Phase::Ending(process) =
+                entry.phase
                 && let Some(owner) = self.processes.get_mut(&process)
             {
                 owner.parked -= 1;

@@ -62,7 +62,9 @@ struct Pipe {
 
 impl Pipe {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code that holds this lock panics")
+        self.state
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 }
 
@@ -96,9 +98,15 @@ impl AnswerWriter {
     /// [`Gone`] when nobody reads any more. A full disk cuts the body and counts as gone too.
     pub async fn push(&mut self, chunk: Bytes) -> Result<(), Gone> {
         if chunk.is_empty() {
-            return if self.pipe.state().reader_gone { Err(Gone) } else { Ok(()) };
+            return if self.pipe.state().reader_gone {
+                Err(Gone)
+            } else {
+                Ok(())
+            };
         }
-        let Some((file, offset)) = self.place(&chunk).await? else { return Ok(()) };
+        let Some((file, offset)) = self.place(&chunk).await? else {
+            return Ok(());
+        };
         let len = chunk.len();
         let spool = self.spool.clone();
         let written = off_runtime(move || {
@@ -115,7 +123,10 @@ impl AnswerWriter {
             Ok(file) => {
                 self.spooled.add(len);
                 state.file = Some(file);
-                state.segments.push_back(Segment::File { offset, len: len as u64 });
+                state.segments.push_back(Segment::File {
+                    offset,
+                    len: len as u64,
+                });
                 self.pipe.filled.notify_one();
                 Ok(())
             }
@@ -201,7 +212,9 @@ impl AnswerReader {
                     Segment::File { offset, len } => self.read(offset, len).await.map(Some),
                 };
             }
-            if matches!(self.pipe.state().end, Some(End::Whole)) && self.pipe.state().segments.is_empty() {
+            if matches!(self.pipe.state().end, Some(End::Whole))
+                && self.pipe.state().segments.is_empty()
+            {
                 return Ok(None);
             }
             self.pipe.filled.notified().await;
@@ -219,12 +232,16 @@ impl AnswerReader {
                 Ok(Some(Segment::Memory(bytes)))
             }
             Some(Segment::File { offset, len }) if len > READ => {
-                state.segments.push_front(Segment::File { offset: offset + READ, len: len - READ });
+                state.segments.push_front(Segment::File {
+                    offset: offset + READ,
+                    len: len - READ,
+                });
                 Ok(Some(Segment::File { offset, len: READ }))
             }
-            None if matches!(state.end, Some(End::Cut)) => {
-                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the worker did not finish its answer"))
-            }
+            None if matches!(state.end, Some(End::Cut)) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the worker did not finish its answer",
+            )),
             segment => Ok(segment),
         }
     }

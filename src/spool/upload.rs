@@ -1,7 +1,7 @@
 //! A request body on its way in: memory first, then an unlinked file.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -84,7 +84,11 @@ impl Upload {
     pub async fn push(&mut self, chunk: Bytes) -> io::Result<()> {
         self.buffer.extend_from_slice(&chunk);
         let room = if self.file.is_some() { WRITE } else { MEMORY };
-        if self.buffer.len() > room { self.flush().await } else { Ok(()) }
+        if self.buffer.len() > room {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     /// # Errors
@@ -95,8 +99,14 @@ impl Upload {
         }
         Ok(match self.file {
             None => Body::Memory(self.buffer.freeze()),
-            Some(file) => {
-                let file = SpoolFile { file, len: self.written, _spooled: self.spooled };
+            Some(mut file) => {
+                // Whoever gets the descriptor reads from its offset.
+                file.rewind()?;
+                let file = SpoolFile {
+                    file,
+                    len: self.written,
+                    _spooled: self.spooled,
+                };
                 Body::File(Arc::new(file))
             }
         })

@@ -7,8 +7,8 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
@@ -56,7 +56,10 @@ impl std::fmt::Display for StartError {
                 "cannot run {}: {error}; name the interpreter with --python",
                 python.display()
             ),
-            Self::Import(app) => write!(f, "the application {app} cannot be imported; see the traceback above"),
+            Self::Import(app) => write!(
+                f,
+                "the application {app} cannot be imported; see the traceback above"
+            ),
             Self::Exited(status) => write!(
                 f,
                 "a worker ended before it was ready ({status}); see its output above. Is the package \"layby\" \
@@ -85,7 +88,11 @@ impl Plan {
         let threads = (0..processes)
             .map(|place| slots / processes + u16::from(place < slots % processes))
             .collect();
-        Self { app, link: link.to_owned(), threads }
+        Self {
+            app,
+            link: link.to_owned(),
+            threads,
+        }
     }
 
     fn command(&self, threads: u16, token: &str) -> Command {
@@ -93,7 +100,12 @@ impl Plan {
         command
             .args(["-m", "layby", &self.app.app, "--link"])
             .arg(format!("unix:{}", self.link.display()))
-            .args(["--threads", &threads.to_string(), "--mode", mode(self.app.mode)])
+            .args([
+                "--threads",
+                &threads.to_string(),
+                "--mode",
+                mode(self.app.mode),
+            ])
             .env("LAYBY_TOKEN", token)
             .env("PYTHONUNBUFFERED", "1")
             .stdin(Stdio::null())
@@ -163,14 +175,20 @@ impl Supervisor {
             rolling: tokio::sync::Mutex::new(()),
         });
         let (generation, _) = watch::channel(0);
-        let supervisor =
-            Self { shared, keepers: TaskTracker::new(), generation, stop: CancellationToken::new() };
+        let supervisor = Self {
+            shared,
+            keepers: TaskTracker::new(),
+            generation,
+            stop: CancellationToken::new(),
+        };
         let (report, mut reports) = mpsc::channel(places);
         for place in 0..places {
             let shared = Arc::clone(&supervisor.shared);
             let stop = supervisor.stop.clone();
             let generation = supervisor.generation.subscribe();
-            supervisor.keepers.spawn(keep(shared, place, report.clone(), generation, stop));
+            supervisor
+                .keepers
+                .spawn(keep(shared, place, report.clone(), generation, stop));
         }
         drop(report);
         for _ in 0..places {
@@ -195,7 +213,11 @@ impl Supervisor {
 
     /// How often processes were started again.
     pub fn restarts(&self) -> u64 {
-        self.shared.restarts.iter().map(|count| count.load(Relaxed)).sum()
+        self.shared
+            .restarts
+            .iter()
+            .map(|count| count.load(Relaxed))
+            .sum()
     }
 
     /// Waits so long for processes to exit by themselves, the hub having drained them, then kills.
@@ -278,7 +300,9 @@ async fn keep(
 
 impl Shared {
     fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().expect("no code that holds this lock panics")
+        self.plan
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 
     async fn spawn(&self, place: usize) -> Result<Running, StartError> {
@@ -286,8 +310,9 @@ impl Shared {
         let token = format!("{}-{number}", std::process::id());
         let plan = self.plan().clone();
         let mut command = plan.command(plan.threads[place], &token);
-        let mut child =
-            command.spawn().map_err(|error| StartError::Spawn(python(&plan.app), error))?;
+        let mut child = command
+            .spawn()
+            .map_err(|error| StartError::Spawn(python(&plan.app), error))?;
         let worker = place + 1;
         if let Some(output) = child.stdout.take() {
             tokio::spawn(pass_on(output, worker));
@@ -296,11 +321,19 @@ impl Shared {
             tokio::spawn(pass_on(output, worker));
         }
         tracing::debug!(worker, pid = child.id(), "worker started");
-        Ok(Running { child, token, since: Instant::now() })
+        Ok(Running {
+            child,
+            token,
+            since: Instant::now(),
+        })
     }
 
     /// Waits until the process has said hello.
-    async fn ready(&self, running: &mut Running, stop: &CancellationToken) -> Result<(), StartError> {
+    async fn ready(
+        &self,
+        running: &mut Running,
+        stop: &CancellationToken,
+    ) -> Result<(), StartError> {
         loop {
             let changed = self.hub.changed();
             if self.hub.process(&running.token).is_some() {
@@ -324,7 +357,12 @@ impl Shared {
     }
 
     /// Starts a dead process again, as often as it takes. None when stopped meanwhile.
-    async fn restart(&self, place: usize, pause: &mut Duration, stop: &CancellationToken) -> Option<Running> {
+    async fn restart(
+        &self,
+        place: usize,
+        pause: &mut Duration,
+        stop: &CancellationToken,
+    ) -> Option<Running> {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(*pause) => {}
@@ -381,7 +419,10 @@ impl Shared {
         if let Some(process) = self.hub.process(&running.token) {
             process.gone.cancelled().await;
         }
-        if tokio::time::timeout(EXIT_GRACE, running.child.wait()).await.is_err() {
+        if tokio::time::timeout(EXIT_GRACE, running.child.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!(pid = running.child.id(), "worker killed: it did not exit");
             if let Err(error) = running.child.kill().await {
                 tracing::error!(%error, "cannot kill a worker");
@@ -401,7 +442,11 @@ async fn pass_on(output: impl AsyncRead + Unpin, worker: usize) {
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
                 // Standard error may be closed; a worker's output is not worth more than that.
-                let _ = writeln!(io::stderr().lock(), "[worker {worker}] {}", text.trim_end_matches('\n'));
+                let _ = writeln!(
+                    io::stderr().lock(),
+                    "[worker {worker}] {}",
+                    text.trim_end_matches('\n')
+                );
             }
         }
     }
@@ -412,7 +457,12 @@ mod tests {
     use super::*;
 
     fn threads(slots: u16, cores: usize, processes: Option<u16>) -> Vec<u16> {
-        let app = App { app: "shop:app".into(), processes, mode: Mode::Auto, python: None };
+        let app = App {
+            app: "shop:app".into(),
+            processes,
+            mode: Mode::Auto,
+            python: None,
+        };
         Plan::new(app, Path::new("link.sock"), slots, cores).threads
     }
 

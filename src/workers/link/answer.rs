@@ -13,10 +13,13 @@ pub fn decode(status: u16, head: &Bytes) -> Result<Head, &'static str> {
     if status.is_informational() {
         return Err("an informational status");
     }
-    let Some((0, fields)) = head.split_last() else { return Err("a head that does not end in NUL") };
+    let Some((0, fields)) = head.split_last() else {
+        return Err("a head that does not end in NUL");
+    };
     let mut fields = fields.split(|byte| *byte == 0);
     let reason = fields.next().unwrap_or_default();
-    let unusual = status.canonical_reason().map(str::as_bytes) != Some(reason) && !reason.is_empty();
+    let unusual =
+        status.canonical_reason().map(str::as_bytes) != Some(reason) && !reason.is_empty();
     let mut headers = HeaderMap::new();
     while let Some(name) = fields.next() {
         let value = fields.next().ok_or("a header without a value")?;
@@ -51,7 +54,10 @@ mod tests {
             (103, b"Early Hints\0"),
             (200, b""),
         ] {
-            assert!(decode(status, &Bytes::from_static(head)).is_err(), "{head:?}");
+            assert!(
+                decode(status, &Bytes::from_static(head)).is_err(),
+                "{head:?}"
+            );
         }
     }
 }

@@ -72,7 +72,11 @@ impl Broken {
 
 impl Channel {
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, incoming: BytesMut::new(), outgoing: BytesMut::new() }
+        Self {
+            stream,
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+        }
     }
 
     /// Reads the preamble.
@@ -141,7 +145,12 @@ impl Channel {
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
             let bytes = [IoSlice::new(&self.outgoing)];
-            Ok(sendmsg(&self.stream, &bytes, &mut ancillary, SendFlags::NOSIGNAL)?)
+            Ok(sendmsg(
+                &self.stream,
+                &bytes,
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            )?)
         });
         let sent = sent.await?;
         self.stream.write_all(&self.outgoing[sent..]).await?;
@@ -149,7 +158,12 @@ impl Channel {
         Ok(())
     }
 
-    fn encode(&mut self, header: &mut Header, head: impl FnOnce(&mut Header, &mut BytesMut), body: &[u8]) {
+    fn encode(
+        &mut self,
+        header: &mut Header,
+        head: impl FnOnce(&mut Header, &mut BytesMut),
+        body: &[u8],
+    ) {
         self.outgoing.clear();
         self.outgoing.resize(wire::HEADER, 0);
         head(header, &mut self.outgoing);

@@ -87,7 +87,11 @@ impl Block<'_> {
             self.out.put_slice(b"HTTP_");
         }
         for byte in name.as_str().bytes() {
-            self.out.put_u8(if byte == b'-' { b'_' } else { byte.to_ascii_uppercase() });
+            self.out.put_u8(if byte == b'-' {
+                b'_'
+            } else {
+                byte.to_ascii_uppercase()
+            });
         }
         self.out.put_u8(0);
         let separator: &[u8] = if *name == COOKIE { b"; " } else { b", " };
@@ -112,7 +116,10 @@ mod tests {
     use crate::message::Client;
     use crate::spool::Body;
 
-    fn environ(headers: &[(&'static str, &'static str)], body: &'static [u8]) -> HashMap<String, String> {
+    fn environ(
+        headers: &[(&'static str, &'static str)],
+        body: &'static [u8],
+    ) -> HashMap<String, String> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_static(value));
@@ -137,14 +144,19 @@ mod tests {
         let pairs = encode(&request, &mut block);
         let text = String::from_utf8(block.to_vec()).expect("ascii");
         let mut parts = text.split('\0');
-        let map: HashMap<_, _> = std::iter::from_fn(|| Some((parts.next()?.to_owned(), parts.next()?.to_owned()))).collect();
+        let map: HashMap<_, _> =
+            std::iter::from_fn(|| Some((parts.next()?.to_owned(), parts.next()?.to_owned())))
+                .collect();
         assert_eq!(usize::from(pairs), map.len());
         map
     }
 
     #[test]
     fn the_environ_names_what_pep_3333_asks_for() {
-        let environ = environ(&[("content-type", "text/plain"), ("host", "shop.example")], b"hello");
+        let environ = environ(
+            &[("content-type", "text/plain"), ("host", "shop.example")],
+            b"hello",
+        );
         for (name, value) in [
             ("REQUEST_METHOD", "POST"),
             ("SCRIPT_NAME", ""),
@@ -169,7 +181,12 @@ mod tests {
     #[test]
     fn repeated_headers_become_one() {
         let environ = environ(
-            &[("cookie", "a=1"), ("cookie", "b=2"), ("x-list", "1"), ("x-list", "2")],
+            &[
+                ("cookie", "a=1"),
+                ("cookie", "b=2"),
+                ("x-list", "1"),
+                ("x-list", "2"),
+            ],
             b"",
         );
         assert_eq!(environ["HTTP_COOKIE"], "a=1; b=2");
@@ -179,6 +196,9 @@ mod tests {
 
     #[test]
     fn an_announced_empty_body_has_length_zero() {
-        assert_eq!(environ(&[("content-length", "0")], b"")["CONTENT_LENGTH"], "0");
+        assert_eq!(
+            environ(&[("content-length", "0")], b"")["CONTENT_LENGTH"],
+            "0"
+        );
     }
 }

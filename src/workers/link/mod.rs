@@ -125,7 +125,10 @@ impl Link {
     /// When the path is taken by a live listener, or cannot be made.
     pub fn bind(path: &Path) -> io::Result<Self> {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process listens there",
+            ));
         }
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -134,7 +137,10 @@ impl Link {
         let listener = UnixListener::bind(path)?;
         // Who can connect can serve requests: owner and group only.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -157,7 +163,10 @@ impl Hub {
         metrics: Metrics,
         terms: Terms,
     ) -> Arc<Self> {
-        let books = Books { free: (0..count).map(SlotId).collect(), ..Books::default() };
+        let books = Books {
+            free: (0..count).map(SlotId).collect(),
+            ..Books::default()
+        };
         Arc::new(Self {
             slots,
             spool,
@@ -214,7 +223,11 @@ impl Hub {
 
     // Control connections --------------------------------------------------------------
 
-    async fn hello(self: Arc<Self>, mut channel: Channel, frame: &Frame) -> Result<(), (Channel, String)> {
+    async fn hello(
+        self: Arc<Self>,
+        mut channel: Channel,
+        frame: &Frame,
+    ) -> Result<(), (Channel, String)> {
         let hello: Hello = match serde_json::from_slice(&frame.head) {
             Ok(hello) => hello,
             Err(error) => return Err((channel, format!("a HELLO that cannot be read: {error}"))),
@@ -261,7 +274,9 @@ impl Hub {
         let welcome = serde_json::to_vec(&welcome).expect("plain data becomes JSON");
         let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(&welcome);
         self.slots.add_process(process.id);
-        let mut outcome = channel.send(Header::bare(Kind::Welcome, 0), head, &[]).await;
+        let mut outcome = channel
+            .send(Header::bare(Kind::Welcome, 0), head, &[])
+            .await;
         if outcome.is_ok() {
             self.grant();
             self.changed.notify_waiters();
@@ -337,7 +352,10 @@ impl Hub {
     }
 
     fn slots_of(&self, id: ProcessId) -> usize {
-        self.books().members.get(&id).map_or(0, |member| member.slots.len())
+        self.books()
+            .members
+            .get(&id)
+            .map_or(0, |member| member.slots.len())
     }
 
     /// Takes no more new requests for this process; its slots come back when nothing is parked.
@@ -366,13 +384,18 @@ impl Hub {
 
     // Slot connections -----------------------------------------------------------------
 
-    async fn slot(self: Arc<Self>, channel: Channel, frame: &Frame) -> Result<(), (Channel, String)> {
+    async fn slot(
+        self: Arc<Self>,
+        channel: Channel,
+        frame: &Frame,
+    ) -> Result<(), (Channel, String)> {
         let slot = SlotId(frame.header.aux);
         let hello: SlotHello = match serde_json::from_slice(&frame.head) {
             Ok(hello) => hello,
             Err(error) => return Err((channel, format!("a SLOT that cannot be read: {error}"))),
         };
-        let Some((process, retire)) = self.expected(ProcessId(hello.process), &hello.key, slot) else {
+        let Some((process, retire)) = self.expected(ProcessId(hello.process), &hello.key, slot)
+        else {
             return Err((channel, format!("slot {} was not granted to it", slot.0)));
         };
         let port = self.slots.open(slot, process.id);
@@ -391,13 +414,24 @@ impl Hub {
         Ok(())
     }
 
-    fn expected(&self, id: ProcessId, key: &str, slot: SlotId) -> Option<(Arc<Process>, CancellationToken)> {
+    fn expected(
+        &self,
+        id: ProcessId,
+        key: &str,
+        slot: SlotId,
+    ) -> Option<(Arc<Process>, CancellationToken)> {
         let mut books = self.books();
-        let member = books.members.get_mut(&id).filter(|member| member.key == key)?;
+        let member = books
+            .members
+            .get_mut(&id)
+            .filter(|member| member.key == key)?;
         if !member.expected.remove(&slot) {
             return None;
         }
-        Some((Arc::clone(&member.process), member.slots.get(&slot)?.clone()))
+        Some((
+            Arc::clone(&member.process),
+            member.slots.get(&slot)?.clone(),
+        ))
     }
 
     // The books ------------------------------------------------------------------------
@@ -411,7 +445,11 @@ impl Hub {
                     && !member.process.gone.is_cancelled()
                     && member.slots.len() < usize::from(member.process.threads)
             };
-            let poorest = books.members.values_mut().filter(room).min_by_key(|member| member.slots.len());
+            let poorest = books
+                .members
+                .values_mut()
+                .filter(room)
+                .min_by_key(|member| member.slots.len());
             let Some(member) = poorest else { return };
             member.slots.insert(slot, CancellationToken::new());
             member.expected.insert(slot);
@@ -452,16 +490,25 @@ impl Hub {
     }
 
     pub fn is_draining(&self, id: ProcessId) -> bool {
-        self.books().members.get(&id).is_none_or(|member| member.draining)
+        self.books()
+            .members
+            .get(&id)
+            .is_none_or(|member| member.draining)
     }
 
     pub fn processes(&self) -> Vec<Arc<Process>> {
-        self.books().members.values().map(|member| Arc::clone(&member.process)).collect()
+        self.books()
+            .members
+            .values()
+            .map(|member| Arc::clone(&member.process))
+            .collect()
     }
 
     /// The process that was started with this token, if it has said hello and is not gone.
     pub fn process(&self, token: &str) -> Option<Arc<Process>> {
-        self.processes().into_iter().find(|process| process.token == token)
+        self.processes()
+            .into_iter()
+            .find(|process| process.token == token)
     }
 
     /// Resolves when processes or slots have changed. Cancel safe.
@@ -474,11 +521,15 @@ impl Hub {
     }
 
     fn terms(&self) -> MutexGuard<'_, Terms> {
-        self.terms.lock().expect("no code that holds this lock panics")
+        self.terms
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().expect("no code that holds this lock panics")
+        self.books
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 }
 

@@ -51,12 +51,20 @@ impl SlotTask {
         match self.serve(&retire).await {
             Ok(()) => tracing::debug!(slot = self.port.slot().0, "slot retired"),
             Err(_) if self.process.gone.is_cancelled() => {}
-            Err(Broken::Closed) => tracing::debug!(slot = self.port.slot().0, "worker closed its slot"),
+            Err(Broken::Closed) => {
+                tracing::debug!(slot = self.port.slot().0, "worker closed its slot")
+            }
             Err(broken) => tracing::error!(
                 slot = self.port.slot().0, pid = self.process.pid, %broken, "worker refused"
             ),
         }
-        let Self { channel, port, process, board, .. } = self;
+        let Self {
+            channel,
+            port,
+            process,
+            board,
+            ..
+        } = self;
         board.set(port.slot(), None);
         drop(port);
         if !retire.is_cancelled() {
@@ -73,7 +81,9 @@ impl SlotTask {
                 Some(taken) => taken,
                 None => match self.idle(retire).await {
                     Event::Job(Some(taken)) => taken,
-                    Event::Job(None) | Event::Frame(Err(Broken::Closed)) => return Err(Broken::Closed),
+                    Event::Job(None) | Event::Frame(Err(Broken::Closed)) => {
+                        return Err(Broken::Closed);
+                    }
                     Event::Frame(Ok(frame)) => return Err(Broken::Unexpected(frame.header)),
                     Event::Frame(Err(broken)) => return Err(broken),
                     Event::Retire => return self.retire().await,
@@ -82,7 +92,14 @@ impl SlotTask {
             let gone = self.process.gone.clone();
             let begun = Instant::now();
             let (slot, request, about) = (self.port.slot(), taken.request, taken.job.about.clone());
-            self.board.set(slot, Some(Activity { request, about, since: begun }));
+            self.board.set(
+                slot,
+                Some(Activity {
+                    request,
+                    about,
+                    since: begun,
+                }),
+            );
             let left = tokio::select! {
                 biased; // The usual end first; a process that is gone ends the rest.
                 left = self.step(taken) => left?,
@@ -117,13 +134,24 @@ impl SlotTask {
         let header = Header::bare(Kind::Retire, self.port.slot().0);
         self.channel.send(header, |_, _| {}, &[]).await?;
         let header = self.channel.frame().await?.header;
-        if header.kind == Kind::Retired { Ok(()) } else { Err(Broken::Unexpected(header)) }
+        if header.kind == Kind::Retired {
+            Ok(())
+        } else {
+            Err(Broken::Unexpected(header))
+        }
     }
 
     /// Has the worker run one job, until its slot is ready again.
     async fn step(&mut self, taken: Taken<Job, Step>) -> Result<Left, Broken> {
-        let Taken { request, job, mut reply } = taken;
-        let tag = Tag { request: request.number(), epoch: job.epoch };
+        let Taken {
+            request,
+            job,
+            mut reply,
+        } = taken;
+        let tag = Tag {
+            request: request.number(),
+            epoch: job.epoch,
+        };
         self.hand_over(tag, job).await?;
         loop {
             let Frame { header, head, body } = self.channel.frame().await?;
@@ -143,7 +171,12 @@ impl SlotTask {
                         (None, AnswerBody::Whole(body))
                     };
                     // A request that lost its client drops the answer, and with it the pipe's reader.
-                    let _ = reply.send(Ok(Step::Answer(Answer { status, reason, headers, body })));
+                    let _ = reply.send(Ok(Step::Answer(Answer {
+                        status,
+                        reason,
+                        headers,
+                        body,
+                    })));
                     let mut ready = header.has(flag::READY);
                     if let Some(writer) = writer {
                         ready = self.stream(tag, writer).await?;
@@ -177,7 +210,11 @@ impl SlotTask {
         match job.work {
             Work::Begin(request) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), &outcomes).await,
-            Work::End => self.channel.send(tag.header(Kind::Cancel), |_, _| {}, &[]).await,
+            Work::End => {
+                self.channel
+                    .send(tag.header(Kind::Cancel), |_, _| {}, &[])
+                    .await
+            }
         }
     }
 
@@ -193,7 +230,11 @@ impl SlotTask {
         }
     }
 
-    async fn send_results(&mut self, mut header: Header, outcomes: &[Outcome]) -> Result<(), Broken> {
+    async fn send_results(
+        &mut self,
+        mut header: Header,
+        outcomes: &[Outcome],
+    ) -> Result<(), Broken> {
         let (json, bodies, len) = plan::encode(outcomes);
         let head = |_: &mut Header, out: &mut bytes::BytesMut| out.extend_from_slice(&json);
         if len <= MAX_CHUNK as u64 {
@@ -225,7 +266,13 @@ impl SlotTask {
         };
         let (release, released) = oneshot::channel();
         let shielded = header.has(flag::SHIELDED);
-        let hold = Hold { plan, shielded, reason, source, held: Held(release) };
+        let hold = Hold {
+            plan,
+            shielded,
+            reason,
+            source,
+            held: Held(release),
+        };
         // Nobody owns the request any more: its worker unwinds.
         let _ = reply.send(Ok(Step::Hold(hold)));
         let (release, reply) = match released.await {
@@ -233,8 +280,15 @@ impl SlotTask {
             Err(_) => (Release::Cancel, oneshot::channel().0),
         };
         match release {
-            Release::Results(outcomes) => self.send_results(tag.header(Kind::Results), &outcomes).await?,
-            Release::Cancel => self.channel.send(tag.header(Kind::Cancel), |_, _| {}, &[]).await?,
+            Release::Results(outcomes) => {
+                self.send_results(tag.header(Kind::Results), &outcomes)
+                    .await?
+            }
+            Release::Cancel => {
+                self.channel
+                    .send(tag.header(Kind::Cancel), |_, _| {}, &[])
+                    .await?
+            }
         }
         Ok(reply)
     }
@@ -256,11 +310,15 @@ impl SlotTask {
                 }
             };
             let header = frame.header;
-            if header.kind != Kind::Body || (header.request, header.epoch) != (tag.request, tag.epoch) {
+            if header.kind != Kind::Body
+                || (header.request, header.epoch) != (tag.request, tag.epoch)
+            {
                 return Err(Broken::Unexpected(header));
             }
             if !stopped && writer.push(frame.body).await.is_err() && header.has(flag::MORE) {
-                self.channel.send(tag.header(Kind::Stop), |_, _| {}, &[]).await?;
+                self.channel
+                    .send(tag.header(Kind::Stop), |_, _| {}, &[])
+                    .await?;
                 stopped = true;
             }
             if !header.has(flag::MORE) {
@@ -274,7 +332,8 @@ impl SlotTask {
 
     async fn expect_ready(&mut self, tag: Tag) -> Result<(), Broken> {
         let header = self.channel.frame().await?.header;
-        if header.kind == Kind::Ready && (header.request, header.epoch) == (tag.request, tag.epoch) {
+        if header.kind == Kind::Ready && (header.request, header.epoch) == (tag.request, tag.epoch)
+        {
             Ok(())
         } else {
             Err(Broken::Unexpected(header))
@@ -291,6 +350,10 @@ struct Tag {
 
 impl Tag {
     fn header(self, kind: Kind) -> Header {
-        Header { request: self.request, epoch: self.epoch, ..Header::bare(kind, 0) }
+        Header {
+            request: self.request,
+            epoch: self.epoch,
+            ..Header::bare(kind, 0)
+        }
     }
 }

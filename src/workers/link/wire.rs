@@ -116,7 +116,15 @@ pub struct Header {
 impl Header {
     /// A frame without head and body that belongs to no request.
     pub fn bare(kind: Kind, aux: u16) -> Self {
-        Self { kind, flags: 0, aux, head: 0, body: 0, request: 0, epoch: 0 }
+        Self {
+            kind,
+            flags: 0,
+            aux,
+            head: 0,
+            body: 0,
+            request: 0,
+            epoch: 0,
+        }
     }
 
     pub fn encode(&self, out: &mut impl BufMut) {
@@ -181,7 +189,11 @@ impl std::fmt::Display for WireError {
             Self::Preamble(bytes) if bytes.starts_with(b"LAYBY/") => {
                 let version = String::from_utf8_lossy(&bytes[6..]);
                 let version = version.trim_end();
-                write!(f, "speaks version {} of the link protocol, this gateway version 1", version.escape_debug())
+                write!(
+                    f,
+                    "speaks version {} of the link protocol, this gateway version 1",
+                    version.escape_debug()
+                )
             }
             Self::Preamble(bytes) => write!(
                 f,
@@ -203,7 +215,9 @@ impl std::error::Error for WireError {}
 /// # Errors
 /// When something else is there.
 pub fn preamble(buffer: &mut BytesMut) -> Result<bool, WireError> {
-    let Some(bytes) = buffer.first_chunk::<8>().copied() else { return Ok(false) };
+    let Some(bytes) = buffer.first_chunk::<8>().copied() else {
+        return Ok(false);
+    };
     if bytes != *PREAMBLE {
         return Err(WireError::Preamble(bytes));
     }
@@ -228,7 +242,11 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, WireError> {
     let mut frame = buffer.split_to(whole).freeze();
     frame.advance(HEADER);
     let head = frame.split_to(header.head);
-    Ok(Some(Frame { header, head, body: frame }))
+    Ok(Some(Frame {
+        header,
+        head,
+        body: frame,
+    }))
 }
 
 #[cfg(test)]
@@ -287,7 +305,10 @@ mod tests {
     fn a_peer_of_another_kind_is_named() {
         let mut http = BytesMut::from(&b"GET / HTTP/1.1\r\n"[..]);
         let error = preamble(&mut http).expect_err("not a worker");
-        assert_eq!(error.to_string(), "does not speak the link protocol: it began with \"GET / HT\"");
+        assert_eq!(
+            error.to_string(),
+            "does not speak the link protocol: it began with \"GET / HT\""
+        );
         let mut newer = BytesMut::from(&b"LAYBY/2\n"[..]);
         let error = preamble(&mut newer).expect_err("another version");
         assert_eq!(
