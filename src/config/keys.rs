@@ -393,18 +393,6 @@ pub(super) const KEYS: &[Key] = &[
               Never printed.",
         ..PLAIN
     },
-    Key {
-        name: "database.headroom",
-        kind: Kind::Number,
-        range: Some(("0", "10000")),
-        default: Default::Value {
-            text: "5",
-            because: "a migration, a shell, a scheduler and monitoring want one each",
-        },
-        example: "10",
-        doc: "Connections that `slots.count = \"auto\"` leaves to others; only with `database.url`.",
-        ..PLAIN
-    },
 ];
 
 pub(super) const SECTIONS: &[&str] = &["slots", "workers", "outbound", "database"];

@@ -165,8 +165,6 @@ pub enum Allow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
     pub url: Secret,
-    /// Connections that `slots.count = "auto"` leaves to others.
-    pub headroom: u16,
 }
 
 /// A value that is never printed.

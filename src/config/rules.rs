@@ -48,7 +48,8 @@ impl Reader {
                 .map(|Host(name)| name)
                 .collect(),
         };
-        let database = self.database();
+        let url: Option<Secret> = self.optional("database.url");
+        let database = url.map(|url| Database { url });
 
         if outbound.label.len() > MOST_LABELS {
             let text = format!("too many hosts; write at most {MOST_LABELS}");
@@ -175,23 +176,6 @@ impl Reader {
             _ => return,
         };
         self.blame(chosen, text);
-    }
-
-    fn database(&mut self) -> Option<Database> {
-        let url: Option<Secret> = self.optional("database.url");
-        let headroom = self.one("database.headroom");
-        if url.is_none() && self.is_right("database.url") && self.complete {
-            self.entries
-                .retain(|entry| entry.key != "database.headroom");
-            if self.place("database.headroom") != Place::Default {
-                let text = "says nothing without database.url; set that too";
-                self.blame("database.headroom", text);
-            }
-        }
-        Some(Database {
-            url: url?,
-            headroom,
-        })
     }
 
     fn check_slots(

@@ -43,7 +43,6 @@ fn in_file(key: &Key) -> String {
 fn beside(key: &Key) -> &'static str {
     match key.name {
         "workers.app" | "workers.link" | "workers.upstream" => "",
-        "database.headroom" => "\nworkers.app = \"base\"\ndatabase.url = \"postgres://base/\"",
         _ => "\nworkers.app = \"base\"",
     }
 }
@@ -119,7 +118,6 @@ fn the_sample_of_the_contract_is_valid() {
         },
         database: Some(Database {
             url: Secret("postgres://shop:hunter2@db/shop".to_owned()),
-            headroom: 5,
         }),
     };
     assert_eq!(config, expected);
@@ -249,8 +247,8 @@ fn the_table_is_sound() {
     let by_default = |entry: &&Entry| entry.source == Place::Default;
     assert_eq!(
         defaults.effective.0.iter().filter(by_default).count(),
-        // All but app, its two rivals and the head-room of no database.
-        KEYS.len() - 4
+        // All but app and its two rivals.
+        KEYS.len() - 3
     );
 }
 
@@ -647,10 +645,6 @@ fn a_mistake_says_what_to_write() {
         (
             "slots.count = \"auto\"",
             "slots.count: \"auto\" needs the database's limits; set database.url, or write a number",
-        ),
-        (
-            "database.headroom = 3",
-            "database.headroom: says nothing without database.url; set that too",
         ),
         // Unknown keys
         ("bind = \":80\"", "bind: unknown key; did you mean listen?"),
