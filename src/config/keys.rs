@@ -139,6 +139,7 @@ pub(super) const KEYS: &[Key] = &[
         },
         example: "/srv/spool",
         doc: "Folder for bodies that are too large for memory. The files have no name and go with the process.",
+        restart: true,
         ..PLAIN
     },
     Key {
@@ -240,8 +241,8 @@ pub(super) const KEYS: &[Key] = &[
             because: "ten of the largest bodies, or 100 KiB for each of the parked requests",
         },
         example: "512MiB",
-        doc: "Bytes that running and parked requests may retain in the gateway, spooled ones included; \
-              beyond it new requests wait in the queue.",
+        doc: "Bytes that running and parked requests may retain in the gateway's memory; beyond it \
+              new requests wait in the queue.",
         ..PLAIN
     },
     Key {
@@ -297,6 +298,7 @@ pub(super) const KEYS: &[Key] = &[
         flag: Some("--processes"),
         doc: "Worker processes that share the slots; only with `workers.app`. A parked request resumes in \
               its own process, so each should have several slots.",
+        restart: true,
         ..PLAIN
     },
     Key {
@@ -381,6 +383,7 @@ pub(super) const KEYS: &[Key] = &[
         },
         example: "api.stripe.com",
         doc: "Hosts of origins that get a metric label of their own, at most 100; all others are `other`.",
+        restart: true,
         ..PLAIN
     },
     Key {

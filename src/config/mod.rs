@@ -224,9 +224,44 @@ impl Config {
         read::resolve(Ok(Some(file)), &Sources::default())
     }
 
+    /// What is in force after a reload: the new configuration, but for what only a restart
+    /// applies, so that the next reload tells of it again.
+    #[must_use]
+    pub fn reloaded(self, new: Config) -> Config {
+        let source = match (self.workers.source, new.workers.source) {
+            (Source::App(old), Source::App(new)) => Source::App(App {
+                app: old.app,
+                processes: old.processes,
+                ..new
+            }),
+            (old, _) => old,
+        };
+        Config {
+            listen: self.listen,
+            admin: self.admin,
+            probes: self.probes,
+            spool_dir: self.spool_dir,
+            log_format: self.log_format,
+            slots: Slots {
+                count: self.slots.count,
+                ..new.slots
+            },
+            workers: Workers {
+                source,
+                ..new.workers
+            },
+            outbound: Outbound {
+                label: self.outbound.label,
+                ..new.outbound
+            },
+            database: self.database,
+            ..new
+        }
+    }
+
     /// The keys that differ and that a running gateway cannot change.
     ///
-    /// How supervised workers are started (processes, mode, interpreter) may change: a
+    /// How supervised workers are started (mode, interpreter) may change: a
     /// reload starts new ones anyway.
     #[must_use]
     pub fn changes_needing_restart(&self, new: &Config) -> Vec<&'static str> {
@@ -236,6 +271,10 @@ impl Config {
             Source::Upstream(upstream) => ("workers.upstream", upstream.to_string()),
         };
         let (old_source, new_source) = (source(&self.workers), source(&new.workers));
+        let processes = |config: &Config| match &config.workers.source {
+            Source::App(app) => app.processes,
+            Source::Link(_) | Source::Upstream(_) => None,
+        };
         let url = |config: &Config| {
             config
                 .database
@@ -246,9 +285,12 @@ impl Config {
             ("listen", self.listen != new.listen),
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
+            ("spool_dir", self.spool_dir != new.spool_dir),
             ("log_format", self.log_format != new.log_format),
             ("slots.count", self.slots.count != new.slots.count),
             (new_source.0, old_source != new_source),
+            ("workers.processes", processes(self) != processes(new)),
+            ("outbound.label", self.outbound.label != new.outbound.label),
             ("database.url", url(self) != url(new)),
         ]
         .into_iter()

@@ -275,19 +275,13 @@ impl Gateway {
         self.downstream.set(settings(&config));
         self.outbound.reload(&config.outbound);
         self.hub.set_terms(terms(&config));
-        if let (Some(supervisor), Source::App(app)) = (&self.supervisor, &config.workers.source) {
+        self.config = self.config.clone().reloaded(config);
+        if let (Some(supervisor), Source::App(app)) =
+            (&self.supervisor, &self.config.workers.source)
+        {
             supervisor.reload(app.clone());
         }
         tracing::info!("configuration reloaded");
-        // What only a restart applies stays as it is, so that the next reload tells of it again.
-        self.config = Config {
-            listen: self.config.listen.clone(),
-            admin: self.config.admin,
-            probes: self.config.probes,
-            log_format: self.config.log_format,
-            database: self.config.database.clone(),
-            ..config
-        };
     }
 
     /// Takes nothing new, finishes what is there within the grace, and ends everything.
