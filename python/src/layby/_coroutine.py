@@ -200,7 +200,7 @@ class CoroutineRunner:
                     body = b"".join(response)
                     response.close()
                     close = None
-                    answer.whole(body, ready=False)
+                    answer.whole(body, ready=True)
                 else:
                     for chunk in response:
                         if not answer.write(chunk):

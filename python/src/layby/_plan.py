@@ -99,6 +99,7 @@ class Thing(Generic[T_co]):
         """
         if self._state is not _State.ENDED:
             if asyncio._get_running_loop() is not None:
+                self._used = True  # This error tells enough.
                 raise NotInASlot(".result() would block the running event loop: await it instead")
             root = self._root()
             if root._begin():

@@ -162,13 +162,12 @@ class Slot:
         return True
 
     def _begin(self, frame: Frame, file: BinaryIO | None) -> None:
-        environ = self._environ.copy()
-        fill_environ(environ, frame.head, frame.aux)
-        environ["wsgi.input"] = file or io.BytesIO(frame.body)
-        length = int(environ.get("CONTENT_LENGTH") or 0)
-        if length != (os.fstat(file.fileno()).st_size if file else len(frame.body)):
-            # A cut body must never reach the application as a whole one.
-            raise WireError("body", f"{frame!r} has a body of another length than it says")
+        try:
+            environ = self._environ_of(frame, file)
+        except BaseException:
+            if file is not None:
+                file.close()
+            raise
         job = Job(
             request=frame.request,
             epoch=frame.epoch,
@@ -183,6 +182,16 @@ class Slot:
         finally:
             tls.job = None
         self._check()
+
+    def _environ_of(self, frame: Frame, file: BinaryIO | None) -> dict[str, Any]:
+        environ = self._environ.copy()
+        fill_environ(environ, frame.head, frame.aux)
+        environ["wsgi.input"] = file or io.BytesIO(frame.body)
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        if length != (os.fstat(file.fileno()).st_size if file else len(frame.body)):
+            # A cut body must never reach the application as a whole one.
+            raise WireError("body", f"{frame!r} has a body of another length than it says")
+        return environ
 
     def _resume(self, runner: ParkingRunner, frame: Frame, file: BinaryIO | None) -> None:
         outcomes = _outcomes(frame, file)
