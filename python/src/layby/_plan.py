@@ -294,6 +294,8 @@ class Gather(Thing[list[Any]]):
         self._given = given
         # A thing runs once, so given twice it is in the plan once.
         self.things = given if len(given) < 2 else tuple(dict.fromkeys(given))
+        for thing in given:
+            thing._used = True  # From here on it is this gather that may be left unused.
         self.join = join
         self.timeout = timeout
         self.return_exceptions = return_exceptions
@@ -329,7 +331,6 @@ class Gather(Thing[list[Any]]):
         """End now if things that ended before meet the join already: nothing runs then."""
         if self._state is _State.FRESH:
             for thing in self.things:
-                thing._used = True
                 if isinstance(thing, Gather):
                     thing._end_early()
             ended = [thing for thing in self.things if thing._state is _State.ENDED]

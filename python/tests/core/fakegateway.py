@@ -100,10 +100,11 @@ class Connection:
         request: int = 0,
         epoch: int = 0,
         file: bytes | None = None,
+        flagged: bool = True,
         glued: bytes = b"",
     ) -> None:
         """Send a frame; `file` goes as a descriptor, `glued` right before it in one write."""
-        if file is not None:
+        if file is not None and flagged:
             flags |= FD
         header = HEADER.pack(NUMBERS[kind], flags, aux, len(head), len(body), request, epoch)
         data = glued + header + head + body
@@ -119,7 +120,8 @@ class Connection:
             sent = self.socket.sendmsg(
                 [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())]
             )
-            self.socket.sendall(data[sent:])
+            if sent < len(data):
+                self.socket.sendall(data[sent:])
 
     def request(
         self, request: int, path: str = "/", *, body: bytes = b"", file: bytes | None = None,

@@ -125,7 +125,7 @@ def nonsense(slot: Connection, kind: str) -> None:
         case "a flag for a file that is not there":
             slot.send("REQUEST", flags=FD, request=2)
         case "a file without its flag":
-            slot.send("STOP", file=b"x")
+            slot.send("STOP", file=b"x", flagged=False)
         case "a request cut short":
             slot.request(2, body=b"abc", CONTENT_LENGTH="4")
         case "a file cut short":
