@@ -53,8 +53,8 @@ class Answer:
 
     @property
     def cookies(self) -> dict[str, str]:
-        pairs = (v.split(";")[0].split("=", 1) for k, v in self.headers if k == "Set-Cookie")
-        return {name: value for name, value in pairs}
+        sent = (value.split(";")[0] for name, value in self.headers if name == "Set-Cookie")
+        return {name: value for name, _, value in (pair.partition("=") for pair in sent)}
 
 
 class _Request:
@@ -70,7 +70,9 @@ class _Waiter:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
-    def wait_in_place(self, job: Job, gather: Any, reason: str, source: str) -> Any:
+    def wait_in_place(
+        self, job: Job, gather: Any, reason: str, source: str, detail: str = ""
+    ) -> Any:
         self._answer.waits.append(reason)
         return _outside.run(gather)
 
@@ -134,7 +136,7 @@ class Slots:
             parked = False
             try:
                 parked = self._step(request, number)
-            except BaseException as error:  # noqa: BLE001 (the test looks at it)
+            except BaseException as error:
                 request.answer.error = error
             with self._lock:
                 if parked:

@@ -73,9 +73,7 @@ def test_a_retired_slot_closes_its_connections(app: object, postgres: str) -> No
     assert _named_connections() == []
 
 
-def test_a_connection_that_the_server_dropped_costs_no_request(
-    slots: Slots, postgres: str
-) -> None:
+def test_a_connection_that_the_server_dropped_costs_no_request(slots: Slots, postgres: str) -> None:
     first = slots.run(*(environ("/backends/") for _ in range(4)))
     pids = {pid for answer in first for pid, _ in json.loads(answer.text)["seen"]}
     for pid in pids:

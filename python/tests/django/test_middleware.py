@@ -45,7 +45,8 @@ def test_a_failing_view_below_a_synchronous_middleware_is_a_500(build: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "header", "value"), [("both", "X-Both", "async"), ("AsyncOnly", "X-Async-Only", "seen")]
+    ("name", "header", "value"),
+    [("both", "X-Both", "async"), ("AsyncOnly", "X-Async-Only", "seen")],
 )
 def test_below_asynchronous_middleware_requests_park(
     build: Any, caplog: pytest.LogCaptureFixture, name: str, header: str, value: str

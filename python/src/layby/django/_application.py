@@ -48,7 +48,6 @@ def application(handler: WSGIHandler) -> App:
 
     `AsgirefUnsupported`, when coroutine mode is not safe with the installed asgiref.
     """
-    _asgiref.install_travelling_locals()
     _asgiref.self_test()
     if not prepare():
         return _Application(handler, _synchronous(handler))

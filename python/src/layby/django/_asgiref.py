@@ -21,9 +21,11 @@ All of that is private to asgiref, so `self_test` tries it before the first requ
 
 from __future__ import annotations
 
+import copy
 import functools
-import threading
 from asyncio import _get_running_loop
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import Any
 
@@ -79,7 +81,9 @@ def install_lent_jobs() -> None:
             finally:
                 tls.job = tls.waiter = None
 
-        return original(AsyncToSync(lent, force_new_loop=self.force_new_loop))
+        lender = copy.copy(self)
+        lender.awaitable = lent
+        return original(lender)
 
     AsyncToSync.__call__ = call  # type: ignore[method-assign]
 
@@ -115,17 +119,20 @@ def _keep_locals_with_the_job() -> None:
 
 
 def self_test() -> None:
-    """Try that a `Local` survives a change of thread, and stays with its own job.
+    """Let `Local`s travel, and try it: one must survive a change of thread, with its own job.
 
     # Raises
 
     `AsgirefUnsupported`, when coroutine mode would lose request state, or mix it up.
     """
+    install_travelling_locals()
     ours, other = _probe_job(), _probe_job()
-    _on_new_thread(ours, lambda: setattr(_probe, "value", "ours"))
-    seen = _on_new_thread(ours, lambda: getattr(_probe, "value", None))
-    leaked = _on_new_thread(other, lambda: getattr(_probe, "value", None))
-    if seen != "ours" or leaked is not None:
+    # Both threads live to the end: a new one may get the id of one that has ended.
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        first.submit(_step, ours, lambda: setattr(_probe, "value", "ours")).result()
+        seen = second.submit(_step, ours, _read).result()
+        leaked = [thread.submit(_step, other, _read).result() for thread in (first, second)]
+    if seen != "ours" or leaked != [None, None]:
         version = getattr(asgiref, "__version__", "of unknown version")
         raise AsgirefUnsupported(
             f"asgiref {version} does not carry request state from thread to thread"
@@ -138,18 +145,13 @@ def _probe_job() -> Job:
     return Job(request=0, epoch=0, environ={}, context=Context(), slot=0)
 
 
-def _on_new_thread(job: Job, step: Any) -> Any:
-    """Run `step` as the slots do: in the job's context, after the resume hook."""
-    result = None
+def _read() -> Any:
+    return getattr(_probe, "value", None)
 
-    def slot() -> None:
-        nonlocal result
-        tls.job = job
-        if _rehome_storages in before_resume:
-            job.context.run(_rehome_storages, job)
-        result = job.context.run(step)
 
-    thread = threading.Thread(target=slot, name="layby-self-test")
-    thread.start()
-    thread.join()
-    return result
+def _step(job: Job, step: Callable[[], Any]) -> Any:
+    """Run `step` as a slot does after a park."""
+    tls.job = job
+    if _rehome_storages in before_resume:
+        job.context.run(_rehome_storages, job)
+    return job.context.run(step)

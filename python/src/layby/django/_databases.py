@@ -56,10 +56,17 @@ _IDLE = 0
 
 
 class _Slot(threading.local):
-    number: int | None = None
+    """What a slot knows of its connections; on other threads nothing."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        # The ones that nobody but us tests, by alias.
+        self.polled: dict[str, BaseDatabaseWrapper] = {}
 
 
 _slot = _Slot()
+
+# Aliases that layby made persistent.
 _kept: set[str] = set()
 
 
@@ -165,8 +172,7 @@ def _open(number: int) -> None:
 
 
 def _renew_at_start(**kwargs: Any) -> None:
-    if tls.job is not None:
-        _drop_dead()
+    _drop_dead()
 
 
 def _renew(job: Job) -> None:
@@ -175,11 +181,9 @@ def _renew(job: Job) -> None:
 
 
 def _drop_dead() -> None:
-    for connection in connections.all(initialized_only=True):
+    for connection in _slot.polled.values():
         if (
-            connection.alias in _kept
-            and connection.vendor == "postgresql"
-            and connection.connection is not None
+            connection.connection is not None
             and _has_news(connection.connection)
             and not connection.is_usable()
         ):
@@ -198,10 +202,13 @@ def _has_news(raw: Any) -> bool:
 def _set_up(connection: Any, **kwargs: Any) -> None:
     if _slot.number is None:
         return
+    kept = connection.alias in _kept
     if connection.vendor == "postgresql":
+        if kept:
+            _slot.polled[connection.alias] = connection
         if not connection.settings_dict["OPTIONS"].get("pool"):
             _name(connection, _slot.number)
-    elif connection.alias in _kept and connection.vendor != "sqlite":
+    elif kept and connection.vendor != "sqlite":
         connection.health_check_enabled = True
 
 

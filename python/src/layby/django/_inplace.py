@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from asyncio import _get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import django.core.handlers.base
 from asgiref.sync import AsyncToSync, SyncToAsync
@@ -89,7 +89,13 @@ def on_event_loop(view: View) -> View:
     return call  # type: ignore[return-value]
 
 
-class InPlace(AsyncToSync[..., Any]):
+if TYPE_CHECKING:
+    _AsyncToSync = AsyncToSync[..., Any]
+else:
+    _AsyncToSync = AsyncToSync  # not generic at run time before asgiref 3.7
+
+
+class InPlace(_AsyncToSync):
     """`async_to_sync` for Django's handlers: same object, other way of running it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,9 +1,8 @@
 """Middleware of the kinds that a coroutine chain meets."""
 
-import asyncio
-
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.db import connection
+from django.http import HttpResponse
 from django.utils.decorators import sync_and_async_middleware
 from django.utils.deprecation import MiddlewareMixin
 
@@ -71,12 +70,7 @@ class AsyncOnly:
 
     def __init__(self, get_response):
         self.get_response = get_response
-        if hasattr(asyncio.coroutines, "_is_coroutine"):
-            self._is_coroutine = asyncio.coroutines._is_coroutine
-        else:
-            from asgiref.sync import markcoroutinefunction
-
-            markcoroutinefunction(self)
+        markcoroutinefunction(self)
 
     async def __call__(self, request):
         response = await self.get_response(request)
@@ -92,10 +86,7 @@ class Hooks:
 
     def __init__(self, get_response):
         self.get_response = get_response
-        self.inner = MiddlewareMixin(get_response)
         if iscoroutinefunction(get_response):
-            from asgiref.sync import markcoroutinefunction
-
             markcoroutinefunction(self)
 
     def __call__(self, request):
@@ -105,8 +96,6 @@ class Hooks:
         request.seen_by_process_view = True
 
     async def process_exception(self, request, exception):
-        from django.http import HttpResponse
-
         if isinstance(exception, KeyError):
             return HttpResponse(f"handled {exception}")
         return None
