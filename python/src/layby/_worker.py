@@ -74,6 +74,7 @@ class Worker:
         self._app = app
         self._token = os.environ.get("LAYBY_TOKEN", "")
         self._slots: dict[threading.Thread, Slot] = {}
+        # There once the gateway knows of this process: after HELLO.
         self._control: Channel | None = None
         # Both there once the gateway said welcome.
         self._welcome: Welcome | None = None
@@ -84,7 +85,7 @@ class Worker:
     def run(self) -> int:
         """Join the gateway and serve until it lets go."""
         self._handle_signals()
-        self._control = control = _connect(self._options.link)
+        control = _connect(self._options.link)
         try:
             self._join(control)
             self._serve(control)
@@ -108,6 +109,7 @@ class Worker:
             "token": self._token,
         }
         control.send(encode(HELLO, head=json.dumps(hello).encode()))
+        self._control = control
         frame, _ = control.receive()
         if frame.type == REFUSED:
             reason = frame.head.decode("utf-8", "replace")
@@ -194,13 +196,14 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN if self._token else self._on_term)
 
     def _on_term(self, number: int, _: FrameType | None) -> None:
-        if self._asked_to_end or self._control is None or self._welcome is None:
-            # Asked twice, or nothing was begun: there is nothing to wait for.
+        control = self._control
+        if self._asked_to_end or control is None:
+            # Asked twice, or the gateway does not know of us: there is nothing to wait for.
             os._exit(128 + number)
         self._asked_to_end = True
         if not self._draining:
             try:
-                self._control.send(encode(BYE))
+                control.send(encode(BYE))
             except Closed:
                 pass  # The main thread finds that out by itself.
 

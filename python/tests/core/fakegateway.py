@@ -194,13 +194,15 @@ class Link:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._accepted: list[Connection] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(path)
         self._socket.listen(64)
         self._socket.settimeout(PATIENCE)
 
     def accept(self) -> Connection:
-        return Connection(self._socket.accept()[0])
+        self._accepted.append(Connection(self._socket.accept()[0]))
+        return self._accepted[-1]
 
     def welcome(self, *, thread_locals: list[str] | None = None) -> tuple[Connection, Any]:
         """Welcome the worker that joins; its control connection and what it said."""
@@ -225,3 +227,5 @@ class Link:
 
     def close(self) -> None:
         self._socket.close()
+        for connection in self._accepted:
+            connection.close()
