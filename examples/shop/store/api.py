@@ -58,7 +58,8 @@ async def checkout(request: HttpRequest, *, atomic: bool = False) -> HttpRespons
         await checkouts.settle(order, purchase.card, purchase.latency)
 
     if order.status == Order.Status.PAID:
-        success(request, _("Thank you, %(name)s! It is paid.") % {"name": order.name})
+        name = order.name or request.user.get_username() or _("dear customer")
+        success(request, _("Thank you, %(name)s! It is paid.") % {"name": name})
     else:
         warning(request, _("Order %(reference)s is not paid.") % {"reference": order.reference})
     answer = {

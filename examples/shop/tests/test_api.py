@@ -42,6 +42,8 @@ class CheckoutTest(ShopTest):
         _, answer = self.buy(name="Ada")
         self.assertEqual(answer["language"], "de")
         self.assertEqual(answer["messages"], ["Danke, Ada! Es ist bezahlt."])
+        _, answer = self.buy()
+        self.assertEqual(answer["messages"], ["Danke, liebe Kundschaft! Es ist bezahlt."])
 
     def test_a_second_run_would_be_seen(self) -> None:
         self.buy()
