@@ -2,4 +2,5 @@
 //! while requests wait on other services.
 
 pub mod config;
+pub mod outbound;
 pub mod plan;
