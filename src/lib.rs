@@ -1,6 +1,20 @@
 //! Layby: a sidecar gateway that keeps worker threads and database connections free
 //! while requests wait on other services.
+//!
+//! The modules follow the life of a request; `ARCHITECTURE.md` is the map.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod database;
+pub mod downstream;
+pub mod exchange;
+pub mod gateway;
+pub mod message;
+pub mod metrics;
 pub mod outbound;
 pub mod plan;
+pub mod slots;
+pub mod spool;
+pub mod sweeper;
+pub mod workers;

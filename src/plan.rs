@@ -14,6 +14,8 @@ mod encode;
 pub use decode::{PlanError, decode};
 pub use encode::encode;
 
+pub use crate::metrics::WaitReason;
+
 /// What a request waits for: a gather at the root, things side by side below it.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -28,15 +30,6 @@ pub struct Hold {
     pub reason: WaitReason,
     /// `file:line`, for the log. From the worker: not a metric label.
     pub source: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WaitReason {
-    Transaction,
-    Cursor,
-    Middleware,
-    Mode,
-    Unsupported,
 }
 
 #[derive(Debug, Clone)]

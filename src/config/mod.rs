@@ -1,13 +1,40 @@
 //! Configuration: what a valid one is.
+//!
+//! A [`Config`] comes from four sources, the stronger before the weaker: flag, environment,
+//! file, default. Every value in it has been checked, so no other room checks again. What is
+//! wrong is reported all at once, each mistake with its place and what to write instead.
+//!
+//! The keys stand in one table ([`keys::KEYS`]); reading the file, reading the environment, the
+//! effective configuration and the reference page all follow it. What a value means to the
+//! machine (does the folder exist, is the port free) is left to whoever uses it.
 
+mod effective;
+mod environment;
+mod file;
+mod keys;
+mod mistakes;
+mod read;
+mod reference;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-#[derive(Debug, Clone)]
+pub use effective::{Effective, Entry};
+pub use mistakes::{Mistake, Mistakes, Place};
+pub use reference::reference;
+
+/// A valid configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// At least one, no two the same.
     pub listen: Vec<Listen>,
     pub admin: SocketAddr,
     pub probes: Option<SocketAddr>,
@@ -42,12 +69,14 @@ pub enum LogFormat {
     Json,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slots {
     pub count: Count,
+    /// 0: nothing waits, a request that finds no idle slot is shed.
     pub queue: usize,
     pub queue_timeout: Duration,
     pub request_timeout: Duration,
+    /// Never below a fixed count.
     pub parked: usize,
     /// Bytes that running and parked requests may retain in the gateway.
     pub parked_bytes: u64,
@@ -56,8 +85,9 @@ pub struct Slots {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
+    /// 1 to 1024.
     Fixed(u16),
-    /// From the database's own limits.
+    /// From the database's own limits. There is a [`Database`] then.
     Auto,
 }
 
@@ -67,14 +97,15 @@ pub enum OnDisconnect {
     Cancel,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workers {
     pub source: Source,
+    /// `module.attribute` names.
     pub thread_locals: Vec<String>,
 }
 
 /// Where workers come from: exactly one of the keys app, link, upstream.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     App(App),
     Link(PathBuf),
@@ -82,7 +113,7 @@ pub enum Source {
 }
 
 /// Supervised Python workers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct App {
     /// `module:object`, always with the object.
     pub app: String,
@@ -101,18 +132,20 @@ pub enum Mode {
     Wsgi,
 }
 
+/// An HTTP/1.1 application server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upstream {
+    /// `host:port`, always with the port.
     Tcp(String),
     Unix(PathBuf),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outbound {
     pub allow: Vec<Allow>,
     pub timeout: Duration,
     pub max_response: u64,
-    /// Hosts that get their own metric label.
+    /// Hosts that get their own metric label; lower case.
     pub label: Vec<String>,
 }
 
@@ -129,7 +162,7 @@ pub enum Allow {
     Net(IpNet),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
     pub url: Secret,
 }
@@ -137,6 +170,190 @@ pub struct Database {
 /// A value that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
+
+/// Where a configuration is to be looked for. Kept by the gateway, to look again on a reload.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file given; none means `layby.toml`, which may be absent.
+    pub file: Option<PathBuf>,
+    pub env: Vec<(OsString, OsString)>,
+    /// Keys of the table and what their flags said.
+    pub flags: Vec<(&'static str, Vec<String>)>,
+    pub role: Role,
+}
+
+/// What the configuration is for; decides which sources of workers make sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// Any source of workers: `layby check`.
+    #[default]
+    Any,
+    /// Supervised workers: `layby run`.
+    Run,
+    /// The gateway alone: `layby serve`.
+    Serve,
+}
+
+/// A configuration and what is to be said about it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub config: Config,
+    /// Every value with its source, for the start-up log.
+    pub effective: Effective,
+    /// One line each; nothing in them keeps the gateway from starting.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads the configuration file and puts all sources together.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake of every source.
+    pub fn load(sources: &Sources) -> Result<Loaded, Mistakes> {
+        read::resolve(file::read(sources.file.as_deref()), sources)
+    }
+
+    /// The configuration that this text alone makes: no environment, no flags.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake in the text.
+    pub fn from_toml(text: &str) -> Result<Loaded, Mistakes> {
+        let file = file::File::new("layby.toml", text);
+        read::resolve(Ok(Some(file)), &Sources::default())
+    }
+
+    /// What is in force after a reload: the new configuration, but for what only a restart
+    /// applies, so that the next reload tells of it again.
+    #[must_use]
+    pub fn reloaded(self, new: Config) -> Config {
+        let source = match (self.workers.source, new.workers.source) {
+            (Source::App(old), Source::App(new)) => Source::App(App {
+                app: old.app,
+                processes: old.processes,
+                ..new
+            }),
+            (old, _) => old,
+        };
+        Config {
+            listen: self.listen,
+            admin: self.admin,
+            probes: self.probes,
+            spool_dir: self.spool_dir,
+            log_format: self.log_format,
+            slots: Slots {
+                count: self.slots.count,
+                ..new.slots
+            },
+            workers: Workers {
+                source,
+                ..new.workers
+            },
+            outbound: Outbound {
+                label: self.outbound.label,
+                ..new.outbound
+            },
+            database: self.database,
+            ..new
+        }
+    }
+
+    /// The keys that differ and that a running gateway cannot change.
+    ///
+    /// How supervised workers are started (mode, interpreter) may change: a
+    /// reload starts new ones anyway.
+    #[must_use]
+    pub fn changes_needing_restart(&self, new: &Config) -> Vec<&'static str> {
+        let source = |workers: &Workers| match &workers.source {
+            Source::App(app) => ("workers.app", app.app.clone()),
+            Source::Link(path) => ("workers.link", path.display().to_string()),
+            Source::Upstream(upstream) => ("workers.upstream", upstream.to_string()),
+        };
+        let (old_source, new_source) = (source(&self.workers), source(&new.workers));
+        let processes = |config: &Config| match &config.workers.source {
+            Source::App(app) => app.processes,
+            Source::Link(_) | Source::Upstream(_) => None,
+        };
+        let url = |config: &Config| {
+            config
+                .database
+                .as_ref()
+                .map(|database| database.url.clone())
+        };
+        [
+            ("listen", self.listen != new.listen),
+            ("admin", self.admin != new.admin),
+            ("probes", self.probes != new.probes),
+            ("spool_dir", self.spool_dir != new.spool_dir),
+            ("log_format", self.log_format != new.log_format),
+            ("slots.count", self.slots.count != new.slots.count),
+            (new_source.0, old_source != new_source),
+            ("workers.processes", processes(self) != processes(new)),
+            ("outbound.label", self.outbound.label != new.outbound.label),
+            ("database.url", url(self) != url(new)),
+        ]
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect()
+    }
+}
+
+impl LogFormat {
+    pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+impl OnDisconnect {
+    pub const ALL: [OnDisconnect; 2] = [OnDisconnect::Finish, OnDisconnect::Cancel];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnDisconnect::Finish => "finish",
+            OnDisconnect::Cancel => "cancel",
+        }
+    }
+}
+
+impl Mode {
+    pub const ALL: [Mode; 4] = [Mode::Auto, Mode::Coroutine, Mode::Greenlet, Mode::Wsgi];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Auto => "auto",
+            Mode::Coroutine => "coroutine",
+            Mode::Greenlet => "greenlet",
+            Mode::Wsgi => "wsgi",
+        }
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Listen::Tcp(address) => address.fmt(f),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Upstream::Tcp(authority) => write!(f, "http://{authority}"),
+            Upstream::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,0 +1,69 @@
+"""Layby: requests that wait leave their thread to others.
+
+    quote = await layby.get("https://ship.example/quote", params={"zip": "80331"})
+
+In a worker of the layby gateway such an await parks the request: its slot, a thread
+with its database connection, serves others until the answer is in. Outside it does
+the fetch in place.
+"""
+
+__version__ = "0.1.0"
+
+from layby._exceptions import (
+    Cancelled,
+    ConnectError,
+    Error,
+    FetchError,
+    NotInASlot,
+    ParkRefused,
+    Refused,
+    StatusError,
+    Timeout,
+    TooLarge,
+)
+from layby._job import shield
+from layby._plan import (
+    Fetch,
+    Gather,
+    Sleep,
+    UnusedWarning,
+    delete,
+    gather,
+    get,
+    head,
+    patch,
+    post,
+    put,
+    request,
+    sleep,
+)
+from layby._response import Headers, Response
+
+__all__ = [
+    "Cancelled",
+    "ConnectError",
+    "Error",
+    "Fetch",
+    "FetchError",
+    "Gather",
+    "Headers",
+    "NotInASlot",
+    "ParkRefused",
+    "Refused",
+    "Response",
+    "Sleep",
+    "StatusError",
+    "Timeout",
+    "TooLarge",
+    "UnusedWarning",
+    "delete",
+    "gather",
+    "get",
+    "head",
+    "patch",
+    "post",
+    "put",
+    "request",
+    "shield",
+    "sleep",
+]

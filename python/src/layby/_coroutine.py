@@ -1,0 +1,218 @@
+"""coroutine mode: a request is one coroutine, stepped by whatever slot is free.
+
+A step ends with an answer or a park. Here is decided whether a request may park at
+this moment; what cannot, waits in place. Once PARK is sent the job belongs to
+another thread: nothing of it may be touched after that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from layby import _plan
+from layby._answer import Answer
+from layby._channel import Closed
+from layby._drive import NO_ASYNCIO, explain_missing_loop
+from layby._exceptions import Cancelled, Error, ParkRefused
+from layby._job import (
+    App,
+    AppResponse,
+    Job,
+    Obstacle,
+    Suspend,
+    before_resume,
+    on_leave,
+    park_checks,
+)
+from layby._locals import ThreadLocals
+from layby._wire import FLAG_SHIELDED, PARK, WireError, encode
+from layby._wsgi import log_failure, run_close
+
+if TYPE_CHECKING:
+    from layby._slot import Slot
+
+log = logging.getLogger("layby")
+
+
+class CoroutineRunner:
+    """Runs one coroutine application, and keeps its parked requests."""
+
+    parks = True
+
+    def __init__(self, app: App, locals: ThreadLocals) -> None:
+        self._app = app
+        self._locals = locals
+        # By request id. Read and written by all slot threads; each use is one
+        # operation of the dict, and so atomic.
+        self._parked: dict[int, Job] = {}
+        self._strict = os.environ.get("LAYBY_STRICT") == "1"
+
+    @property
+    def parked(self) -> int:
+        """How many requests are parked in this process."""
+        return len(self._parked)
+
+    def begin(self, slot: Slot, job: Job) -> None:
+        """Run a new request until it answers or parks."""
+        self._locals.begin()
+        try:
+            job.coroutine = job.context.run(self._app, job.environ)
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            log_failure(job, error)
+            answer = Answer(slot.channel, job)
+            answer.fail()
+            self._leave(job)
+            answer.ready()
+            return
+        self._step(slot, job)
+
+    def unpark(self, request: int, epoch: int) -> Job:
+        """Take a parked request for its next step. WireError when there is none such."""
+        job = self._parked.get(request)
+        if job is None or epoch != job.epoch + 1 or self._parked.pop(request, None) is None:
+            raise WireError("kind", f"no request {request} is parked for epoch {epoch}")
+        job.epoch = epoch
+        return job
+
+    def resume(self, slot: Slot, job: Job, outcomes: list[_plan.Outcome]) -> None:
+        """Go on with a request, given what became of its plan."""
+        self._enter(job)
+        self._step(slot, job, outcomes)
+
+    def cancel(self, slot: Slot, job: Job) -> None:
+        """End a request whose client has left while it was parked."""
+        job.cancelled = True
+        self._enter(job)
+        self._step(slot, job, None, Cancelled("the client has left"))
+
+    def _enter(self, job: Job) -> None:
+        self._locals.enter(job)
+        for hook in before_resume:
+            job.context.run(hook, job)
+
+    def _step(
+        self,
+        slot: Slot,
+        job: Job,
+        value: list[_plan.Outcome] | None = None,
+        failure: BaseException | None = None,
+    ) -> None:
+        coroutine = job.coroutine
+        assert coroutine is not None
+        run = job.context.run
+        answer = Answer(slot.channel, job)
+        try:
+            while True:
+                if failure is None:
+                    yielded = run(coroutine.send, value)
+                else:
+                    yielded = run(coroutine.throw, failure)
+                value, failure = None, None
+                if type(yielded) is not Suspend:
+                    failure = Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
+                    continue
+                try:
+                    obstacle = self._obstacle(job)
+                    if obstacle is None:
+                        self._park(slot, job, yielded)
+                        return
+                    value = self._wait(slot, job, yielded, obstacle)
+                except (Closed, WireError):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - it is raised in the coroutine
+                    failure = error
+        except StopIteration as stop:
+            run(self._answer, answer, job, stop.value)
+        except (Closed, WireError):
+            raise
+        except Cancelled:
+            answer.discard()
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            if isinstance(error, RuntimeError):
+                explain_missing_loop(error)
+            log_failure(job, error)
+            answer.fail()
+        self._leave(job)
+        answer.ready()
+
+    def _leave(self, job: Job) -> None:
+        """The request is over."""
+        self._locals.end()
+        job.end()
+
+    def _obstacle(self, job: Job) -> Obstacle | None:
+        """Why this job cannot park now; None when it can."""
+        if job.cancelled:
+            return Obstacle("unsupported", "the request is being ended")
+        if job.inline:
+            return Obstacle(job.inline[-1], "called from synchronous code")
+        for check in park_checks:
+            obstacle = job.context.run(check, job)
+            if obstacle is not None:
+                if self._strict and obstacle.reason in ("transaction", "cursor"):
+                    raise ParkRefused(f"cannot park here: {obstacle.detail}")
+                return obstacle
+        unnamed = self._locals.unnamed()
+        if unnamed and self._strict:
+            raise ParkRefused(
+                f"cannot park here: {', '.join(unnamed)} holds state of the request and is not "
+                "in [workers] thread_locals"
+            )
+        return None
+
+    def _wait(
+        self, slot: Slot, job: Job, suspend: Suspend, obstacle: Obstacle
+    ) -> list[_plan.Outcome]:
+        return slot.wait_in_place(
+            job, suspend.gather, obstacle.reason, suspend.source, obstacle.detail
+        )
+
+    def _park(self, slot: Slot, job: Job, suspend: Suspend) -> None:
+        head, body = _plan.encode(suspend.gather, limit=slot.max_plan)
+        flags = FLAG_SHIELDED if job.shields else 0
+        frame = encode(
+            PARK, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body
+        )
+        for hook in on_leave:
+            job.context.run(hook, job)
+        self._locals.leave(job)
+        request = job.request
+        self._parked[request] = job
+        try:
+            slot.channel.send(frame)
+        except Closed:
+            # The gateway never got it, so nobody will ever resume it.
+            self._parked.pop(request, None)
+            raise
+
+    def _answer(self, answer: Answer, job: Job, response: AppResponse) -> None:
+        """Send what the application returned; in the job's context, for it may be lazy."""
+        close: Callable[[], object] | None = response.close
+        try:
+            if job.cancelled:
+                answer.discard()
+            else:
+                answer.begin(response.status, response.headers)
+                if response.quick_close:
+                    body = b"".join(response)
+                    response.close()
+                    close = None
+                    answer.whole(body, ready=True)
+                else:
+                    for chunk in response:
+                        if not answer.write(chunk):
+                            break
+                    answer.end()
+        except (Closed, WireError):
+            raise
+        except Cancelled:
+            answer.discard()
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            log_failure(job, error)
+            answer.fail()
+        finally:
+            if close is not None:
+                run_close(job, close)

@@ -1,0 +1,199 @@
+"""The request that a slot is stepping now, and where integrations hook in.
+
+A `Job` is one request for as long as the worker knows it: it stays the same object
+over all its parks. Which thread steps it changes; `tls.job` says so, for the thread
+that asks. How jobs arrive and where they go is the business of `_slot`.
+
+Integrations (layby.django) append to the registries below at import; they are read
+at every park and resume, so their functions must be cheap and must not raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+
+if TYPE_CHECKING:
+    from layby._plan import Gather, Outcome
+
+Reason = Literal["transaction", "cursor", "middleware", "mode", "unsupported"]
+
+
+class Job:
+    """One request, from its first step to its end."""
+
+    __slots__ = (
+        "body",
+        "cancelled",
+        "context",
+        "coroutine",
+        "environ",
+        "epoch",
+        "inline",
+        "locals",
+        "request",
+        "scratch",
+        "shields",
+        "slot",
+        "stopped",
+    )
+
+    def __init__(
+        self, *, request: int, epoch: int, environ: dict[str, Any], context: Context, slot: int
+    ) -> None:
+        self.request = request
+        # Counts the steps: with the id it tells a late frame from a true one.
+        self.epoch = epoch
+        self.environ = environ
+        # All steps run in this context, whatever thread they are on.
+        self.context = context
+        # Number of the slot that steps it, or that stepped it last.
+        self.slot = slot
+        self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
+        # The client is gone. From here on it never parks: it waits in place.
+        self.cancelled = False
+        # Nobody reads its answer any more, which it is sending.
+        self.stopped = False
+        # Depth of `with layby.shield()`.
+        self.shields = 0
+        # Room for integrations.
+        self.scratch: dict[str, Any] = {}
+        # Why it cannot park now, innermost last; not empty means: wait in place.
+        self.inline: list[Reason] = []
+        # What named threading.local objects held for it when it parked, by their names.
+        self.locals: dict[str, dict[str, Any]] = {}
+        # The request's body when it came as a file.
+        self.body: BinaryIO | None = None
+
+    def end(self) -> None:
+        """The request is over: close what was opened for it."""
+        if self.body is not None:
+            self.body.close()
+
+    def __repr__(self) -> str:
+        state = "cancelled" if self.cancelled else f"slot {self.slot}"
+        return f"<Job {self.request}/{self.epoch} {state}>"
+
+
+class Waiter(Protocol):
+    """What a slot offers to the code that it is running: waiting in place."""
+
+    def wait_in_place(
+        self, job: Job, gather: Gather, reason: Reason, source: str, detail: str = ""
+    ) -> list[Outcome]:
+        """Have the gateway run the gather, the slot being held, and return its outcomes.
+
+        `detail` says more than `reason` in the log. Raises `Cancelled` when the client
+        has left instead.
+        """
+        ...
+
+
+class _Tls(threading.local):
+    # Class attributes: what a thread that is no slot finds.
+    job: Job | None = None
+    waiter: Waiter | None = None
+
+
+tls = _Tls()
+
+
+def current_job() -> Job | None:
+    """The job that this thread is stepping now; None outside slots."""
+    return tls.job
+
+
+def in_slot() -> bool:
+    """Whether this code is being run by a slot and may block it.
+
+    False under a running event loop, even on a slot's thread: what is awaited there
+    belongs to that loop.
+    """
+    return tls.job is not None and asyncio._get_running_loop() is None
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """While inside, a client that leaves does not cancel this request.
+
+    For what must be seen through, whatever the gateway's `on_disconnect`. Nests; does
+    nothing outside layby.
+    """
+    job = tls.job
+    if job is None:
+        yield
+        return
+    job.shields += 1
+    try:
+        yield
+    finally:
+        job.shields -= 1
+
+
+class Suspend:
+    """What an awaited thing yields out of the coroutine: "run this gather for me".
+
+    Whoever steps the coroutine sends the outcomes of `gather` back in (a list, one
+    for each of its things), or throws. `source` is the application's line, "file:line".
+    """
+
+    __slots__ = ("gather", "source")
+
+    def __init__(self, gather: Gather, source: str) -> None:
+        self.gather = gather
+        self.source = source
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a job must not park now. `detail` is for people, and names e.g. the alias."""
+
+    reason: Reason
+    detail: str
+
+
+class AppResponse(Protocol):
+    """What a coroutine application returns."""
+
+    status: str
+    """Status line without the version: "200 OK"."""
+
+    headers: list[tuple[str, str]]
+
+    quick_close: bool
+    """`close()` is known to be cheap: the worker may call it before the answer is sent,
+    and so send the whole answer as one frame."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class App(Protocol):
+    """An application for coroutine mode: environ in, coroutine of a response out."""
+
+    def __call__(self, environ: dict[str, Any], /) -> Coroutine[Any, Any, AppResponse]: ...
+
+
+# Each is asked before a park, inside the job's context; the first obstacle decides.
+park_checks: list[Callable[[Job], Obstacle | None]] = []
+
+# Run inside the job's context on the thread that is about to leave it, once the park
+# is decided; the coroutine is not running.
+on_leave: list[Callable[[Job], None]] = []
+
+# Run inside the job's context on the thread that takes it over, before its coroutine
+# goes on; also before a cancelled one is ended.
+before_resume: list[Callable[[Job], None]] = []
+
+# Run on the slot's own thread, with the slot's number, before its first job.
+slot_openers: list[Callable[[int], None]] = []
+
+# Run on the slot's own thread when the slot is retired or the worker exits: close
+# database connections. One that raises keeps the slot from saying that it retired.
+slot_closers: list[Callable[[], None]] = []

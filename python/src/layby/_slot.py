@@ -1,0 +1,314 @@
+"""One slot: a thread, its connection to the gateway, and the jobs that come on it.
+
+The slot reads jobs and does what concerns the thread; what a job becomes is decided
+by the runner of the worker's mode. The slot is idle whenever it reads, and it says so
+to the gateway in no other way than by what the runner sends last (READY or PARK).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import io
+import json
+import logging
+import os
+import sys
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
+
+from layby import _plan
+from layby._channel import Channel, Closed
+from layby._exceptions import Cancelled
+from layby._job import Job, Reason, slot_closers, slot_openers, tls
+from layby._wire import (
+    CANCEL,
+    FLAG_SHIELDED,
+    HOLD,
+    REFUSED,
+    REQUEST,
+    RESULTS,
+    RESUME,
+    RETIRE,
+    RETIRED,
+    SLOT,
+    STOP,
+    Frame,
+    WireError,
+    encode,
+    fill_environ,
+)
+from layby._wsgi import FileWrapper
+
+log = logging.getLogger("layby")
+
+
+class Runner(Protocol):
+    """What a mode does with a new request; every call ends with READY or PARK sent."""
+
+    parks: bool
+
+    def begin(self, slot: Slot, job: Job) -> None: ...
+
+
+class ParkingRunner(Runner, Protocol):
+    """A runner whose requests park."""
+
+    def unpark(self, request: int, epoch: int) -> Job: ...
+    def resume(self, slot: Slot, job: Job, outcomes: list[_plan.Outcome]) -> None: ...
+    def cancel(self, slot: Slot, job: Job) -> None: ...
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What the gateway said when this process joined; `key` is the process's secret."""
+
+    process: int
+    key: str = field(repr=False)
+    max_plan: int
+    thread_locals: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, head: bytes) -> Welcome:
+        """From a WELCOME's head. Raises WireError when that is none."""
+        try:
+            said = json.loads(head)
+            return cls(
+                process=int(said["process"]),
+                key=str(said["key"]),
+                max_plan=int(said["max_plan"]),
+                thread_locals=tuple(str(name) for name in said["thread_locals"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise WireError("head", f"a welcome that is none: {error!r}") from error
+
+
+class Slot:
+    """A slot of this process, alive while its thread is in `run`."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        channel: Channel,
+        welcome: Welcome,
+        runner: Runner,
+        parking: ParkingRunner | None,
+    ) -> None:
+        self.number = number
+        self.channel = channel
+        self.max_plan = welcome.max_plan
+        opening = {"process": welcome.process, "key": welcome.key}
+        self._opening = json.dumps(opening).encode()
+        self._runner = runner
+        # The same runner, if its requests park.
+        self._parking = parking
+        self._broken = False
+        self._environ: dict[str, Any] = {
+            "wsgi.version": (1, 0),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            # The whole body is there, and its end is the end of the input.
+            "wsgi.input_terminated": True,
+            "wsgi.file_wrapper": FileWrapper,
+        }
+        self._context = contextvars.copy_context()
+
+    def run(self) -> None:
+        """The thread's life: open, serve until retired or closed, close."""
+        tls.waiter = self
+        try:
+            self._run_openers()
+            self.channel.send(encode(SLOT, aux=self.number, head=self._opening))
+            while self._serve():
+                pass
+            closed = self._run_closers()
+            if closed:
+                self.channel.send(encode(RETIRED))
+        except Closed:
+            log.debug("slot %d: connection closed", self.number)
+            self._run_closers()
+        except WireError as error:
+            log.error("slot %d: the gateway sent what it must not: %s", self.number, error)
+            self._run_closers()
+        except BaseException as error:
+            log.critical("slot %d: ended by a fault", self.number, exc_info=error)
+            self._run_closers()
+        finally:
+            tls.waiter = None
+            self.channel.close()
+
+    def _serve(self) -> bool:
+        """Read one job and run it. False when the slot is to retire."""
+        frame, file = self.channel.receive()
+        kind = frame.type
+        if kind == REQUEST:
+            self._begin(frame, file)
+        elif kind == RESUME and self._parking is not None:
+            self._resume(self._parking, frame, file)
+        elif kind == CANCEL and self._parking is not None:
+            self._cancel(self._parking, frame)
+        elif kind == RETIRE:
+            return False
+        elif kind == REFUSED:
+            reason = frame.head.decode("utf-8", "replace")
+            log.error("slot %d: refused by the gateway: %s", self.number, reason)
+            raise Closed
+        # A STOP for an answer that was over before it came means nothing.
+        elif kind != STOP:
+            raise WireError("kind", f"{frame!r} on an idle slot")
+        return True
+
+    def _begin(self, frame: Frame, file: BinaryIO | None) -> None:
+        try:
+            environ = self._environ_of(frame, file)
+        except BaseException:
+            if file is not None:
+                file.close()
+            raise
+        job = Job(
+            request=frame.request,
+            epoch=frame.epoch,
+            environ=environ,
+            context=self._context if self._parking is None else Context(),
+            slot=self.number,
+        )
+        job.body = file
+        tls.job = job
+        try:
+            self._runner.begin(self, job)
+        finally:
+            tls.job = None
+        self._check()
+
+    def _environ_of(self, frame: Frame, file: BinaryIO | None) -> dict[str, Any]:
+        environ = self._environ.copy()
+        fill_environ(environ, frame.head, frame.aux)
+        environ["wsgi.input"] = file or io.BytesIO(frame.body)
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        if length != (os.fstat(file.fileno()).st_size if file else len(frame.body)):
+            # A cut body must never reach the application as a whole one.
+            raise WireError("body", f"{frame!r} has a body of another length than it says")
+        return environ
+
+    def _resume(self, runner: ParkingRunner, frame: Frame, file: BinaryIO | None) -> None:
+        outcomes = _outcomes(frame, file)
+        job = runner.unpark(frame.request, frame.epoch)
+        job.slot = self.number
+        tls.job = job
+        try:
+            runner.resume(self, job, outcomes)
+        finally:
+            tls.job = None
+        self._check()
+
+    def _cancel(self, runner: ParkingRunner, frame: Frame) -> None:
+        job = runner.unpark(frame.request, frame.epoch)
+        job.slot = self.number
+        tls.job = job
+        try:
+            runner.cancel(self, job)
+        finally:
+            tls.job = None
+        self._check()
+
+    def wait_in_place(
+        self, job: Job, gather: _plan.Gather, reason: Reason, source: str, detail: str = ""
+    ) -> list[_plan.Outcome]:
+        """See `_job.Waiter`."""
+        _note_wait(reason, source, detail)
+        head, body = _plan.encode(
+            gather, limit=self.max_plan, hold={"reason": reason, "source": source}
+        )
+        flags = FLAG_SHIELDED if job.shields else 0
+        hold = encode(HOLD, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body)
+        try:
+            self.channel.send(hold)
+            while True:
+                frame, file = self.channel.receive()
+                if frame.type == RESULTS and frame.request == job.request:
+                    if frame.epoch != job.epoch:
+                        raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
+                    return _outcomes(frame, file)
+                if frame.type == CANCEL and frame.request == job.request:
+                    break
+                if frame.type != STOP:
+                    raise WireError("kind", f"{frame!r} while waiting in place")
+                # The answer is being streamed, and this wait is a part of making it.
+                if (frame.request, frame.epoch) == (job.request, job.epoch):
+                    job.stopped = True
+        except (Closed, WireError) as error:
+            # The application must not take this for a failure of its own call, or go on.
+            self._broken = True
+            job.cancelled = True
+            level = logging.ERROR if isinstance(error, WireError) else logging.DEBUG
+            log.log(level, "slot %d: lost while waiting in place: %r", self.number, error)
+            raise Cancelled("the gateway is gone") from error
+        job.cancelled = True
+        job.epoch = frame.epoch
+        raise Cancelled("the client has left")
+
+    def _check(self) -> None:
+        if self._broken:
+            raise Closed
+
+    def _run_openers(self) -> None:
+        for opener in slot_openers:
+            try:
+                opener(self.number)
+            except Exception as error:
+                log.error("slot %d: could not be opened fully", self.number, exc_info=error)
+
+    def _run_closers(self) -> bool:
+        """Close what this thread holds. False when something could not be closed."""
+        done = True
+        for closer in slot_closers:
+            try:
+                closer()
+            except Exception as error:
+                done = False
+                log.error("slot %d: could not be closed", self.number, exc_info=error)
+        return done
+
+
+def _outcomes(frame: Frame, file: BinaryIO | None) -> list[_plan.Outcome]:
+    """What the results in a RESUME or RESULTS say. WireError when they say nonsense."""
+
+    def read_file(offset: int, length: int) -> bytes:
+        assert file is not None
+        data = os.pread(file.fileno(), length, offset)
+        while len(data) < length:
+            more = os.pread(file.fileno(), length - len(data), offset + len(data))
+            if not more:
+                raise ValueError("the file of the results is too short")
+            data += more
+        return data
+
+    def read_frame(offset: int, length: int) -> bytes:
+        data = frame.body[offset : offset + length]
+        if len(data) != length:
+            raise ValueError("the body of the results is too short")
+        return data
+
+    try:
+        return _plan.decode(frame.head, read_frame if file is None else read_file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise WireError("head", f"{frame!r} with results that are none: {error!r}") from error
+    finally:
+        if file is not None:
+            file.close()
+
+
+_noted: set[tuple[str, str]] = set()
+
+
+def _note_wait(reason: Reason, source: str, detail: str) -> None:
+    """Log a wait in place, once for each line of the application."""
+    if (reason, source) in _noted:
+        return
+    _noted.add((reason, source))
+    # That a mode waits in place is how it works; the rest could be done better.
+    level = logging.INFO if reason == "mode" else logging.WARNING
+    log.log(level, "%s waits in place (%s)%s", source, reason, f": {detail}" if detail else "")

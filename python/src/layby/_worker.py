@@ -1,0 +1,334 @@
+"""The worker process: `python -m layby APP --link unix:PATH --threads N`.
+
+Imports the application, joins the gateway and lives on the control connection: it
+starts a slot thread for every GRANT and ends when the connection ends. The exit
+status says why: 0 drained, 1 a start that cannot succeed or the gateway lost, 2 wrong
+usage, 3 the application cannot be imported, 4 refused by the gateway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+from typing import Any
+
+from layby import __version__
+from layby._channel import Channel, Closed
+from layby._coroutine import CoroutineRunner
+from layby._exceptions import AsgirefUnsupported
+from layby._locals import ThreadLocals, UnknownLocal
+from layby._slot import Runner, Slot, Welcome
+from layby._wire import BYE, DRAIN, GRANT, HELLO, REFUSED, WELCOME, WireError, encode
+from layby._wsgi import WsgiRunner
+
+log = logging.getLogger("layby")
+
+# How long a gateway that is being started is waited for, in seconds.
+_CONNECT_PATIENCE = 30.0
+# How long slot threads may take to end once the gateway is gone, in seconds.
+_GRACE = 3.0
+
+
+class StartError(Exception):
+    """The worker cannot start; one line that says why."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a worker until it is drained; returns the exit status."""
+    options = _parse(arguments)
+    # Applications in the current directory can be imported, however this was started.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        app = _import_app(options.app)
+        _set_up_log()
+        mode, handler = _choose_mode(app, options.app, options.mode)
+        worker = Worker(options, mode, handler)
+        return worker.run()
+    except StartError as error:
+        _set_up_log()
+        log.critical("%s", error)
+        return error.status
+
+
+class Worker:
+    """The process as the gateway sees it: its control connection and its slots."""
+
+    def __init__(self, options: argparse.Namespace, mode: str, app: Any) -> None:
+        self._options = options
+        self._mode = mode
+        self._app = app
+        self._token = os.environ.get("LAYBY_TOKEN", "")
+        self._slots: dict[threading.Thread, Slot] = {}
+        # There once the gateway knows of this process: after HELLO.
+        self._control: Channel | None = None
+        # Both there once the gateway said welcome.
+        self._welcome: Welcome | None = None
+        self._runner: Runner | None = None
+        self._draining = False
+        self._asked_to_end = False
+
+    def run(self) -> int:
+        """Join the gateway and serve until it lets go."""
+        self._handle_signals()
+        control = _connect(self._options.link)
+        try:
+            self._join(control)
+            self._serve(control)
+        except Closed:
+            self._draining = self._draining or self._asked_to_end
+            if not self._draining:
+                log.error("the gateway is gone")
+        except WireError as error:
+            log.error("the gateway sent what it must not: %s", error)
+            self._draining = False
+        return self._end()
+
+    def _join(self, control: Channel) -> None:
+        options = self._options
+        hello = {
+            "pid": os.getpid(),
+            "threads": options.threads,
+            "mode": self._mode,
+            "app": options.app,
+            "version": f"layby-python/{__version__}",
+            "token": self._token,
+        }
+        control.send(encode(HELLO, head=json.dumps(hello).encode()))
+        self._control = control
+        frame, _ = control.receive()
+        if frame.type == REFUSED:
+            reason = frame.head.decode("utf-8", "replace")
+            raise StartError(f"refused by the gateway: {reason}", status=4)
+        if frame.type != WELCOME:
+            raise WireError("kind", f"{frame!r} instead of a welcome")
+        welcome = Welcome.parse(frame.head)
+        self._runner = self._make_runner(welcome.thread_locals)
+        self._welcome = welcome
+        log.info("joined as process %d", welcome.process)
+
+    def _make_runner(self, thread_locals: tuple[str, ...]) -> Runner:
+        if self._mode != "coroutine":
+            return WsgiRunner(self._app)
+        try:
+            return CoroutineRunner(self._app, ThreadLocals.from_environment(thread_locals))
+        except UnknownLocal as error:
+            raise StartError(str(error)) from error
+
+    def _serve(self, control: Channel) -> None:
+        while True:
+            frame, _ = control.receive()
+            if frame.type == GRANT:
+                self._start_slot(frame.aux)
+            elif frame.type == DRAIN:
+                self._draining = True
+                log.info("drain started")
+            elif frame.type == REFUSED:
+                reason = frame.head.decode("utf-8", "replace")
+                raise StartError(f"refused by the gateway: {reason}", status=4)
+            else:
+                raise WireError("kind", f"{frame!r} on the control connection")
+
+    def _start_slot(self, number: int) -> None:
+        self._slots = {t: slot for t, slot in self._slots.items() if t.is_alive()}
+        try:
+            channel = Channel.connect(_path(self._options.link))
+        except OSError as error:
+            # The gateway goes down; the control connection will say so.
+            log.error("slot %d: no connection: %s", number, error)
+            return
+        runner, welcome = self._runner, self._welcome
+        assert runner is not None
+        assert welcome is not None
+        slot = Slot(
+            number,
+            channel=channel,
+            welcome=welcome,
+            runner=runner,
+            parking=runner if isinstance(runner, CoroutineRunner) else None,
+        )
+        # Daemons, because one that is stuck must not keep the process from ending.
+        thread = threading.Thread(target=slot.run, name=f"layby-slot-{number}", daemon=True)
+        self._slots[thread] = slot
+        thread.start()
+
+    def _end(self) -> int:
+        """End the slots and then the process, even if some of them are stuck."""
+        for slot in self._slots.values():
+            slot.channel.shut()
+        deadline = time.monotonic() + _GRACE
+        for thread in self._slots:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        stuck = [thread.name for thread in self._slots if thread.is_alive()]
+        status = 0 if self._draining and not stuck else 1
+        if stuck:
+            log.error("ended while %s still ran", ", ".join(stuck))
+        if stuck or not self._draining:
+            # Nothing runs after this: parked requests are lost anyway, and what their
+            # coroutines would do while the interpreter is torn down is anyone's guess.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        # Threads of the application's own may hold up the interpreter's exit.
+        timer = threading.Timer(_GRACE, os._exit, (status,))
+        timer.daemon = True
+        timer.start()
+        return status
+
+    def _handle_signals(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_term)
+        # Ctrl-C reaches the whole process group; a supervising gateway sees to us then.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if self._token else self._on_term)
+
+    def _on_term(self, number: int, _: FrameType | None) -> None:
+        control = self._control
+        if self._asked_to_end or control is None:
+            # Asked twice, or the gateway does not know of us: there is nothing to wait for.
+            os._exit(128 + number)
+        self._asked_to_end = True
+        if not self._draining:
+            try:
+                control.send(encode(BYE))
+            except Closed:
+                pass  # The main thread finds that out by itself.
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m layby", description="Run a worker of a layby gateway."
+    )
+    parser.add_argument("app", metavar="APP", help="module:object; object is application if absent")
+    parser.add_argument(
+        "--link",
+        metavar="unix:PATH",
+        default=os.environ.get("LAYBY_LINK"),
+        help="the gateway's link socket (default: $LAYBY_LINK)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=8, metavar="N", help="slots that this process can take (8)"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "coroutine", "greenlet", "wsgi"),
+        default="auto",
+        help="how waiting requests leave their slot",
+    )
+    options = parser.parse_args(arguments)
+    if not options.link:
+        parser.error("--link is needed, or LAYBY_LINK in the environment")
+    if not options.link.startswith("unix:"):
+        parser.error(f"--link must be unix:PATH, not {options.link}")
+    if options.threads < 1:
+        parser.error("--threads must be at least 1")
+    return options
+
+
+def _import_app(spec: str) -> Any:
+    module_name, _, attribute = spec.partition(":")
+    try:
+        app: Any = importlib.import_module(module_name)
+        for part in (attribute or "application").split("."):
+            app = getattr(app, part)
+    except BaseException as error:
+        # Also SystemExit: a module that ends the process cannot be imported.
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        traceback.print_exc()
+        raise StartError(f"cannot import {spec}: {error!r}", status=3) from error
+    if not callable(app):
+        raise StartError(f"{spec} is no application: {type(app).__name__} cannot be called", 3)
+    return app
+
+
+def _choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
+    """The mode and what it runs; logs which and why."""
+    if wanted == "greenlet":
+        raise StartError("mode greenlet is not available in this version")
+    mode, runs, why = "wsgi", app, "as asked for"
+    if wanted == "coroutine" and _is_coroutine_app(app):
+        mode = "coroutine"
+    elif wanted == "coroutine":
+        if not _is_djangos_own(app):
+            raise StartError(
+                f"mode coroutine needs Django's own WSGI application, and {spec} is of type "
+                f"{type(app).__module__}.{type(app).__qualname__}: use --mode auto or wsgi"
+            )
+        mode = "coroutine"
+        try:
+            runs = _django_app(app)
+        except AsgirefUnsupported as error:
+            raise StartError(f"mode coroutine cannot be used: {error}") from error
+    elif wanted == "auto" and _is_djangos_own(app):
+        try:
+            runs = _django_app(app)
+            mode, why = "coroutine", "Django's own WSGI application"
+        except AsgirefUnsupported as error:
+            why = f"requests cannot park: {error}"
+    elif wanted == "auto":
+        why = "not Django's own WSGI application, so its requests wait in place"
+    log.info("mode %s for %s: %s", mode, spec, why)
+    return mode, runs
+
+
+def _is_djangos_own(app: Any) -> bool:
+    # Exactly: a subclass or a wrapper may do things around a request that coroutine
+    # mode would leave out.
+    module = sys.modules.get("django.core.handlers.wsgi")
+    return module is not None and type(app) is module.WSGIHandler
+
+
+def _is_coroutine_app(app: Any) -> bool:
+    return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__)
+
+
+def _django_app(app: Any) -> Any:
+    django = importlib.import_module("layby.django")
+    django.self_test()
+    return django.application(app)
+
+
+def _connect(link: str) -> Channel:
+    deadline = time.monotonic() + _CONNECT_PATIENCE
+    waited = False
+    while True:
+        try:
+            return Channel.connect(_path(link))
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise StartError(f"no gateway at {link}: {error}", status=4) from error
+        if not waited:
+            waited = True
+            log.info("waiting for a gateway at %s", link)
+        time.sleep(0.2)
+
+
+def _path(link: str) -> str:
+    return link.removeprefix("unix:")
+
+
+def _set_up_log() -> None:
+    """Make sure that our own lines are seen, whatever the application did to logging."""
+    # Django's LOGGING disables loggers that were there before it, unless told otherwise.
+    log.disabled = False
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        log.addHandler(handler)
+    if log.level == logging.NOTSET:
+        debug = os.environ.get("LAYBY_DEBUG") == "1"
+        log.setLevel(logging.DEBUG if debug else logging.INFO)

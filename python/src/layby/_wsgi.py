@@ -1,0 +1,153 @@
+"""wsgi mode: any PEP 3333 application, one call per request.
+
+Nothing parks here: a call on layby in the application waits in place. The rules of
+the answer itself (headers, Content-Length, cuts) are in `_answer`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from layby._answer import Answer
+from layby._channel import Closed
+from layby._exceptions import Cancelled
+from layby._job import Job
+from layby._wire import MAX_CHUNK, WireError
+
+if TYPE_CHECKING:
+    from layby._slot import Slot
+
+log = logging.getLogger("layby")
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+class StartResponse(Protocol):
+    """PEP 3333's start_response."""
+
+    def __call__(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
+    ) -> Callable[[bytes], None]: ...
+
+
+WsgiApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: a file as an iterable of blocks."""
+
+    def __init__(self, filelike: Any, block_size: int = 8192) -> None:
+        self.filelike = filelike
+        self.block_size = block_size
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        # An application that wraps this one must see blocks of the size that it asked
+        # for; we ourselves take larger ones.
+        return self.blocks(self.block_size)
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """The file in blocks of at most `size` bytes."""
+        while block := self.filelike.read(size):
+            yield block
+
+
+class _WsgiAnswer(Answer):
+    __slots__ = ()
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        if exc_info is not None:
+            try:
+                if self.sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # It would keep this frame alive in a cycle.
+        elif self.begun:
+            raise AssertionError("start_response was called twice without exc_info")
+        self.begin(status, headers)
+        return self._legacy_write
+
+    def _legacy_write(self, data: bytes) -> None:
+        if not self.write(data) and self.stopped:
+            raise Cancelled("nobody reads this answer any more")
+
+
+class WsgiRunner:
+    """Runs one WSGI application."""
+
+    parks = False
+
+    def __init__(self, app: WsgiApp) -> None:
+        self._app = app
+
+    def begin(self, slot: Slot, job: Job) -> None:
+        """Answer a request, from its call to READY."""
+        answer = _WsgiAnswer(slot.channel, job)
+        result: Iterable[bytes] | None = None
+        try:
+            result = self._app(job.environ, answer.start_response)
+            kind = type(result)
+            if kind is list or kind is tuple:
+                # Has no close(), so nothing comes after its last byte.
+                chunks: Any = result
+                body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                _require_head(answer)
+                answer.whole(body, ready=True)
+            else:
+                if isinstance(result, FileWrapper):
+                    pieces: Iterable[bytes] = result.blocks(MAX_CHUNK)
+                else:
+                    pieces = result
+                for chunk in pieces:
+                    if chunk:
+                        _require_head(answer)
+                    if not answer.write(chunk):
+                        break
+                _require_head(answer)
+                answer.end()
+        except (Closed, WireError):
+            raise
+        except Cancelled:
+            answer.discard()
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            log_failure(job, error)
+            answer.fail()
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                run_close(job, close)
+            job.end()
+        answer.ready()
+
+
+def _require_head(answer: Answer) -> None:
+    if not answer.begun:
+        raise AssertionError("the application did not call start_response")
+
+
+def run_close(job: Job, close: Callable[[], object]) -> None:
+    """Close an application's answer; that it fails costs the client nothing any more."""
+    try:
+        close()
+    except Cancelled:
+        pass  # It waited in place while the client left: nothing remains to be ended.
+    except BaseException as error:  # noqa: BLE001 - as above
+        log_failure(job, error, "close() of the answer")
+
+
+def log_failure(job: Job, error: BaseException, what: str = "the application") -> None:
+    """Log what escaped from application code, with its traceback."""
+    environ = job.environ
+    log.error(
+        "%s failed: %s %s",
+        what,
+        environ.get("REQUEST_METHOD"),
+        environ.get("PATH_INFO"),
+        exc_info=error,
+    )

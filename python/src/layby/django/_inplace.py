@@ -1,0 +1,170 @@
+"""Coroutines below synchronous Django code: stepped in place, not on an event loop.
+
+Django's synchronous handler (test client, `runserver`, any WSGI server) runs an `async
+def` view on an event loop in another thread, where the ORM refuses to work. With
+`"layby.django"` installed the view is stepped by the calling thread instead, without a
+loop: blocking code is welcome, and what layby fetches is waited for in place.
+
+Left to the event loop, as in plain Django:
+
+- everything, with `LAYBY_INLINE_ASYNC_VIEWS = False` in the settings;
+- a view decorated with `on_event_loop`;
+- whatever is called while a loop waits for this thread (ASGI, `AsyncClient`).
+
+A coroutine cannot be moved to a loop once it has begun, so a view that needs asyncio
+has to be named; the error it gets without says so.
+"""
+
+from __future__ import annotations
+
+import functools
+from asyncio import _get_running_loop
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import django.core.handlers.base
+from asgiref.sync import AsyncToSync, SyncToAsync
+from django.conf import settings
+from django.http import StreamingHttpResponse
+
+from layby._drive import NO_ASYNCIO, drive
+from layby._exceptions import Error
+from layby._job import tls
+from layby.django import _asgiref, _shortcuts
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_ON_LOOP = "_layby_on_event_loop"
+_END = object()
+
+NEEDS_LOOP = (
+    "This view is stepped without an event loop, so that it may block. If it needs asyncio,"
+    " decorate it with @layby.django.on_event_loop, or set LAYBY_INLINE_ASYNC_VIEWS = False"
+)
+
+
+def wanted() -> bool:
+    """Whether the settings allow stepping in place (they do by default)."""
+    return getattr(settings, "LAYBY_INLINE_ASYNC_VIEWS", True) is not False
+
+
+@functools.cache
+def install() -> None:
+    """Step coroutines without a loop, and views and streams in place."""
+    _asgiref.install_direct_calls()
+    _shortcuts.install()
+    django.core.handlers.base.async_to_sync = InPlace  # type: ignore[attr-defined]
+    original = StreamingHttpResponse.__iter__
+
+    def iterate(self: StreamingHttpResponse) -> Iterator[bytes]:
+        if not getattr(self, "is_async", False) or hasattr(self, _ON_LOOP) or _loop_waits():
+            return original(self)
+        return _iterate_in_place(self)
+
+    StreamingHttpResponse.__iter__ = iterate  # type: ignore[method-assign]
+
+
+def on_event_loop(view: View) -> View:
+    """Run this `async def` view on an event loop, as plain Django does.
+
+    For views that use asyncio (`asyncio.sleep`, `httpx.AsyncClient`, …). Blocking code
+    and layby's fetches are refused in them. In a slot the request waits in place.
+
+        @on_event_loop
+        async def rates(request): ...
+
+        path("rates", on_event_loop(RatesView.as_view()))
+    """
+    on_loop: AsyncToSync[..., Any] = AsyncToSync(view)
+
+    @functools.wraps(view)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        if _get_running_loop() is not None:
+            return await view(*args, **kwargs)
+        response = on_loop(*args, **kwargs)
+        if getattr(response, "is_async", False):
+            setattr(response, _ON_LOOP, True)
+        return response
+
+    return call  # type: ignore[return-value]
+
+
+if TYPE_CHECKING:
+    _AsyncToSync = AsyncToSync[..., Any]
+else:
+    _AsyncToSync = AsyncToSync  # not generic at run time before asgiref 3.7
+
+
+class InPlace(_AsyncToSync):
+    """`async_to_sync` for Django's handlers: same object, other way of running it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _loop_waits():
+            return super().__call__(*args, **kwargs)
+        return self._run(self.awaitable(*args, **kwargs))
+
+    def _run(self, awaitable: Awaitable[Any]) -> Any:
+        try:
+            return drive(_result(awaitable))
+        except (Error, RuntimeError) as error:
+            explain(error)
+            raise
+
+
+class BelowSyncMiddleware(InPlace):
+    """What a middleware calls that can only run synchronously: nothing below it parks."""
+
+    def _run(self, awaitable: Awaitable[Any]) -> Any:
+        job = tls.job
+        if job is None:
+            return super()._run(awaitable)
+        job.inline.append("middleware")
+        try:
+            return super()._run(awaitable)
+        finally:
+            job.inline.pop()
+
+
+def explain(error: BaseException) -> None:
+    """Name the cure on an error that comes of there being no event loop."""
+    if _misses_loop(error) and NEEDS_LOOP not in getattr(error, "__notes__", ()):
+        error.add_note(NEEDS_LOOP)
+
+
+def _misses_loop(error: BaseException) -> bool:
+    if isinstance(error, Error):
+        return str(error).startswith(NO_ASYNCIO)
+    # anyio and sniffio raise subclasses of RuntimeError with names of their own.
+    return isinstance(error, RuntimeError) and (
+        "no running event loop" in str(error)
+        or type(error).__name__ in ("AsyncLibraryNotFoundError", "NoEventLoopError")
+    )
+
+
+async def _result(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _loop_waits() -> bool:
+    """Whether an event loop runs here, or waits elsewhere for what this thread does."""
+    if _get_running_loop() is not None:
+        return True
+    loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+    return loop is not None and loop.is_running()
+
+
+def _iterate_in_place(response: StreamingHttpResponse) -> Iterator[bytes]:
+    """The parts of an asynchronous stream, each made when it is asked for."""
+    parts = aiter(response.streaming_content)  # type: ignore[arg-type]
+    try:
+        while (part := drive(_next(parts))) is not _END:
+            yield part
+    finally:
+        # The view's own generator is wrapped; closing the wrapper does not close it.
+        for stream in (parts, response._iterator):  # type: ignore[attr-defined]
+            if hasattr(stream, "aclose"):
+                drive(_result(stream.aclose()))
+
+
+async def _next(parts: AsyncIterator[Any]) -> Any:
+    return await anext(parts, _END)

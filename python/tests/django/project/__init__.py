@@ -1,0 +1,1 @@
+"""A Django project of the kind layby's users have, small: what tests/django drives."""

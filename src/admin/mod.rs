@@ -1,0 +1,469 @@
+//! The admin and probes listeners: metrics, health and status.
+//!
+//! They run on a thread of their own with a runtime of its own, so they answer while the
+//! request path is as busy as can be, and they never wait for a slot. They see the gateway
+//! only through [`Board`]. What a client of theirs can hold is bounded: connections, the
+//! time to send a head, the life of a connection; only GET and HEAD are answered.
+
+mod host;
+mod pages;
+mod status;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{debug, warn};
+
+use crate::metrics::Metrics;
+use pages::Sources;
+
+pub use status::{
+    Board, Job, Parked, Process, Queue, Readiness, ShownPath, Slot, SlotState, Slots, Status,
+    WaitsInPlace,
+};
+
+const LIMITS: Limits = Limits {
+    // Scrapers, kubelets and a few browsers need a dozen.
+    connections: 128,
+    // Also bounds how long an idle connection is kept.
+    head: Duration::from_secs(10),
+    life: Duration::from_secs(120),
+};
+
+/// Largest request head; a few hundred bytes are usual.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// How long an answer under way may take once its connection is to end. Answers are made
+/// in an instant, so this is for a client that reads slowly.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Pause after a failed accept: it fails at once again while descriptors are short.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The running listeners. Dropping it ends them too, without waiting.
+#[derive(Debug)]
+pub struct Admin {
+    addr: SocketAddr,
+    probes_addr: Option<SocketAddr>,
+    stop: DropGuard,
+    thread: JoinHandle<()>,
+}
+
+/// What the clients of one listener can hold.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// More than these wait in the kernel's backlog.
+    connections: usize,
+    head: Duration,
+    life: Duration,
+}
+
+impl Admin {
+    /// Binds and begins to answer.
+    ///
+    /// # Errors
+    /// An address cannot be bound; the error names it.
+    pub fn start(
+        addr: SocketAddr,
+        probes: Option<SocketAddr>,
+        board: Arc<dyn Board>,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
+        Self::start_with(LIMITS, addr, probes, board, metrics)
+    }
+
+    fn start_with(
+        limits: Limits,
+        addr: SocketAddr,
+        probes: Option<SocketAddr>,
+        board: Arc<dyn Board>,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
+        let sources = Sources {
+            board,
+            metrics,
+            started: Instant::now(),
+        };
+        let (listener, addr) = bind("admin", addr)?;
+        let mut served = vec![(listener, pages::admin(sources.clone(), addr))];
+        let mut probes_addr = None;
+        if let Some(probes) = probes {
+            let (listener, addr) = bind("probes", probes)?;
+            served.push((listener, pages::probes(sources)));
+            probes_addr = Some(addr);
+        }
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let thread = thread::Builder::new()
+            .name("layby-admin".to_owned())
+            .spawn(move || runtime.block_on(serve_all(served, limits, stopped)))?;
+        Ok(Self {
+            addr,
+            probes_addr,
+            stop: stop.drop_guard(),
+            thread,
+        })
+    }
+
+    /// Where it listens, with the port that was chosen for port 0.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn probes_addr(&self) -> Option<SocketAddr> {
+        self.probes_addr
+    }
+
+    /// Ends the listeners and waits for it, at most about a second.
+    pub fn stop(self) {
+        drop(self.stop);
+        if self.thread.join().is_err() {
+            warn!("admin thread had panicked");
+        }
+    }
+}
+
+fn bind(name: &str, addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let bound = TcpListener::bind(addr).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        Ok((listener, addr))
+    });
+    bound.map_err(|e| io::Error::new(e.kind(), format!("{name} listener on {addr}: {e}")))
+}
+
+async fn serve_all(served: Vec<(TcpListener, Router)>, limits: Limits, stop: CancellationToken) {
+    let mut listeners = JoinSet::new();
+    for (listener, router) in served {
+        listeners.spawn(serve(listener, router, limits, stop.clone()));
+    }
+    listeners.join_all().await;
+}
+
+async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
+    let listener = tokio::net::TcpListener::from_std(listener)
+        .expect("the listener is non-blocking and this is a runtime with I/O");
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased; // A stop must not starve behind connections.
+            () = stop.cancelled() => break,
+            // Keeps the set from growing; nothing is to be done about a connection's end.
+            Some(_) = connections.join_next() => continue,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        match accepted {
+            Ok((place, stream)) => {
+                let conversation = converse(stream, router.clone(), limits, stop.clone());
+                connections.spawn(async move {
+                    conversation.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "admin listener could not accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.join_all().await;
+}
+
+/// The next connection, once there is a place for it; until then it is better kept in the
+/// kernel's backlog. Cancel safe.
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(OwnedSemaphorePermit, TcpStream)> {
+    let place = Arc::clone(places).acquire_owned().await;
+    let place = place.expect("the semaphore is never closed");
+    let (stream, _) = listener.accept().await?;
+    Ok((place, stream))
+}
+
+/// One connection, to its end.
+async fn converse(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = until_its_end(limits.life, &stop) => {
+            connection.as_mut().graceful_shutdown();
+            timeout(GRACE, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "admin connection ended early");
+    }
+}
+
+async fn until_its_end(life: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = sleep(life) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::TcpStream;
+    use std::sync::Mutex;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    struct Desk(Mutex<Readiness>);
+
+    impl Board for Desk {
+        fn readiness(&self) -> Readiness {
+            self.0.lock().expect("no test panics with it held").clone()
+        }
+
+        fn status(&self) -> Status {
+            Status {
+                draining: false,
+                slots: Slots {
+                    count: 2,
+                    idle: 0,
+                    busy: 1,
+                    lost: 1,
+                    list: vec![Slot {
+                        slot: 0,
+                        process: Some(1),
+                        state: SlotState::WaitingInPlace,
+                        job: Some(Job {
+                            request: 71,
+                            method: "POST".to_owned(),
+                            path: ShownPath::new("/checkout?card=4111"),
+                            seconds: 0.25,
+                        }),
+                    }],
+                },
+                queue: Queue {
+                    length: 3,
+                    limit: 1000,
+                },
+                parked: Parked {
+                    requests: 4,
+                    limit: 10_000,
+                },
+                processes: vec![],
+                waits_in_place: vec![],
+            }
+        }
+    }
+
+    fn desk() -> Arc<Desk> {
+        Arc::new(Desk(Mutex::new(Readiness::Ready)))
+    }
+
+    fn free_port() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    fn started(board: Arc<Desk>, limits: Limits) -> Admin {
+        let probes = Some(free_port());
+        Admin::start_with(limits, free_port(), probes, board, Metrics::new(&[]))
+            .expect("loopback ports are free")
+    }
+
+    fn probes(admin: &Admin) -> SocketAddr {
+        admin.probes_addr().expect("it was asked for")
+    }
+
+    /// Status and text of the answer to one request under the given host.
+    fn ask(addr: SocketAddr, method: &str, path: &str, host: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(addr).expect("it listens");
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        )
+        .expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (status.expect("a status line"), answer)
+    }
+
+    fn get(addr: SocketAddr, path: &str) -> (u16, String) {
+        ask(addr, "GET", path, &addr.to_string())
+    }
+
+    #[test]
+    fn metrics_and_health_are_on_both_listeners() {
+        let admin = started(desk(), LIMITS);
+        for addr in [admin.addr(), probes(&admin)] {
+            let (status, metrics) = get(addr, "/metrics");
+            assert_eq!(status, 200);
+            assert!(metrics.contains("content-type: text/plain; version=0.0.4"));
+            assert!(metrics.contains("layby_slots{state=\"idle\"} 0"));
+            assert_eq!(get(addr, "/livez").0, 200);
+            assert_eq!(get(addr, "/readyz").0, 200);
+            assert_eq!(get(addr, "/nothing").0, 404);
+        }
+        admin.stop();
+    }
+
+    #[test]
+    fn readiness_says_why_not() {
+        let desk = desk();
+        let admin = started(Arc::clone(&desk), LIMITS);
+        *desk.0.lock().expect("not poisoned") = Readiness::NotReady("draining".to_owned());
+        for addr in [admin.addr(), probes(&admin)] {
+            let (status, text) = get(addr, "/readyz");
+            assert_eq!(status, 503);
+            assert!(text.ends_with("not ready: draining\n"), "{text}");
+            assert_eq!(get(addr, "/livez").0, 200);
+        }
+    }
+
+    #[test]
+    fn status_is_json_and_shows_no_query() {
+        let admin = started(desk(), LIMITS);
+        let (status, answer) = get(admin.addr(), "/api/status");
+        assert_eq!(status, 200);
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let page: Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(page["ready"], json!(true));
+        assert_eq!(page["version"], json!(env!("CARGO_PKG_VERSION")));
+        assert_eq!(
+            page["slots"]["list"][0],
+            json!({
+                "slot": 0, "process": 1, "state": "waiting_in_place",
+                "job": {"request": 71, "method": "POST", "path": "/checkout", "seconds": 0.25},
+            })
+        );
+        assert_eq!(page["queue"], json!({"length": 3, "limit": 1000}));
+    }
+
+    #[test]
+    fn only_the_admin_listener_shows_the_status_and_only_under_its_own_host() {
+        let admin = started(desk(), LIMITS);
+        let (status, text) = ask(admin.addr(), "GET", "/api/status", "evil.example");
+        assert_eq!(status, 421);
+        assert!(text.contains("`probes`"), "{text}");
+        assert!(!text.contains("slots"), "{text}");
+        assert_eq!(ask(admin.addr(), "GET", "/nothing", "evil.example").0, 421);
+        assert_eq!(ask(admin.addr(), "GET", "/", "localhost").0, 200);
+
+        assert_eq!(get(probes(&admin), "/api/status").0, 404);
+        assert_eq!(ask(probes(&admin), "GET", "/readyz", "pod-7.shop").0, 200);
+    }
+
+    #[test]
+    fn nothing_but_reading_is_allowed() {
+        let admin = started(desk(), LIMITS);
+        for addr in [admin.addr(), probes(&admin)] {
+            let host = addr.to_string();
+            assert_eq!(ask(addr, "HEAD", "/livez", &host).0, 200);
+            for method in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"] {
+                assert_eq!(ask(addr, method, "/metrics", &host).0, 405, "{method}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_in_use_is_an_error_that_names_it() {
+        let taken = TcpListener::bind(free_port()).expect("a free port");
+        let addr = taken.local_addr().expect("it is bound");
+        let metrics = Metrics::new(&[]);
+        let error = Admin::start(free_port(), Some(addr), desk(), metrics).expect_err("taken");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(
+            error
+                .to_string()
+                .starts_with("probes listener on 127.0.0.1:")
+        );
+    }
+
+    #[test]
+    fn a_client_that_sends_no_head_is_closed() {
+        let head = Duration::from_millis(50);
+        let admin = started(desk(), Limits { head, ..LIMITS });
+        let mut stream = TcpStream::connect(admin.addr()).expect("it listens");
+        stream.write_all(b"GET / HT").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("a clean end");
+        assert!(!answer.contains("200 OK"), "{answer}");
+    }
+
+    #[test]
+    fn a_connection_has_an_end_however_lively() {
+        let life = Duration::from_millis(50);
+        let admin = started(desk(), Limits { life, ..LIMITS });
+        let mut stream = TcpStream::connect(admin.addr()).expect("it listens");
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("a clean end");
+        assert!(answer.contains("200 OK"), "{answer}");
+    }
+
+    #[test]
+    fn connections_past_the_bound_wait_for_a_place() {
+        let admin = started(
+            desk(),
+            Limits {
+                connections: 1,
+                ..LIMITS
+            },
+        );
+        let first = TcpStream::connect(admin.addr()).expect("it listens");
+        let mut second = TcpStream::connect(admin.addr()).expect("the backlog takes it");
+        second
+            .write_all(b"GET / HTTP/1.0\r\n\r\n")
+            .expect("the kernel takes it");
+        second
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("a timeout");
+        let mut byte = [0];
+        let nothing = second.read(&mut byte).expect_err("no place yet");
+        assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+
+        drop(first);
+        second.set_read_timeout(None).expect("no timeout");
+        let mut answer = String::new();
+        second.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.contains("200 OK"), "{answer}");
+    }
+
+    #[test]
+    fn a_stop_closes_idle_connections_and_the_ports() {
+        let admin = started(desk(), LIMITS);
+        let (addr, probes) = (admin.addr(), probes(&admin));
+        let mut idle = TcpStream::connect(addr).expect("it listens");
+        idle.write_all(b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .expect("it reads");
+        idle.read_exact(&mut [0])
+            .expect("it answers, so it accepted");
+        admin.stop();
+        idle.read_to_end(&mut Vec::new()).expect("a clean end");
+        assert!(TcpStream::connect(addr).is_err());
+        assert!(TcpStream::connect(probes).is_err());
+    }
+}

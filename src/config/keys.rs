@@ -1,0 +1,503 @@
+//! The table of keys: the one place that says which keys there are.
+//!
+//! Defaults are written as in the environment and go through the same parser as any other
+//! value. Nothing here reads anything; see [`super::read`].
+
+/// What a value looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Number,
+    /// A number or `auto`.
+    Count,
+    Size,
+    Duration,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    Path,
+    Address,
+    Listen,
+    Trusted,
+    App,
+    UnixSocket,
+    Upstream,
+    Dotted,
+    Allow,
+    Host,
+    DatabaseUrl,
+}
+
+/// What holds when no source gives a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Default {
+    Value {
+        text: &'static str,
+        because: &'static str,
+    },
+    /// No value, and what that means.
+    Unset(&'static str),
+}
+
+pub(super) struct Key {
+    /// `section.key`, or `key` at the top level.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Takes any number of values.
+    pub list: bool,
+    /// The smallest and the largest value.
+    pub range: Option<(&'static str, &'static str)>,
+    pub default: Default,
+    /// A value other than the default, as in the environment.
+    pub example: &'static str,
+    pub flag: Option<&'static str>,
+    /// A change needs a restart; all others take effect on a reload.
+    pub restart: bool,
+    pub doc: &'static str,
+}
+
+/// What keys are compared with where they leave something out.
+const PLAIN: Key = Key {
+    name: "",
+    kind: Kind::Number,
+    list: false,
+    range: None,
+    default: Default::Unset(""),
+    example: "",
+    flag: None,
+    restart: false,
+    doc: "",
+};
+
+/// In the order of the reference page.
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "listen",
+        kind: Kind::Listen,
+        list: true,
+        default: Default::Value {
+            text: "127.0.0.1:8000",
+            because: "nothing is reachable from outside until somebody says so",
+        },
+        example: "0.0.0.0:8000",
+        flag: Some("--listen"),
+        restart: true,
+        doc: "Where clients connect: addresses with port, or `unix:PATH`.",
+        ..PLAIN
+    },
+    Key {
+        name: "admin",
+        kind: Kind::Address,
+        default: Default::Value {
+            text: "127.0.0.1:9180",
+            because: "control belongs to the host itself",
+        },
+        example: "127.0.0.1:9190",
+        flag: Some("--admin"),
+        restart: true,
+        doc: "Metrics, health, status and control. Never on a public address.",
+        ..PLAIN
+    },
+    Key {
+        name: "probes",
+        kind: Kind::Address,
+        default: Default::Unset("no such listener"),
+        example: "0.0.0.0:9181",
+        restart: true,
+        doc: "Read-only `/metrics`, `/livez` and `/readyz`, for scrapers and kubelets on other hosts.",
+        ..PLAIN
+    },
+    Key {
+        name: "trusted_proxies",
+        kind: Kind::Trusted,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "anybody can send these headers; only a named proxy tells the truth in them",
+        },
+        example: "10.0.0.0/8",
+        doc: "Peers whose `X-Forwarded-*` and `Forwarded` are believed: addresses, networks, \
+              or `unix` for every peer on a Unix-socket listener.",
+        ..PLAIN
+    },
+    Key {
+        name: "max_body",
+        kind: Kind::Size,
+        range: Some(("1", "1024TiB")),
+        default: Default::Value {
+            text: "100MiB",
+            because: "photos and documents pass, and one client cannot fill the disk",
+        },
+        example: "1GiB",
+        doc: "Largest request body; a larger one is answered 413.",
+        ..PLAIN
+    },
+    Key {
+        name: "spool_dir",
+        kind: Kind::Path,
+        default: Default::Value {
+            text: "/var/tmp",
+            because: "on disk nearly everywhere, where `/tmp` is often memory",
+        },
+        example: "/srv/spool",
+        doc: "Folder for bodies that are too large for memory. The files have no name and go with the process.",
+        restart: true,
+        ..PLAIN
+    },
+    Key {
+        name: "drain_timeout",
+        kind: Kind::Duration,
+        range: Some(("0s", "24h")),
+        default: Default::Value {
+            text: "30s",
+            because: "the grace that orchestrators commonly give",
+        },
+        example: "20s",
+        doc: "How long a drain waits for requests that are under way.",
+        ..PLAIN
+    },
+    Key {
+        name: "log_format",
+        kind: Kind::Word(&["text", "json"]),
+        default: Default::Value {
+            text: "text",
+            because: "people read it first; a log collector is set up on purpose",
+        },
+        example: "json",
+        flag: Some("--log-format"),
+        restart: true,
+        doc: "`text` for people, `json` for log collectors.",
+        ..PLAIN
+    },
+    Key {
+        name: "slots.count",
+        kind: Kind::Count,
+        range: Some(("1", "1024")),
+        default: Default::Value {
+            text: "8",
+            because: "enough to keep a few cores busy, and ten replicas stay below the \
+                      100 connections of an untouched PostgreSQL",
+        },
+        example: "16",
+        flag: Some("--slots"),
+        restart: true,
+        doc: "Worker threads, each with its one database connection; `auto` asks `database.url` \
+              how many it allows.",
+        ..PLAIN
+    },
+    Key {
+        name: "slots.queue",
+        kind: Kind::Number,
+        range: Some(("0", "1000000")),
+        default: Default::Value {
+            text: "1000",
+            because: "what 8 slots work off within the queue timeout at 40 ms a request",
+        },
+        example: "200",
+        doc: "Requests that may wait for a slot; the next one is answered 503 at once. With 0 none waits.",
+        ..PLAIN
+    },
+    Key {
+        name: "slots.queue_timeout",
+        kind: Kind::Duration,
+        range: Some(("1ms", "24h")),
+        default: Default::Value {
+            text: "5s",
+            because: "after that people have reloaded, and the work would be for nobody",
+        },
+        example: "2s",
+        doc: "Longest wait for a slot; then 503 with `Retry-After`.",
+        ..PLAIN
+    },
+    Key {
+        name: "slots.request_timeout",
+        kind: Kind::Duration,
+        range: Some(("1ms", "24h")),
+        default: Default::Value {
+            text: "60s",
+            because: "balancers in front give up at about that time",
+        },
+        example: "90s",
+        doc: "From a request's arrival to the head of its answer, parked time included; then 504.",
+        ..PLAIN
+    },
+    Key {
+        name: "slots.parked",
+        kind: Kind::Number,
+        range: Some(("1", "1000000")),
+        default: Default::Value {
+            text: "10000",
+            because: "about half a gigabyte in gateway and workers, at some 50 KiB each",
+        },
+        example: "2000",
+        doc: "Requests running or parked at most; beyond it new ones wait in the queue. \
+              Never below `slots.count`.",
+        ..PLAIN
+    },
+    Key {
+        name: "slots.parked_bytes",
+        kind: Kind::Size,
+        range: Some(("64KiB", "1024TiB")),
+        default: Default::Value {
+            text: "1GiB",
+            because: "ten of the largest bodies, or 100 KiB for each of the parked requests",
+        },
+        example: "512MiB",
+        doc: "Bytes that running and parked requests may retain in the gateway's memory; beyond it \
+              new requests wait in the queue.",
+        ..PLAIN
+    },
+    Key {
+        name: "slots.on_disconnect",
+        kind: Kind::Word(&["finish", "cancel"]),
+        default: Default::Value {
+            text: "finish",
+            because: "money may be half moved",
+        },
+        example: "cancel",
+        doc: "When a client leaves after its request has run: `finish` ends only parked GET and HEAD \
+              requests, `cancel` ends every parked one.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.app",
+        kind: Kind::App,
+        default: Default::Unset("no workers of its own"),
+        example: "mysite.wsgi:application",
+        flag: Some("APP"),
+        restart: true,
+        doc: "Python application, `module:object`, that `layby run` starts workers for. Without an object \
+              it is `application`.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.link",
+        kind: Kind::UnixSocket,
+        default: Default::Unset("no link socket"),
+        example: "unix:/run/layby/link.sock",
+        flag: Some("--link"),
+        restart: true,
+        doc: "Socket that `layby serve` waits on for workers started by somebody else.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.upstream",
+        kind: Kind::Upstream,
+        default: Default::Unset("no upstream"),
+        example: "http://127.0.0.1:9000",
+        flag: Some("--upstream"),
+        restart: true,
+        doc: "HTTP/1.1 application server that `layby serve` hands requests to: `http://HOST:PORT` \
+              or `unix:PATH`.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.processes",
+        kind: Kind::Number,
+        range: Some(("1", "1024")),
+        default: Default::Unset("min(cores, max(1, slots / 4))"),
+        example: "2",
+        flag: Some("--processes"),
+        doc: "Worker processes that share the slots; only with `workers.app`. A parked request resumes in \
+              its own process, so each should have several slots.",
+        restart: true,
+        ..PLAIN
+    },
+    Key {
+        name: "workers.mode",
+        kind: Kind::Word(&["auto", "coroutine", "greenlet", "wsgi"]),
+        default: Default::Value {
+            text: "auto",
+            because: "coroutine for Django, wsgi, which is always correct, elsewhere",
+        },
+        example: "coroutine",
+        flag: Some("--mode"),
+        doc: "How Python code is suspended; only with `workers.app`.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.python",
+        kind: Kind::Path,
+        default: Default::Unset("the active virtual environment's, else `python3`"),
+        example: "/srv/app/.venv/bin/python",
+        flag: Some("--python"),
+        doc: "The interpreter; only with `workers.app`.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.thread_locals",
+        kind: Kind::Dotted,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "only the application's authors know theirs",
+        },
+        example: "myapp.middleware._state",
+        doc: "`threading.local` objects that hold request state, as `module.attribute`: they follow a \
+              request from slot to slot. Not with `workers.upstream`.",
+        ..PLAIN
+    },
+    Key {
+        name: "outbound.allow",
+        kind: Kind::Allow,
+        list: true,
+        default: Default::Value {
+            text: "public",
+            because: "an application talked into a fetch must not reach internal services",
+        },
+        example: "api.example.org",
+        doc: "Where fetches may go: `public`, names (which may resolve to private addresses), `*.names` \
+              (only to public ones), addresses and networks. Replaces the default. Loopback, link-local \
+              and metadata addresses only as address or network.",
+        ..PLAIN
+    },
+    Key {
+        name: "outbound.timeout",
+        kind: Kind::Duration,
+        range: Some(("1ms", "24h")),
+        default: Default::Value {
+            text: "30s",
+            because: "slow third parties pass, and half of the request timeout is left",
+        },
+        example: "10s",
+        doc: "Time for a fetch that has no timeout of its own, from start to last byte.",
+        ..PLAIN
+    },
+    Key {
+        name: "outbound.max_response",
+        kind: Kind::Size,
+        range: Some(("1", "1024TiB")),
+        default: Default::Value {
+            text: "32MiB",
+            because: "far above what services answer, far below what hurts",
+        },
+        example: "8MiB",
+        doc: "Largest response to a fetch; a larger one fails.",
+        ..PLAIN
+    },
+    Key {
+        name: "outbound.label",
+        kind: Kind::Host,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "every label costs series in the metrics store",
+        },
+        example: "api.stripe.com",
+        doc: "Hosts of origins that get a metric label of their own, at most 100; all others are `other`.",
+        restart: true,
+        ..PLAIN
+    },
+    Key {
+        name: "database.url",
+        kind: Kind::DatabaseUrl,
+        default: Default::Unset("layby does not ask the database"),
+        example: "postgres://user:password@host:5432/name",
+        restart: true,
+        doc: "PostgreSQL that the workers use: `slots.count` is computed from it, or checked against it. \
+              Never printed.",
+        ..PLAIN
+    },
+];
+
+pub(super) const SECTIONS: &[&str] = &["slots", "workers", "outbound", "database"];
+
+/// What other servers call a key, and what it is here.
+const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
+    ("address", "listen"),
+    ("bind", "listen"),
+    ("client_max_body_size", "max_body"),
+    ("forwarded_allow_ips", "trusted_proxies"),
+    ("graceful_timeout", "drain_timeout"),
+    ("log", "log_format"),
+    ("metrics", "admin"),
+    ("tmp_dir", "spool_dir"),
+    ("threads", "slots.count"),
+    ("timeout", "slots.request_timeout"),
+    ("workers.count", "workers.processes"),
+    ("workers.threads", "slots.count"),
+    ("workers.timeout", "slots.request_timeout"),
+    ("workers.module", "workers.app"),
+    ("workers.socket", "workers.link"),
+    ("workers.url", "workers.upstream"),
+    ("slots.max_parked", "slots.parked"),
+    ("slots.max_queue", "slots.queue"),
+    ("slots.size", "slots.count"),
+    ("slots.threads", "slots.count"),
+    ("slots.timeout", "slots.request_timeout"),
+    ("outbound.hosts", "outbound.allow"),
+    ("outbound.labels", "outbound.label"),
+    ("database.dsn", "database.url"),
+];
+
+impl Key {
+    /// The section, empty at the top level.
+    pub fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The name within its section.
+    pub fn short(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(_, key)| key)
+    }
+
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        format!("LAYBY_{}", self.name.replace('.', "_").to_uppercase())
+    }
+
+    pub fn is_secret(&self) -> bool {
+        self.kind == Kind::DatabaseUrl
+    }
+}
+
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The key that somebody who wrote this unknown name most likely meant.
+pub(super) fn meant_by(name: &str) -> Option<&'static str> {
+    let elsewhere = KNOWN_ELSEWHERE.iter().find(|(known, _)| *known == name);
+    if let Some((_, key)) = elsewhere {
+        return Some(key);
+    }
+    // The right key in the wrong section, before a similar one in the right section.
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let mut same = KEYS.iter().filter(|key| key.short() == last);
+    if let (Some(key), None) = (same.next(), same.next()) {
+        return Some(key.name);
+    }
+    nearest(name, KEYS.iter().map(|key| key.name))
+}
+
+/// The candidate that a slip of the keyboard turns into `word`, if there is one.
+pub(super) fn nearest<'c>(
+    word: &str,
+    candidates: impl Iterator<Item = &'c str>,
+) -> Option<&'c str> {
+    let tolerated = 1 + word.len() / 6;
+    candidates
+        .map(|candidate| (slips(word, candidate), candidate))
+        .filter(|(slips, _)| *slips <= tolerated)
+        .min_by_key(|(slips, _)| *slips)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Letters added, left out, replaced, or swapped with their neighbour between two words.
+fn slips(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for (i, row) in rows.iter_mut().enumerate() {
+        row[0] = i;
+    }
+    rows[0] = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut least = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            rows[i][j] = least;
+        }
+    }
+    rows[a.len()][b.len()]
+}

@@ -1,0 +1,281 @@
+//! Putting the sources together: which value of a key is in force, and is it right?
+//!
+//! Every source is checked wholly, also what a stronger one overrides, so that a mistake does
+//! not come to light only when a flag is dropped. While there are mistakes, reading goes on
+//! with the defaults. Whether the values of different keys fit is the business of
+//! [`super::rules`].
+
+use std::collections::BTreeMap;
+
+use super::effective::{Effective, Entry};
+use super::environment;
+use super::file::{File, Parsed};
+use super::keys::{self, Default, Key, Kind};
+use super::mistakes::{Advice, Mistake, Mistakes, Place, Problem, masked};
+use super::values::Value;
+use super::{Loaded, Sources};
+
+/// What one source says, by name of the key.
+pub(super) type Layer = BTreeMap<&'static str, Given>;
+
+/// What one source says for one key.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub items: Vec<Item>,
+    pub place: Place,
+}
+
+/// One value, or one of a list.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub text: String,
+    pub written: Written,
+    pub place: Place,
+}
+
+/// What a value looked like at its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    /// Where everything is text: environment, flags, defaults.
+    Plain,
+    Quoted,
+    Number,
+    /// A truth value, a float, a date.
+    Other,
+}
+
+/// `file` is what came of reading it; there may be none.
+pub(super) fn resolve(
+    file: Result<Option<File>, Mistake>,
+    sources: &Sources,
+) -> Result<Loaded, Mistakes> {
+    let mut unreadable = None;
+    let file = file.unwrap_or_else(|mistake| {
+        unreadable = Some(mistake);
+        None
+    });
+    let Parsed {
+        layer,
+        mut mistakes,
+        broken_lines,
+    } = file.as_ref().map(File::parse).unwrap_or_default();
+    let complete = unreadable.is_none() && broken_lines.is_empty();
+    mistakes.extend(unreadable);
+    let environment = environment::read(&sources.env);
+    mistakes.extend(environment.mistakes);
+
+    let mut reader = Reader {
+        layers: [layer, environment.layer, flags(&sources.flags)],
+        mistakes,
+        entries: Vec::new(),
+        warnings: environment.warnings,
+        complete,
+    };
+    let config = reader.config(sources.role);
+
+    reader.mistakes.retain(|mistake| match &mistake.place {
+        Some(Place::File {
+            line: Some(line), ..
+        }) => mistake.key.is_none() || !broken_lines.contains(line),
+        _ => true,
+    });
+    match config {
+        Some(config) if reader.mistakes.is_empty() => Ok(Loaded {
+            config,
+            effective: Effective(reader.entries),
+            warnings: reader.warnings,
+        }),
+        _ => Err(Mistakes::new(reader.mistakes)),
+    }
+}
+
+fn flags(flags: &[(&'static str, Vec<String>)]) -> Layer {
+    let given = |(name, values): &(&'static str, Vec<String>)| {
+        let flag = keys::find(name).and_then(|key| key.flag);
+        let place = Place::Flag(flag.expect("the command line has flags of the table only"));
+        let item = |text: &String| Item {
+            text: text.clone(),
+            written: Written::Plain,
+            place: place.clone(),
+        };
+        let items = values.iter().map(item).collect();
+        (*name, Given { items, place })
+    };
+    flags.iter().map(given).collect()
+}
+
+/// Reads the values in force, and gathers what is wrong on the way.
+pub(super) struct Reader {
+    /// File, environment, flags: the weaker before the stronger.
+    pub layers: [Layer; 3],
+    pub mistakes: Vec<Mistake>,
+    pub entries: Vec<Entry>,
+    pub warnings: Vec<String>,
+    /// All of the file could be read. Else nothing can be said to be missing.
+    pub complete: bool,
+}
+
+impl Reader {
+    /// The value of a key that has a default.
+    pub fn one<T: Value>(&mut self, name: &'static str) -> T {
+        let value = self.optional(name);
+        value.expect("the table has a default for every key read with one()")
+    }
+
+    pub fn optional<T: Value>(&mut self, name: &'static str) -> Option<T> {
+        self.list(name).pop()
+    }
+
+    /// The values in force, the default's if the ones in force are wrong.
+    pub fn list<T: Value>(&mut self, name: &'static str) -> Vec<T> {
+        let key = key(name);
+        assert!(T::is(key.kind), "the table has another kind for {name}");
+        let mut found = None;
+        for layer in &self.layers {
+            let Some(given) = layer.get(name) else {
+                continue;
+            };
+            let (values, mistakes) = parse_items(key, given);
+            self.mistakes.extend(mistakes);
+            found = values.map(|values| (values, given.place.clone()));
+        }
+        let (values, source) = found.unwrap_or_else(|| (default_values(key), Place::Default));
+        self.entries.push(Entry {
+            key: key.name,
+            value: show(key, &values),
+            source,
+        });
+        values
+    }
+
+    /// Whether nothing is wrong with the key by itself.
+    pub fn is_right(&self, name: &str) -> bool {
+        self.mistakes
+            .iter()
+            .all(|mistake| mistake.key.as_deref() != Some(name))
+    }
+
+    /// Where the value in force comes from.
+    pub fn place(&self, name: &str) -> Place {
+        let strongest = self.layers.iter().rev().find_map(|layer| layer.get(name));
+        strongest.map_or(Place::Default, |given| given.place.clone())
+    }
+
+    /// A sentence about the value in force.
+    pub fn sentence(&self, name: &str, what: &str) -> String {
+        let strongest = self.layers.iter().rev().find_map(|layer| layer.get(name));
+        match strongest.and_then(|given| given.items.first()) {
+            Some(item) => format!("{} {what}", written(key(name), item)),
+            None => what.to_owned(),
+        }
+    }
+
+    pub fn blame(&mut self, name: &'static str, text: impl Into<String>) {
+        let place = self.place(name);
+        self.mistakes.push(Mistake::new(place, name, text));
+    }
+}
+
+fn key(name: &str) -> &'static Key {
+    keys::find(name).expect("every key that is read stands in the table")
+}
+
+/// The values, unless one is wrong.
+fn parse_items<T: Value>(key: &Key, given: &Given) -> (Option<Vec<T>>, Vec<Mistake>) {
+    let mut values = Vec::new();
+    let mut mistakes = Vec::new();
+    for item in &given.items {
+        match parse_item(key, item) {
+            Ok(value) => values.push(value),
+            Err(problem) => {
+                let text = problem.about(&written(key, item), &item.place);
+                mistakes.push(Mistake::new(item.place.clone(), key.name, text));
+            }
+        }
+    }
+    (mistakes.is_empty().then_some(values), mistakes)
+}
+
+fn parse_item<T: Value>(key: &Key, item: &Item) -> Result<T, Problem> {
+    let value = T::parse(&item.text)
+        .and_then(|value| in_range(key, value))
+        .map_err(|mut problem| {
+            if problem.advice == Advice::None {
+                problem.advice = match key.range {
+                    Some((low, high)) => Advice::Range(low, high),
+                    None => Advice::Say(
+                        format!("write it like {}", item.place.quote(key.example)).into(),
+                    ),
+                };
+            }
+            problem
+        })?;
+    // Only now: what is wrong with `5` as a duration is its unit, not its type.
+    let digits = item.text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits && matches!(key.kind, Kind::Number | Kind::Count);
+    match item.written {
+        Written::Quoted if number => Err(Problem::new("is a text").write(&item.text)),
+        Written::Number if !matches!(key.kind, Kind::Number | Kind::Count | Kind::Size) => {
+            Err(Problem::new("is a number").say(format!("write {:?}", item.text)))
+        }
+        Written::Other => Err(Problem::new("is not a text").say(format!("write {:?}", item.text))),
+        _ => Ok(value),
+    }
+}
+
+fn in_range<T: Value>(key: &Key, value: T) -> Result<T, Problem> {
+    let Some((low, high)) = key.range else {
+        return Ok(value);
+    };
+    let bound = |text| {
+        let bound = T::parse(text).ok().and_then(|bound| bound.measure());
+        bound.expect("the table's ranges are values of their keys: tested")
+    };
+    match value.measure() {
+        Some(measure) if measure < bound(low) => Err(Problem::new("is too small")),
+        Some(measure) if measure > bound(high) => Err(Problem::new("is too large")),
+        _ => Ok(value),
+    }
+}
+
+/// Empty if the key has no default.
+fn default_values<T: Value>(key: &Key) -> Vec<T> {
+    let Default::Value { text, .. } = key.default else {
+        return Vec::new();
+    };
+    let items = text.split(',').filter(|item| !item.is_empty());
+    let parse = |item| T::parse(item).expect("the table's defaults are right: tested");
+    items.map(parse).collect()
+}
+
+/// A value as its source has it, fit to be shown.
+fn written(key: &Key, item: &Item) -> String {
+    if key.is_secret() {
+        return "***".to_owned();
+    }
+    let text = masked(&item.text);
+    match item.written {
+        Written::Number | Written::Other => text.into_owned(),
+        Written::Quoted => format!("{text:?}"),
+        Written::Plain if text.chars().all(|c| c.is_ascii_alphanumeric()) && !text.is_empty() => {
+            text.into_owned()
+        }
+        Written::Plain => format!("{text:?}"),
+    }
+}
+
+/// Values as the file would have them.
+fn show<T: Value>(key: &Key, values: &[T]) -> Option<String> {
+    let one = |value: &T| {
+        let text = value.show();
+        match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => text,
+            false => format!("{text:?}"),
+        }
+    };
+    if key.list {
+        let values: Vec<String> = values.iter().map(one).collect();
+        return Some(format!("[{}]", values.join(", ")));
+    }
+    values.first().map(one)
+}

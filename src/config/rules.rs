@@ -1,0 +1,277 @@
+//! Rules between keys: which values make a configuration together?
+//!
+//! They are judged only if all of the file could be read, and where the keys themselves are
+//! right, so that one mistake is reported once.
+
+use std::net::SocketAddr;
+
+use super::mistakes::{Mistake, Place};
+use super::read::Reader;
+use super::values::{AppName, Dotted, Host, Size, UnixSocket};
+use super::{
+    App, Config, Count, Database, Listen, Outbound, Role, Secret, Slots, Source, Upstream, Workers,
+};
+
+const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
+
+/// The most hosts with a metric label of their own.
+const MOST_LABELS: usize = 100;
+
+impl Reader {
+    /// The configuration; none only if there is a mistake.
+    pub fn config(&mut self, role: Role) -> Option<Config> {
+        let listen = self.list("listen");
+        let admin: SocketAddr = self.one("admin");
+        let probes = self.optional("probes");
+        let trusted_proxies = self.list("trusted_proxies");
+        let max_body = self.one::<Size>("max_body").0;
+        let spool_dir = self.one("spool_dir");
+        let drain_timeout = self.one("drain_timeout");
+        let log_format = self.one("log_format");
+        let slots = Slots {
+            count: self.one("slots.count"),
+            queue: self.one("slots.queue"),
+            queue_timeout: self.one("slots.queue_timeout"),
+            request_timeout: self.one("slots.request_timeout"),
+            parked: self.one("slots.parked"),
+            parked_bytes: self.one::<Size>("slots.parked_bytes").0,
+            on_disconnect: self.one("slots.on_disconnect"),
+        };
+        let workers = self.workers(role);
+        let outbound = Outbound {
+            allow: self.list("outbound.allow"),
+            timeout: self.one("outbound.timeout"),
+            max_response: self.one::<Size>("outbound.max_response").0,
+            label: self
+                .list("outbound.label")
+                .into_iter()
+                .map(|Host(name)| name)
+                .collect(),
+        };
+        let url: Option<Secret> = self.optional("database.url");
+        let database = url.map(|url| Database { url });
+
+        if outbound.label.len() > MOST_LABELS {
+            let text = format!("too many hosts; write at most {MOST_LABELS}");
+            self.blame("outbound.label", text);
+        }
+        if self.complete {
+            self.check_slots(&slots, workers.as_ref(), database.as_ref());
+            self.check_addresses(addresses(&listen, admin, probes, workers.as_ref()));
+        }
+        if !admin.ip().is_loopback() {
+            let text = format!(
+                "{admin} lets other hosts control the gateway; probes is enough for scrapers and kubelets"
+            );
+            let warning = Mistake::new(self.place("admin"), "admin", text);
+            self.warnings.push(warning.to_string());
+        }
+        Some(Config {
+            listen,
+            admin,
+            probes,
+            trusted_proxies,
+            max_body,
+            spool_dir,
+            drain_timeout,
+            log_format,
+            slots,
+            workers: workers?,
+            outbound,
+            database,
+        })
+    }
+
+    /// The three keys are one choice: a stronger source makes it anew, with the keys that
+    /// only make sense beside it.
+    fn workers(&mut self, role: Role) -> Option<Workers> {
+        let app: Option<AppName> = self.optional("workers.app");
+        let link: Option<UnixSocket> = self.optional("workers.link");
+        let upstream: Option<Upstream> = self.optional("workers.upstream");
+        let processes = self.optional("workers.processes");
+        let mode = self.one("workers.mode");
+        let python = self.optional("workers.python");
+        let thread_locals = self.list("workers.thread_locals");
+
+        let (chosen, layer) = self.chosen(role)?;
+        self.check_role(role, chosen);
+        let mut idle: Vec<&'static str> =
+            CHOICES.into_iter().filter(|key| *key != chosen).collect();
+        if chosen != "workers.app" {
+            idle.extend(["workers.processes", "workers.mode", "workers.python"]);
+        }
+        if chosen == "workers.upstream" {
+            idle.push("workers.thread_locals");
+        }
+        for key in idle {
+            self.entries.retain(|entry| entry.key != key);
+            let mut as_strong = self.layers[layer..].iter();
+            if !CHOICES.contains(&key) && as_strong.any(|layer| layer.contains_key(key)) {
+                self.blame(key, format!("says nothing beside {chosen}; remove it"));
+            }
+        }
+
+        let source = match chosen {
+            "workers.app" => Source::App(App {
+                app: app?.0,
+                processes,
+                mode,
+                python,
+            }),
+            "workers.link" => Source::Link(link?.0),
+            _ => Source::Upstream(upstream?),
+        };
+        Some(Workers {
+            source,
+            thread_locals: thread_locals.into_iter().map(|Dotted(name)| name).collect(),
+        })
+    }
+
+    /// The one of the three keys that is in force, and the layer that chose it.
+    fn chosen(&mut self, role: Role) -> Option<(&'static str, usize)> {
+        for (number, layer) in self.layers.iter().enumerate().rev() {
+            let given = CHOICES
+                .iter()
+                .filter_map(|key| Some((*key, layer.get(key)?)));
+            let given: Vec<_> = given.collect();
+            if let [(first, one), (second, other), ..] = given[..] {
+                let text = format!(
+                    "conflicts with {first} ({}); keep exactly one of app, link and upstream",
+                    one.place
+                );
+                let mistake = Mistake::new(other.place.clone(), second, text);
+                self.mistakes.push(mistake);
+                return None;
+            }
+            if let [(key, _)] = given[..] {
+                return Some((key, number));
+            }
+        }
+        if self.complete {
+            let write = match role {
+                Role::Run => "give APP (module:object) or set workers.app",
+                Role::Serve => "give --link or --upstream, or set workers.link or workers.upstream",
+                Role::Any => {
+                    "give APP, --link or --upstream, or set one of workers.app, workers.link \
+                              and workers.upstream"
+                }
+            };
+            self.mistakes.push(Mistake {
+                place: None,
+                key: Some("workers".to_owned()),
+                text: format!("nothing says where workers come from; {write}"),
+            });
+        }
+        None
+    }
+
+    fn check_role(&mut self, role: Role, chosen: &'static str) {
+        let text = match (role, chosen) {
+            (Role::Run, "workers.link" | "workers.upstream") => {
+                "is not for `layby run`; give APP, or use `layby serve`"
+            }
+            (Role::Serve, "workers.app") => {
+                "is not for `layby serve`; give --link or --upstream, or use `layby run`"
+            }
+            _ => return,
+        };
+        self.blame(chosen, text);
+    }
+
+    fn check_slots(
+        &mut self,
+        slots: &Slots,
+        workers: Option<&Workers>,
+        database: Option<&Database>,
+    ) {
+        if !self.is_right("slots.count") {
+            return;
+        }
+        let count = match slots.count {
+            Count::Fixed(count) => usize::from(count),
+            Count::Auto if database.is_none() && self.is_right("database.url") => {
+                let what = "needs the database's limits; set database.url, or write a number";
+                return self.blame("slots.count", self.sentence("slots.count", what));
+            }
+            Count::Auto => return,
+        };
+        let set = format!("slots.count is {count} ({})", self.place("slots.count"));
+        if slots.parked < count && self.is_right("slots.parked") {
+            let what = format!("is too small, {set}; write {count} or more");
+            self.blame("slots.parked", self.sentence("slots.parked", &what));
+        }
+        if let Some(Source::App(app)) = workers.map(|workers| &workers.source)
+            && app
+                .processes
+                .is_some_and(|number| usize::from(number) > count)
+        {
+            let key = "workers.processes";
+            let what = format!("is more than the slots, {set}; write at most {count}");
+            self.blame(key, self.sentence(key, &what));
+        }
+    }
+
+    fn check_addresses(&mut self, mut addresses: Vec<(&'static str, Listen)>) {
+        if addresses.iter().all(|(key, _)| *key != "listen") {
+            self.blame("listen", "is empty; write at least one address");
+        }
+        addresses.retain(|(key, _)| self.is_right(key));
+        for (number, (key, address)) in addresses.iter().enumerate() {
+            let mut before = addresses[..number].iter();
+            if let Some((other, _)) = before.find(|(_, other)| overlap(address, other)) {
+                // A default is nobody's mistake.
+                let (key, other) = match self.place(key) {
+                    Place::Default => (other, key),
+                    _ => (key, other),
+                };
+                let text = format!("{address} is taken by {other} already; write another");
+                self.blame(key, text);
+            }
+        }
+    }
+}
+
+/// Every address and the key it comes from. An upstream on this host is among them: a gateway
+/// that is its own upstream would pass a request round for ever.
+fn addresses(
+    listen: &[Listen],
+    admin: SocketAddr,
+    probes: Option<SocketAddr>,
+    workers: Option<&Workers>,
+) -> Vec<(&'static str, Listen)> {
+    let mut all: Vec<_> = listen.iter().map(|one| ("listen", one.clone())).collect();
+    all.push(("admin", Listen::Tcp(admin)));
+    all.extend(probes.map(|address| ("probes", Listen::Tcp(address))));
+    all.extend(match workers.map(|workers| &workers.source) {
+        None | Some(Source::App(_)) => None,
+        Some(Source::Link(path)) => Some(("workers.link", Listen::Unix(path.clone()))),
+        Some(Source::Upstream(Upstream::Unix(path))) => {
+            Some(("workers.upstream", Listen::Unix(path.clone())))
+        }
+        Some(Source::Upstream(Upstream::Tcp(authority))) => {
+            let address: Option<SocketAddr> = authority.parse().ok();
+            let here = |address: &SocketAddr| {
+                address.ip().is_loopback() || listen.contains(&Listen::Tcp(*address))
+            };
+            let here = address.filter(here);
+            here.map(|address| ("workers.upstream", Listen::Tcp(address)))
+        }
+    });
+    all
+}
+
+/// Whether both could not be bound.
+fn overlap(one: &Listen, other: &Listen) -> bool {
+    match (one, other) {
+        (Listen::Unix(one), Listen::Unix(other)) => one == other,
+        (Listen::Tcp(one), Listen::Tcp(other)) => {
+            let same_family = one.is_ipv4() == other.is_ipv4();
+            let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+            // Port 0 is a free port, another one each time.
+            one.port() != 0
+                && one.port() == other.port()
+                && (one.ip() == other.ip() || (same_family && any))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,892 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::keys::{Default, KEYS, Key, Kind, SECTIONS};
+use super::values::{Size, Value};
+use super::*;
+
+fn env(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    let pair = |(name, value): &(&str, &str)| (OsString::from(name), OsString::from(value));
+    variables.iter().map(pair).collect()
+}
+
+fn load(text: &str, sources: &Sources) -> Result<Loaded, Mistakes> {
+    read::resolve(Ok(Some(file::File::new("layby.toml", text))), sources)
+}
+
+fn mistakes(text: &str) -> String {
+    match Config::from_toml(text) {
+        Ok(loaded) => panic!("valid: {loaded:?}"),
+        Err(mistakes) => mistakes.to_string(),
+    }
+}
+
+/// The mistake in a file that is right but for this line.
+fn mistake(line: &str) -> String {
+    let base = match line.starts_with("workers") {
+        true => "",
+        false => "\nworkers.app = \"base\"",
+    };
+    mistakes(&format!("{line}{base}"))
+}
+
+fn in_file(key: &Key) -> String {
+    let number = matches!(key.kind, Kind::Number | Kind::Count);
+    match number {
+        true => format!("{} = {}", key.name, key.example),
+        false => format!("{} = {:?}", key.name, key.example),
+    }
+}
+
+/// What has to be set too, so that a key makes sense.
+fn beside(key: &Key) -> &'static str {
+    match key.name {
+        "workers.app" | "workers.link" | "workers.upstream" => "",
+        _ => "\nworkers.app = \"base\"",
+    }
+}
+
+const SAMPLE: &str = r#"
+listen = "0.0.0.0:8000"            # or a list; "unix:/run/layby/http.sock"
+admin  = "127.0.0.1:9180"
+probes = "0.0.0.0:9181"
+trusted_proxies = ["10.0.0.0/8"]
+max_body = "100MiB"
+spool_dir = "/var/tmp"
+drain_timeout = "30s"
+
+[slots]
+count = 8
+queue = 1000
+queue_timeout = "5s"
+request_timeout = "60s"
+parked = 10000
+on_disconnect = "finish"
+
+[workers]
+app = "mysite.wsgi:application"
+processes = 2
+mode = "auto"
+thread_locals = ["myapp.middleware._state"]
+
+[outbound]
+allow = ["public"]
+timeout = "30s"
+max_response = "32MiB"
+label = ["api.stripe.com"]
+
+[database]
+url = "postgres://shop:hunter2@db/shop"
+"#;
+
+#[test]
+fn the_sample_of_the_contract_is_valid() {
+    let config = Config::from_toml(SAMPLE).expect("valid").config;
+    let expected = Config {
+        listen: vec![Listen::Tcp(([0, 0, 0, 0], 8000).into())],
+        admin: ([127, 0, 0, 1], 9180).into(),
+        probes: Some(([0, 0, 0, 0], 9181).into()),
+        trusted_proxies: vec![Trusted::Net("10.0.0.0/8".parse().expect("a network"))],
+        max_body: 100 << 20,
+        spool_dir: "/var/tmp".into(),
+        drain_timeout: Duration::from_secs(30),
+        log_format: LogFormat::Text,
+        slots: Slots {
+            count: Count::Fixed(8),
+            queue: 1000,
+            queue_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(60),
+            parked: 10_000,
+            parked_bytes: 1 << 30,
+            on_disconnect: OnDisconnect::Finish,
+        },
+        workers: Workers {
+            source: Source::App(App {
+                app: "mysite.wsgi:application".to_owned(),
+                processes: Some(2),
+                mode: Mode::Auto,
+                python: None,
+            }),
+            thread_locals: vec!["myapp.middleware._state".to_owned()],
+        },
+        outbound: Outbound {
+            allow: vec![Allow::Public],
+            timeout: Duration::from_secs(30),
+            max_response: 32 << 20,
+            label: vec!["api.stripe.com".to_owned()],
+        },
+        database: Some(Database {
+            url: Secret("postgres://shop:hunter2@db/shop".to_owned()),
+        }),
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn each_source_of_workers_is_enough() {
+    let source = |line| {
+        let loaded = Config::from_toml(line).expect("valid");
+        loaded.config.workers.source
+    };
+    assert_eq!(
+        source(r#"workers.link = "unix:/run/link.sock""#),
+        Source::Link("/run/link.sock".into())
+    );
+    assert_eq!(
+        source(r#"workers.upstream = "http://App.Local/""#),
+        Source::Upstream(Upstream::Tcp("app.local:80".to_owned()))
+    );
+    assert_eq!(
+        source(r#"workers.upstream = "http://[::1]:9000""#),
+        Source::Upstream(Upstream::Tcp("[::1]:9000".to_owned()))
+    );
+    assert_eq!(
+        source(r#"workers.upstream = "unix:run/app.sock""#),
+        Source::Upstream(Upstream::Unix("run/app.sock".into()))
+    );
+    let Source::App(app) = source(r#"workers.app = "mysite.wsgi""#) else {
+        panic!("not an app");
+    };
+    assert_eq!(app.app, "mysite.wsgi:application");
+}
+
+#[test]
+fn values_have_the_spellings_of_the_contract() {
+    let text = r#"
+        listen = ["127.0.0.1:8000", "[::1]:8000", "unix:/run/layby/http.sock"]
+        trusted_proxies = ["unix", "10.0.0.7", "fd00::/8"]
+        max_body = 1_000
+        drain_timeout = "0s"
+        slots.queue = 0x10
+        slots.queue_timeout = "250ms"
+        workers.app = "base"
+        outbound.allow = ["public", "Api.Example.org.", "*.example.org", "10.0.0.0/8", "::1", "bücher.example"]
+    "#;
+    let config = Config::from_toml(text).expect("valid").config;
+    assert_eq!(
+        config.listen[2],
+        Listen::Unix("/run/layby/http.sock".into())
+    );
+    assert_eq!(config.trusted_proxies[0], Trusted::Unix);
+    assert_eq!(config.max_body, 1000);
+    assert_eq!(config.drain_timeout, Duration::ZERO);
+    assert_eq!(config.slots.queue, 16);
+    assert_eq!(config.slots.queue_timeout, Duration::from_millis(250));
+    let net = |text: &str| Allow::Net(text.parse().expect("a network"));
+    assert_eq!(
+        config.outbound.allow,
+        [
+            Allow::Public,
+            Allow::Name("api.example.org".to_owned()),
+            Allow::Wildcard("example.org".to_owned()),
+            net("10.0.0.0/8"),
+            net("::1/128"),
+            Allow::Name("xn--bcher-kva.example".to_owned()),
+        ]
+    );
+}
+
+#[test]
+fn every_key_can_be_set_in_the_file() {
+    for key in KEYS {
+        let text = format!("{}{}", in_file(key), beside(key));
+        let loaded = Config::from_toml(&text).expect(&text);
+        let entry = loaded.effective.entry(key.name).expect("it is in force");
+        assert_eq!(entry.source.to_string(), "layby.toml:1", "{}", key.name);
+        let value = entry.value.as_deref().expect("it has a value");
+        assert!(
+            key.is_secret() || value.contains(key.example),
+            "{value} for {}",
+            key.name
+        );
+    }
+}
+
+#[test]
+fn every_key_can_be_set_in_the_environment_and_means_the_same() {
+    for key in KEYS {
+        let sources = Sources {
+            env: env(&[(&key.variable(), key.example)]),
+            ..Sources::default()
+        };
+        let from_env = load(beside(key), &sources).expect(key.name);
+        let text = format!("{}{}", in_file(key), beside(key));
+        let from_file = Config::from_toml(&text).expect(&text);
+        assert_eq!(from_env.config, from_file.config, "{}", key.name);
+        let entry = from_env.effective.entry(key.name).expect("it is in force");
+        assert_eq!(entry.source, Place::Variable(key.variable()));
+        assert_eq!(from_env.warnings, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_table_is_sound() {
+    for key in KEYS {
+        assert!(
+            key.section().is_empty() || SECTIONS.contains(&key.section()),
+            "{}",
+            key.name
+        );
+        assert!(
+            !key.doc.is_empty() && !key.example.is_empty(),
+            "{}",
+            key.name
+        );
+        if let Default::Value { text, because } = key.default {
+            assert!(!because.is_empty(), "{}", key.name);
+            assert_ne!(
+                text, key.example,
+                "{}: the test of sources needs two",
+                key.name
+            );
+        }
+    }
+    // Ranges and defaults are parsed as they are used.
+    let defaults = Config::from_toml(r#"workers.app = "base""#).expect("valid");
+    let by_default = |entry: &&Entry| entry.source == Place::Default;
+    assert_eq!(
+        defaults.effective.0.iter().filter(by_default).count(),
+        // All but app and its two rivals.
+        KEYS.len() - 3
+    );
+}
+
+#[test]
+fn a_flag_goes_before_the_environment_before_the_file_before_the_default() {
+    let count = |text: &str, variables: &[(&str, &str)], flags| {
+        let sources = Sources {
+            env: env(variables),
+            flags,
+            ..Sources::default()
+        };
+        let text = format!("workers.app = \"base\"\n{text}");
+        let loaded = load(&text, &sources).expect("valid");
+        let entry = loaded.effective.entry("slots.count").expect("in force");
+        (loaded.config.slots.count, entry.source.to_string())
+    };
+    let file = "slots.count = 2";
+    let variable = [("LAYBY_SLOTS_COUNT", "3")];
+    let flag = vec![("slots.count", vec!["4".to_owned()])];
+    let fixed = |count, source: &str| (Count::Fixed(count), source.to_owned());
+
+    assert_eq!(count("", &[], vec![]), fixed(8, "default"));
+    assert_eq!(count(file, &[], vec![]), fixed(2, "layby.toml:2"));
+    assert_eq!(
+        count(file, &variable, vec![]),
+        fixed(3, "LAYBY_SLOTS_COUNT")
+    );
+    assert_eq!(count(file, &variable, flag), fixed(4, "--slots"));
+}
+
+#[test]
+fn a_stronger_source_of_workers_overrides_all_of_a_weaker_one() {
+    let text = "[workers]\napp = \"base\"\nprocesses = 2\nmode = \"wsgi\"";
+    let sources = Sources {
+        flags: vec![("workers.upstream", vec!["unix:/run/app.sock".to_owned()])],
+        role: Role::Serve,
+        ..Sources::default()
+    };
+    let loaded = load(text, &sources).expect("valid");
+    assert_eq!(
+        loaded.config.workers.source,
+        Source::Upstream(Upstream::Unix("/run/app.sock".into()))
+    );
+    assert_eq!(loaded.effective.entry("workers.processes"), None);
+
+    // But not what is as strong: that would silently say nothing.
+    let sources = Sources {
+        env: env(&[
+            ("LAYBY_WORKERS_LINK", "unix:/run/link.sock"),
+            ("LAYBY_WORKERS_MODE", "wsgi"),
+        ]),
+        ..Sources::default()
+    };
+    assert_eq!(
+        load(text, &sources).expect_err("mode is idle").to_string(),
+        "LAYBY_WORKERS_MODE: says nothing beside workers.link; remove it"
+    );
+}
+
+#[test]
+fn a_command_says_which_workers_it_is_for() {
+    let complaint = |text: &str, role| {
+        let sources = Sources {
+            role,
+            ..Sources::default()
+        };
+        load(text, &sources).expect_err("wrong command").to_string()
+    };
+    assert_eq!(
+        complaint("workers.link = \"unix:/run/link.sock\"", Role::Run),
+        "layby.toml:1: workers.link: is not for `layby run`; give APP, or use `layby serve`"
+    );
+    assert_eq!(
+        complaint("workers.app = \"base\"", Role::Serve),
+        "layby.toml:1: workers.app: is not for `layby serve`; give --link or --upstream, or use `layby run`"
+    );
+    assert_eq!(
+        complaint("", Role::Run),
+        "workers: nothing says where workers come from; give APP (module:object) or set workers.app"
+    );
+}
+
+#[test]
+fn lists_in_the_environment_have_commas_and_may_be_empty() {
+    let allow = |value| {
+        let sources = Sources {
+            env: env(&[("LAYBY_OUTBOUND_ALLOW", value)]),
+            ..Sources::default()
+        };
+        let loaded = load("workers.app = \"base\"", &sources).expect("valid");
+        loaded.config.outbound.allow
+    };
+    let name = |name: &str| Allow::Name(name.to_owned());
+    assert_eq!(
+        allow(" a.example, b.example,"),
+        [name("a.example"), name("b.example")]
+    );
+    assert_eq!(allow(""), []);
+}
+
+#[test]
+fn an_empty_variable_for_one_value_is_as_good_as_none() {
+    let sources = Sources {
+        env: env(&[("LAYBY_DATABASE_URL", ""), ("LAYBY_SLOTS_COUNT", " ")]),
+        ..Sources::default()
+    };
+    let loaded = load("workers.app = \"base\"\nslots.count = 3", &sources).expect("valid");
+    assert_eq!(loaded.config.slots.count, Count::Fixed(3));
+    assert_eq!(loaded.config.database, None);
+}
+
+#[test]
+fn an_unknown_variable_is_a_warning() {
+    let sources = Sources {
+        env: env(&[
+            ("LAYBY_SLOT_COUNT", "4"),
+            ("LAYBY_PORT", "tcp://10.0.0.1:80"),
+            ("LAYBY_LINK", "unix:/run/link.sock"),
+            ("LAYBY_STRICT", "1"),
+            ("LAYBY_DEBUG", "1"),
+            ("LAYBY_TOKEN", "t"),
+            ("LAYBY_LOG", "debug"),
+            ("PATH", "/bin"),
+        ]),
+        ..Sources::default()
+    };
+    let loaded = load("workers.app = \"base\"", &sources).expect("valid");
+    assert_eq!(
+        loaded.warnings,
+        [
+            "LAYBY_PORT: unknown variable, ignored",
+            "LAYBY_SLOT_COUNT: unknown variable, ignored; did you mean LAYBY_SLOTS_COUNT?",
+        ]
+    );
+}
+
+#[test]
+fn an_admin_listener_that_others_reach_is_a_warning() {
+    let loaded = Config::from_toml("admin = \"0.0.0.0:9180\"\nworkers.app = \"base\"");
+    assert_eq!(
+        loaded.expect("valid").warnings,
+        [
+            "layby.toml:1: admin: 0.0.0.0:9180 lets other hosts control the gateway; \
+             probes is enough for scrapers and kubelets"
+        ]
+    );
+}
+
+#[test]
+fn every_mistake_of_every_source_is_reported_at_once() {
+    let text = r#"
+listen = ":8000"
+lisen = 3
+max_body = 100MB
+spool_dir =
+trusted_proxies = [
+    "10.0.0.1/8",
+    7,
+]
+tls = { cert = "x" }
+
+[slots]
+count = "8"
+queue_timeout = 5
+parked = 0
+
+[workers]
+app = "mysite/wsgi.py"
+link = "unix:/run/link.sock"
+
+[plans]
+listen = "x"
+
+[database]
+url = "mysql://shop:hunter2@db/shop"
+"#;
+    let sources = Sources {
+        env: env(&[
+            ("LAYBY_SLOTS_QUEUE_TIMEOUT", "6"),
+            ("LAYBY_OUTBOUND_ALLOW", "localhost,api.example"),
+        ]),
+        flags: vec![("log_format", vec!["xml".to_owned()])],
+        ..Sources::default()
+    };
+    let mistakes = load(text, &sources).expect_err("all wrong").to_string();
+    let expected = r#"layby.toml:2: listen: ":8000" has no address; write "127.0.0.1:8000" or "0.0.0.0:8000"
+layby.toml:3: lisen: unknown key; did you mean listen?
+layby.toml:4: max_body: 100MB has no quotes; write "100MB"
+layby.toml:5: spool_dir: there is no value
+layby.toml:7: trusted_proxies: "10.0.0.1/8" is an address within a network; write "10.0.0.0/8" or "10.0.0.1"
+layby.toml:8: trusted_proxies: 7 is not an address, a network or unix; write it like "10.0.0.0/8"
+layby.toml:10: tls: unknown section; there are slots, workers, outbound, database
+layby.toml:13: slots.count: "8" is a text; write 8
+layby.toml:14: slots.queue_timeout: 5 has no unit; write "5s"
+layby.toml:15: slots.parked: 0 is too small; write 1 to 1000000
+layby.toml:18: workers.app: "mysite/wsgi.py" is not a Python name, module:object; write "mysite.wsgi:application"
+layby.toml:19: workers.link: conflicts with workers.app (layby.toml:18); keep exactly one of app, link and upstream
+layby.toml:21: plans: unknown section; there are slots, workers, outbound, database
+layby.toml:25: database.url: *** is not a PostgreSQL URL; write it like "postgres://user:password@host:5432/name"
+LAYBY_OUTBOUND_ALLOW: localhost is loopback, which only an address allows; write 127.0.0.1
+LAYBY_SLOTS_QUEUE_TIMEOUT: 6 has no unit; write 6s
+--log-format: xml is not one of the values; write text or json"#;
+    assert_eq!(mistakes, expected);
+}
+
+#[test]
+fn a_mistake_says_what_to_write() {
+    let cases = [
+        // Numbers
+        (
+            "slots.queue = -1",
+            "slots.queue: -1 is not a whole number; write 0 to 1000000",
+        ),
+        (
+            "slots.queue = 1.5",
+            "slots.queue: 1.5 is not a whole number; write 0 to 1000000",
+        ),
+        (
+            "slots.count = 1025",
+            "slots.count: 1025 is too large; write 1 to 1024",
+        ),
+        (
+            "slots.count = 99999999999999999999",
+            "slots.count: 99999999999999999999 is too large; write 1 to 1024",
+        ),
+        (
+            "slots.count = \"Auto\"",
+            "slots.count: \"Auto\" is misspelt; write \"auto\"",
+        ),
+        (
+            "slots.queue = \"1_000\"",
+            "slots.queue: \"1_000\" is not a whole number; write 1000",
+        ),
+        // Sizes
+        (
+            "max_body = \"100 MB\"",
+            "max_body: \"100 MB\" is not a size; write \"100MiB\"",
+        ),
+        (
+            "max_body = \"1.5GiB\"",
+            "max_body: \"1.5GiB\" is not a size: a whole number with KiB, MiB, GiB, TiB, or of bytes; write 1 to \"1024TiB\"",
+        ),
+        (
+            "max_body = 0",
+            "max_body: 0 is too small; write 1 to \"1024TiB\"",
+        ),
+        (
+            "max_body = \"99999999TiB\"",
+            "max_body: \"99999999TiB\" is too large; write 1 to \"1024TiB\"",
+        ),
+        // Durations
+        (
+            "drain_timeout = \"1.5m\"",
+            "drain_timeout: \"1.5m\" is not a duration: a whole number with ms, s, m or h; write \"90s\"",
+        ),
+        (
+            "drain_timeout = 0.25",
+            "drain_timeout: 0.25 has no unit; write \"250ms\"",
+        ),
+        (
+            "drain_timeout = \"soon\"",
+            "drain_timeout: \"soon\" is not a duration: a whole number with ms, s, m or h; write \"0s\" to \"24h\"",
+        ),
+        (
+            "drain_timeout = \"25h\"",
+            "drain_timeout: \"25h\" is too large; write \"0s\" to \"24h\"",
+        ),
+        // Words, paths, types
+        (
+            "log_format = \"JSON\"",
+            "log_format: \"JSON\" is not one of the values; write \"text\" or \"json\"",
+        ),
+        ("spool_dir = 7", "spool_dir: 7 is a number; write \"7\""),
+        (
+            "spool_dir = true",
+            "spool_dir: true is not a text; write \"true\"",
+        ),
+        (
+            "spool_dir = [\"/a\"]",
+            "spool_dir: a list is too much; write \"/srv/spool\"",
+        ),
+        (
+            "listen = [[\"a\"]]",
+            "listen: an item is not a text; write [\"0.0.0.0:8000\"]",
+        ),
+        (
+            "slots = 8",
+            "slots: is a section; write [slots] with its keys below",
+        ),
+        // Addresses
+        (
+            "admin = \"localhost:9180\"",
+            "admin: \"localhost:9180\" is not an IP address; write \"127.0.0.1:9180\"",
+        ),
+        (
+            "admin = \"unix:/a\"",
+            "admin: \"unix:/a\" is not an IP address with a port; write it like \"127.0.0.1:9190\"",
+        ),
+        (
+            "listen = \"/run/l.sock\"",
+            "listen: \"/run/l.sock\" is not a Unix socket; write \"unix:/run/l.sock\"",
+        ),
+        (
+            "listen = \"unix:///run/l.sock\"",
+            "listen: \"unix:///run/l.sock\" has too many slashes; write \"unix:/run/l.sock\"",
+        ),
+        (
+            "listen = []",
+            "listen: is empty; write at least one address",
+        ),
+        (
+            "listen = [\"127.0.0.1:80\", \"0.0.0.0:80\"]",
+            "listen: 0.0.0.0:80 is taken by listen already; write another",
+        ),
+        (
+            "listen = \"0.0.0.0:9180\"",
+            "listen: 127.0.0.1:9180 is taken by admin already; write another",
+        ),
+        (
+            "probes = \"127.0.0.1:9180\"",
+            "probes: 127.0.0.1:9180 is taken by admin already; write another",
+        ),
+        (
+            "trusted_proxies = \"*\"",
+            "trusted_proxies: \"*\" would believe everybody; write the addresses or networks of your proxies, or unix",
+        ),
+        // Workers
+        (
+            "workers.upstream = \"https://app\"",
+            "workers.upstream: \"https://app\" is not plain HTTP; upstreams stand beside the gateway; write http://HOST:PORT or unix:PATH",
+        ),
+        (
+            "workers.upstream = \"app:9000\"",
+            "workers.upstream: \"app:9000\" is not an http URL; write \"http://app:9000\"",
+        ),
+        (
+            "workers.upstream = \"http://app/x\"",
+            "workers.upstream: \"http://app/x\" has a path; write \"http://app:80\"",
+        ),
+        (
+            "workers.upstream = \"http://u:hunter2@app\"",
+            "workers.upstream: \"http://***@app\" has a user name; write http://HOST:PORT",
+        ),
+        (
+            "workers.upstream = \"http://127.0.0.1:8000\"",
+            "workers.upstream: 127.0.0.1:8000 is taken by listen already; write another",
+        ),
+        (
+            "workers.app = \"site:make()\"",
+            "workers.app: \"site:make()\" calls something; name an object that is a WSGI application already",
+        ),
+        (
+            "workers = { app = \"a\", thread_locals = [\"m:x\"] }",
+            "workers.thread_locals: \"m:x\" is not a Python name, module.attribute; write \"m.x\"",
+        ),
+        (
+            "workers = { app = \"a\", processes = 9 }",
+            "workers.processes: 9 is more than the slots, slots.count is 8 (default); write at most 8",
+        ),
+        (
+            "workers = { upstream = \"unix:/a\", thread_locals = [\"m.x\"] }",
+            "workers.thread_locals: says nothing beside workers.upstream; remove it",
+        ),
+        // Outbound
+        (
+            "outbound.allow = \"https://api.example/v1\"",
+            "outbound.allow: \"https://api.example/v1\" is not a host name; write \"api.example\"",
+        ),
+        (
+            "outbound.allow = \"api.example:443\"",
+            "outbound.allow: \"api.example:443\" has a port; every port counts; write \"api.example\"",
+        ),
+        (
+            "outbound.allow = \"0x7f.1\"",
+            "outbound.allow: \"0x7f.1\" is an address by another spelling; write \"127.0.0.1\"",
+        ),
+        (
+            "outbound.allow = \"[::1]\"",
+            "outbound.allow: \"[::1]\" has brackets; write \"::1\"",
+        ),
+        (
+            "outbound.allow = \"*\"",
+            "outbound.allow: \"*\" would reach internal services; write \"public\"",
+        ),
+        (
+            "outbound.allow = \"api.*.example\"",
+            "outbound.allow: \"api.*.example\" is not a host name; write it like \"api.example.org\"",
+        ),
+        // Between keys
+        (
+            "slots = { count = 20, parked = 10 }",
+            "slots.parked: 10 is too small, slots.count is 20 (layby.toml:1); write 20 or more",
+        ),
+        (
+            "slots.count = \"auto\"",
+            "slots.count: \"auto\" needs the database's limits; set database.url, or write a number",
+        ),
+        // Unknown keys
+        ("bind = \":80\"", "bind: unknown key; did you mean listen?"),
+        ("queue = 8", "queue: unknown key; did you mean slots.queue?"),
+        (
+            "slots.qeueu = 8",
+            "slots.qeueu: unknown key; did you mean slots.queue?",
+        ),
+        (
+            "slots.colour = 8",
+            "slots.colour: unknown key; in [slots] there are count, queue, queue_timeout, request_timeout, parked, parked_bytes, on_disconnect",
+        ),
+        (
+            "slot.count = 8",
+            "slot: unknown section; did you mean [slots]?",
+        ),
+        (
+            "route = [{ path = \"/\" }]",
+            "route: unknown section; there are slots, workers, outbound, database",
+        ),
+    ];
+    for (line, expected) in cases {
+        assert_eq!(mistake(line), format!("layby.toml:1: {expected}"), "{line}");
+    }
+}
+
+#[test]
+fn a_syntax_error_hides_little_but_its_own_line() {
+    let text = "[slots\ncount = 0\n[workers]\nmode = \"fast\"\napp = \"a\n[outbound]\nhosts = 1\ntimeout 5";
+    assert_eq!(
+        mistakes(text),
+        "layby.toml:1: not TOML: unclosed table, expected `]`\n\
+         layby.toml:4: workers.mode: \"fast\" is not one of the values; write \"auto\", \"coroutine\", \"greenlet\" or \"wsgi\"\n\
+         layby.toml:5: not TOML: invalid basic string, expected `\"`\n\
+         layby.toml:7: outbound.hosts: unknown key; did you mean outbound.allow?\n\
+         layby.toml:8: not TOML: key with no value, expected `=`"
+    );
+    assert_eq!(
+        mistakes("workers.app = \"a\"\n[database]\nurl = postgres://shop:hunter2@db/shop"),
+        "layby.toml:3: database.url: postgres://***@db/shop has no quotes; write \"postgres://***@db/shop\""
+    );
+    assert_eq!(
+        mistakes("workers.app = \"a\"\nmax_body = 1\nmax_body = 2"),
+        "layby.toml:3: not TOML: duplicate key"
+    );
+}
+
+#[test]
+fn a_file_that_was_asked_for_must_be_readable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let complaint = |path: &Path| {
+        let sources = Sources {
+            file: Some(path.to_owned()),
+            ..Sources::default()
+        };
+        let mistakes = Config::load(&sources).expect_err("unreadable").to_string();
+        mistakes.replace(&folder.path().display().to_string(), "DIR")
+    };
+    assert_eq!(
+        complaint(&folder.path().join("gone.toml")),
+        "DIR/gone.toml: cannot be read: No such file or directory (os error 2)"
+    );
+    assert_eq!(
+        complaint(folder.path()),
+        "DIR: cannot be read: Is a directory (os error 21)"
+    );
+    let latin = folder.path().join("latin.toml");
+    std::fs::write(&latin, b"spool_dir = \"/\xe4\"").expect("written");
+    assert_eq!(
+        complaint(&latin),
+        "DIR/latin.toml: cannot be read: not UTF-8; save it as UTF-8"
+    );
+}
+
+#[test]
+fn a_file_is_read_from_its_path() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("shop.toml");
+    std::fs::write(&path, SAMPLE).expect("written");
+    let sources = Sources {
+        file: Some(path),
+        ..Sources::default()
+    };
+    let loaded = Config::load(&sources).expect("valid");
+    assert_eq!(
+        loaded.config,
+        Config::from_toml(SAMPLE).expect("valid").config
+    );
+}
+
+#[test]
+fn a_secret_is_never_printed() {
+    let loaded = Config::from_toml(SAMPLE).expect("valid");
+    let printed = format!("{loaded:?}{}", loaded.effective);
+    assert!(printed.contains("database.url = \"***\""));
+    assert!(!printed.contains("hunter2"));
+}
+
+#[test]
+fn the_effective_configuration_reads_like_the_file() {
+    let sources = Sources {
+        env: env(&[("LAYBY_OUTBOUND_ALLOW", "a.example,10.0.0.7")]),
+        flags: vec![("slots.count", vec!["4".to_owned()])],
+        ..Sources::default()
+    };
+    let loaded = load("workers.app = \"mysite.wsgi\"", &sources).expect("valid");
+    let printed = loaded.effective.to_string();
+    let lines: Vec<&str> = printed.lines().collect();
+    for expected in [
+        "listen = [\"127.0.0.1:8000\"]                 # default",
+        "probes is not set",
+        "slots.count = 4                             # --slots",
+        "slots.request_timeout = \"60s\"               # default",
+        "workers.app = \"mysite.wsgi:application\"     # layby.toml:1",
+        "outbound.allow = [\"a.example\", \"10.0.0.7\"]  # LAYBY_OUTBOUND_ALLOW",
+    ] {
+        assert!(lines.contains(&expected), "{expected} in\n{printed}");
+    }
+}
+
+#[test]
+fn the_start_up_log_has_a_line_for_each_section() {
+    let loaded = Config::from_toml("workers.link = \"unix:/run/link.sock\"\nslots.queue = 5");
+    let sections = loaded.expect("valid").effective.sections();
+    let names: Vec<_> = sections.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["general", "slots", "workers", "outbound"]);
+    assert_eq!(
+        sections[1].1,
+        "count = 8, queue = 5 (layby.toml:2), queue_timeout = \"5s\", request_timeout = \"60s\", \
+         parked = 10000, parked_bytes = \"1GiB\", on_disconnect = \"finish\""
+    );
+    assert_eq!(
+        sections[2].1,
+        "link = \"unix:/run/link.sock\" (layby.toml:1), thread_locals = []"
+    );
+}
+
+#[test]
+fn an_upstream_elsewhere_may_have_the_gateways_port() {
+    let text = "listen = \"0.0.0.0:8000\"\nworkers.upstream = \"http://10.0.0.7:8000\"";
+    Config::from_toml(text).expect("valid");
+    assert_eq!(
+        mistakes(&text.replace("10.0.0.7", "127.0.0.1")),
+        "layby.toml:2: workers.upstream: 127.0.0.1:8000 is taken by listen already; write another"
+    );
+}
+
+#[test]
+fn what_a_syntax_error_may_hide_is_not_said_to_be_missing() {
+    let text = "slots.count = \"auto\"\n[database\nurl = \"postgres://db/shop\"";
+    assert_eq!(
+        mistakes(text),
+        "layby.toml:2: not TOML: unclosed table, expected `]`"
+    );
+}
+
+#[test]
+fn a_change_needs_a_restart_exactly_where_the_table_says_so() {
+    for key in KEYS {
+        let old = match beside(key) {
+            "" => "workers.app = \"base\"",
+            beside => beside,
+        };
+        let new = format!("{}{}", in_file(key), beside(key));
+        let old = Config::from_toml(old).expect("valid").config;
+        let new = Config::from_toml(&new).expect("valid").config;
+        let expected: &[&str] = if key.restart { &[key.name] } else { &[] };
+        assert_eq!(old.changes_needing_restart(&new), expected, "{}", key.name);
+        assert_eq!(new.changes_needing_restart(&new), [""; 0]);
+    }
+}
+
+#[test]
+fn the_reference_page_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, reference()).expect("docs can be written");
+    }
+    let page = std::fs::read_to_string(&path).expect("the page exists");
+    assert!(
+        page == reference(),
+        "docs/configuration.md differs from the table; run UPDATE_DOCS=1 cargo test reference"
+    );
+}
+
+proptest! {
+    #[test]
+    fn a_duration_is_read_as_it_is_shown(millis in 0..=u64::MAX) {
+        let duration = Duration::from_millis(millis);
+        prop_assert_eq!(Duration::parse(&duration.show()), Ok(duration));
+    }
+
+    #[test]
+    fn a_size_is_read_as_it_is_shown(number in 0_u64..=u64::MAX, unit in 0_u32..=40) {
+        let size = Size(number >> unit << unit);
+        prop_assert_eq!(Size::parse(&size.show()), Ok(size));
+    }
+
+    #[test]
+    fn a_duration_keeps_its_unit(number in 1_u64..100_000, unit in 0_usize..4) {
+        let (unit, millis) = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)][unit];
+        let parsed = Duration::parse(&format!("{number}{unit}"));
+        prop_assert_eq!(parsed, Ok(Duration::from_millis(number * millis)));
+    }
+
+    #[test]
+    fn whatever_was_suggested_is_right(text in "[0-9]{1,3}(\\.5)? ?([kKmMgG]i?[bB]?|s|sec|min|h|ms)?") {
+        for key in ["max_body", "slots.request_timeout"] {
+            let value = |text: &str| Config::from_toml(&format!("{key} = {text:?}\nworkers.app = \"a\""));
+            let Err(mistakes) = value(&text) else { continue };
+            let mistake = mistakes.to_string();
+            let Some((_, advice)) = mistake.split_once("; write \"") else { continue };
+            if let Some(advice) = advice.strip_suffix('"').filter(|advice| !advice.contains('"')) {
+                // Out of range, then, at worst.
+                let again = value(advice).err().map(|mistakes| mistakes.to_string());
+                prop_assert!(
+                    again.as_ref().is_none_or(|again| again.contains("is too ")),
+                    "{} gave {}, which gave {:?}", text, advice, again
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_is_too_strange_to_judge(text in "\\PC{0,40}", number in 0..KEYS.len()) {
+        let key = &KEYS[number];
+        let sources = Sources {
+            env: env(&[(&key.variable(), &text)]),
+            ..Sources::default()
+        };
+        if let Err(mistakes) = load(beside(key), &sources) {
+            for mistake in &mistakes.0 {
+                prop_assert!(!mistake.to_string().contains('\n'));
+            }
+        }
+    }
+
+    #[test]
+    fn no_file_is_too_strange_to_judge(text in "([a-z]{1,3}|[\\[\\]{}=\",.\n#'é]|slots|count|listen|workers|app|1){0,30}") {
+        let Err(mistakes) = Config::from_toml(&text) else { return Ok(()) };
+        for mistake in &mistakes.0 {
+            prop_assert!(!mistake.to_string().contains('\n'), "{}", mistake);
+        }
+    }
+}

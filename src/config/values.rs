@@ -1,0 +1,123 @@
+//! Values: from the text of one value to its type, and back.
+//!
+//! A parser takes one spelling only and, where it can guess what was meant, says which. The
+//! text is the same whether it comes from the file, the environment, a flag or the table of
+//! keys; quotes and places are the reader's business.
+
+mod addresses;
+mod names;
+mod quantities;
+
+use std::path::PathBuf;
+
+use super::keys::Kind;
+use super::mistakes::Problem;
+use super::{LogFormat, Mode, OnDisconnect, Secret};
+
+pub(super) use addresses::UnixSocket;
+pub(super) use names::{AppName, Dotted, Host};
+pub(super) use quantities::Size;
+
+pub(super) trait Value: Sized {
+    /// Whether the table's description of the key is that of this type.
+    fn is(kind: Kind) -> bool;
+
+    fn parse(text: &str) -> Result<Self, Problem>;
+
+    /// What `parse` would take.
+    fn show(&self) -> String;
+
+    /// What the table's range is about.
+    fn measure(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl Value for LogFormat {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for OnDisconnect {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for Mode {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+fn word<T: Copy>(text: &str, all: &[T], name: fn(T) -> &'static str) -> Result<T, Problem> {
+    if let Some(found) = all.iter().find(|value| name(**value) == text) {
+        return Ok(*found);
+    }
+    let unknown = Problem::new("is not one of the values");
+    Err(all
+        .iter()
+        .fold(unknown, |problem, value| problem.write(name(*value))))
+}
+
+impl Value for PathBuf {
+    fn is(kind: Kind) -> bool {
+        kind == Kind::Path
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        if text.is_empty() || text.contains('\0') {
+            return Err(Problem::new("is not a path"));
+        }
+        Ok(PathBuf::from(text))
+    }
+
+    fn show(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+impl Value for Secret {
+    fn is(kind: Kind) -> bool {
+        kind == Kind::DatabaseUrl
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let rest = text
+            .strip_prefix("postgres://")
+            .or_else(|| text.strip_prefix("postgresql://"));
+        match rest {
+            Some("") | None => Err(Problem::new("is not a PostgreSQL URL")),
+            Some(_) => Ok(Secret(text.to_owned())),
+        }
+    }
+
+    fn show(&self) -> String {
+        "***".to_owned()
+    }
+}

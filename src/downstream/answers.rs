@@ -1,0 +1,270 @@
+//! What the client gets: workers' answers made fit for the wire, and the gateway's own.
+//!
+//! The one place that knows which failure has which status.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::{
+    ACCEPT, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
+};
+use http::{Method, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use hyper::ext::ReasonPhrase;
+
+use super::head::{Refusal, strip_hop_by_hop};
+use super::watch::Finish;
+use crate::exchange::Failure;
+use crate::message::{Answer, AnswerBody};
+use crate::slots::Shed;
+use crate::spool::AnswerReader;
+
+/// Why a request is not answered by the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    Refused(Refusal),
+    /// The body did not come in time.
+    BodyTimeout,
+    /// The body is larger than allowed.
+    BodyTooLarge,
+    /// The body is malformed, or was cut.
+    BodyBroken,
+    /// The gateway cannot keep the body.
+    SpoolFull,
+    /// The worker's answer cannot be passed on.
+    BadAnswer(&'static str),
+    Exchange(Failure),
+}
+
+impl Trouble {
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Refused(Refusal(status, _)) => status,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::SpoolFull | Self::Exchange(Failure::Shed(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadAnswer(_) | Self::Exchange(Failure::WorkerGone) => StatusCode::BAD_GATEWAY,
+            Self::Exchange(Failure::Deadline) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What the client reads; the log has the rest.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Refused(Refusal(_, why)) => why,
+            Self::BodyTimeout => "the request body took too long to arrive",
+            Self::BodyTooLarge => "the request body is too large",
+            Self::BodyBroken => "the request body is malformed",
+            Self::SpoolFull => "no room for the request body; try again later",
+            Self::Exchange(Failure::Shed(Shed::Draining)) => {
+                "the server is shutting down; try again"
+            }
+            Self::Exchange(Failure::Shed(_)) => "the server is busy; try again later",
+            Self::BadAnswer(_) => "the application gave an invalid answer",
+            Self::Exchange(Failure::WorkerGone) => "the application did not finish its answer",
+            Self::Exchange(Failure::Deadline) => "the application took too long",
+        }
+    }
+
+    /// The connection cannot carry another request: what the client sent of this one is not read.
+    fn closes(self) -> bool {
+        !matches!(self, Self::Exchange(_) | Self::BadAnswer(_))
+            || matches!(self, Self::Exchange(Failure::Shed(Shed::Draining)))
+    }
+}
+
+/// The gateway's own answer: JSON for clients that ask for it, else a line of text.
+pub fn own(trouble: Trouble, accept: Option<&HeaderValue>, retry_after: u64) -> Response<Body> {
+    let status = trouble.status();
+    let json = accept
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("json"));
+    let (media, text) = if json {
+        let text = serde_json::json!({ "status": status.as_u16(), "error": trouble.text() });
+        ("application/json", format!("{text}\n"))
+    } else {
+        ("text/plain; charset=utf-8", format!("{}\n", trouble.text()))
+    };
+    let mut response = Response::new(Body::whole(text.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(
+            ALLOW,
+            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        );
+    }
+    if trouble.closes() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The Accept line of a request, to be kept for an answer of our own.
+pub fn accept(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(ACCEPT).cloned()
+}
+
+/// A worker's answer as a response.
+///
+/// # Errors
+/// When its headers contradict each other or its body.
+pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trouble> {
+    let Answer {
+        status,
+        reason,
+        mut headers,
+        body,
+    } = answer;
+    strip_hop_by_hop(&mut headers);
+    let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(CONTENT_LENGTH);
+    }
+    let bodiless = *method == Method::HEAD
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let body = match body {
+        _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
+        AnswerBody::Whole(bytes) if bodiless && *method != Method::HEAD => {
+            drop(bytes);
+            Body::whole(Bytes::new())
+        }
+        AnswerBody::Whole(bytes) => {
+            if length.is_some_and(|length| length != bytes.len() as u64) {
+                return Err(Trouble::BadAnswer(
+                    "Content-Length is not the length of the body",
+                ));
+            }
+            Body::whole(bytes)
+        }
+        AnswerBody::Spooled(reader) => Body::spooled(reader, length),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_ref()).ok()) {
+        response.extensions_mut().insert(reason);
+    }
+    Ok(response)
+}
+
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(line) = lines.next() else {
+        return Ok(None);
+    };
+    if lines.next().is_some() {
+        return Err("more than one Content-Length");
+    }
+    let digits = line
+        .to_str()
+        .ok()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .map(Some)
+        .ok_or("an invalid Content-Length")
+}
+
+/// A response body, and what is to happen when it has been sent or given up.
+pub struct Body {
+    source: Source,
+    finish: Option<Finish>,
+}
+
+enum Source {
+    Whole(Bytes),
+    Spooled {
+        /// Out while a read is under way.
+        reader: Option<AnswerReader>,
+        read: Option<BoxFuture<'static, (AnswerReader, std::io::Result<Option<Bytes>>)>>,
+        length: Option<u64>,
+    },
+}
+
+impl Body {
+    fn whole(bytes: Bytes) -> Self {
+        Self {
+            source: Source::Whole(bytes),
+            finish: None,
+        }
+    }
+
+    fn spooled(reader: AnswerReader, length: Option<u64>) -> Self {
+        Self {
+            source: Source::Spooled {
+                reader: Some(reader),
+                read: None,
+                length,
+            },
+            finish: None,
+        }
+    }
+
+    /// `finish` is told of progress, and dropped with the body.
+    pub fn watched(mut self, finish: Finish) -> Self {
+        self.finish = Some(finish);
+        self
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Self { source, finish } = &mut *self;
+        let chunk = match source {
+            Source::Whole(bytes) if bytes.is_empty() => None,
+            Source::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
+            Source::Spooled { reader, read, .. } => {
+                if let Some(mut reader) = reader.take() {
+                    *read = Some(Box::pin(async move {
+                        let chunk = reader.next().await;
+                        (reader, chunk)
+                    }));
+                }
+                match read {
+                    None => None,
+                    Some(under_way) => {
+                        let (done, chunk) = ready!(under_way.as_mut().poll(cx));
+                        *read = None;
+                        if matches!(chunk, Ok(Some(_))) {
+                            *reader = Some(done);
+                        }
+                        chunk.transpose()
+                    }
+                }
+            }
+        };
+        if let Some(finish) = finish {
+            finish.progress();
+        }
+        Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(&self.source, Source::Whole(bytes) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Spooled {
+                length: Some(length),
+                ..
+            } => SizeHint::with_exact(*length),
+            Source::Spooled { length: None, .. } => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Listeners: accepting connections, and going on when descriptors run out.
+
+use std::io;
+use std::net::TcpListener as StdTcp;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_util::task::TaskTracker;
+
+use super::Downstream;
+use super::forwarded::Peer;
+use super::watch::Watch;
+use crate::config::Listen;
+
+/// Waited after an accept that failed for want of descriptors or memory: trying again at once
+/// would only turn the wheel.
+const BREATHER: Duration = Duration::from_millis(50);
+
+/// A bound listener.
+pub enum Listener {
+    Tcp(TcpListener),
+    /// The file is removed when it is dropped.
+    Unix(UnixListener, SocketFile),
+}
+
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody may have tidied up before us.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// # Errors
+    /// When the address is taken or cannot be had.
+    pub fn bind(listen: &Listen) -> io::Result<Self> {
+        match listen {
+            Listen::Tcp(address) => {
+                let listener = StdTcp::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Tcp(TcpListener::from_std(listener)?))
+            }
+            Listen::Unix(path) => {
+                if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    return Err(io::Error::new(
+                        io::ErrorKind::AddrInUse,
+                        "another process listens there",
+                    ));
+                }
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                let listener = UnixListener::bind(path)?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+                Ok(Self::Unix(listener, SocketFile(path.clone())))
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let local = stream.local_addr()?;
+                Ok((Stream::Tcp(stream), Peer::Tcp { peer, local }))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::Unix(stream), Peer::Unix))
+            }
+        }
+    }
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// All listeners, and the connections that came through them.
+#[derive(Default)]
+pub struct Listeners {
+    accepting: TaskTracker,
+    connections: TaskTracker,
+}
+
+impl Listeners {
+    /// Accepts on this listener until the drain begins.
+    pub fn add(&self, listener: Listener, downstream: Arc<Downstream>) {
+        let connections = self.connections.clone();
+        self.accepting.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    () = downstream.drain.cancelled() => return,
+                };
+                match accepted {
+                    Ok((stream, peer)) => {
+                        connections.spawn(connection(Arc::clone(&downstream), stream, peer));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(BREATHER).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Resolves when no connection is left; call after the drain began.
+    pub async fn finished(&self) {
+        self.accepting.close();
+        self.accepting.wait().await;
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+}
+
+async fn connection(downstream: Arc<Downstream>, stream: Stream, peer: Peer) {
+    let watch = Watch::new(downstream.sweeper.alarm());
+    // hyper takes its buffers at once; a connection that says nothing should cost nothing.
+    let readable = async {
+        match &stream {
+            Stream::Tcp(stream) => stream.readable().await,
+            Stream::Unix(stream) => stream.readable().await,
+        }
+    };
+    tokio::select! {
+        ready = readable => if ready.is_err() { return },
+        () = watch.alarm.rang() => return,
+        () = downstream.drain.cancelled() => return,
+    }
+    match stream {
+        Stream::Tcp(stream) => downstream.serve(stream, peer, watch).await,
+        Stream::Unix(stream) => downstream.serve(stream, peer, watch).await,
+    }
+}

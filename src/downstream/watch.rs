@@ -1,0 +1,161 @@
+//! One deadline per connection: idle, head, body and reading clients are all bounded by it.
+//!
+//! The connection's task waits on the alarm; whoever makes progress moves it. Whether the
+//! application is in time is not decided here: while a request is in its hands, the alarm is off.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::metrics::Metrics;
+use crate::sweeper::Alarm;
+
+/// A connection without a request is closed after this time. Longer than the 60 s that common
+/// balancers keep theirs, so that they close first and never meet a closed one.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// From the first byte of a head to its last.
+const HEAD: Duration = Duration::from_secs(15);
+
+/// Between two reads of a request body, and between two writes of an answer.
+pub const STALL: Duration = Duration::from_secs(30);
+
+/// nginx's word for a client that closed before it was answered.
+const CLIENT_CLOSED: u16 = 499;
+
+#[derive(Debug)]
+pub struct Watch {
+    pub alarm: Alarm,
+    idle: AtomicBool,
+}
+
+impl Watch {
+    pub fn new(alarm: Alarm) -> Arc<Self> {
+        let watch = Self {
+            alarm,
+            idle: AtomicBool::new(true),
+        };
+        watch.idle();
+        Arc::new(watch)
+    }
+
+    /// Waits for the next request.
+    fn idle(&self) {
+        self.idle.store(true, Relaxed);
+        self.within(IDLE);
+    }
+
+    pub fn within(&self, time: Duration) {
+        self.alarm.set(Instant::now() + time);
+    }
+
+    /// A request is in the gateway's hands: its own deadline counts.
+    pub fn in_hand(&self) {
+        self.idle.store(false, Relaxed);
+        self.alarm.clear();
+    }
+
+    fn bytes_came(&self) {
+        if self.idle.swap(false, Relaxed) {
+            self.within(HEAD);
+        }
+    }
+}
+
+/// Tells the watch when bytes come.
+pub struct Watched<S> {
+    pub stream: S,
+    pub watch: Arc<Watch>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.watch.bytes_came();
+        }
+        poll
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Counts a request when it is over, however it ends: with its answer's last byte, or dropped.
+pub struct Finish {
+    metrics: Metrics,
+    watch: Arc<Watch>,
+    method: Method,
+    arrived: Instant,
+    /// None until there is an answer.
+    status: Option<StatusCode>,
+}
+
+impl Finish {
+    pub fn new(metrics: Metrics, watch: Arc<Watch>, method: Method) -> Self {
+        Self {
+            metrics,
+            watch,
+            method,
+            arrived: Instant::now(),
+            status: None,
+        }
+    }
+
+    pub fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+        self.watch.within(STALL);
+    }
+
+    /// The client has taken another part of the answer.
+    pub fn progress(&self) {
+        self.watch.within(STALL);
+    }
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
+        let elapsed = self.arrived.elapsed();
+        self.metrics.request_ended(&self.method, status, elapsed);
+        tracing::debug!(method = %self.method, status, elapsed = ?elapsed, "request ended");
+        self.watch.idle();
+    }
+}

@@ -1,0 +1,284 @@
+//! One request's way through queue, slots and parks.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::client::Client;
+use super::{Exchange, Failure, Settings};
+use crate::config::OnDisconnect;
+use crate::message::Request;
+use crate::metrics::CancelPhase;
+use crate::plan::{Outcome, Plan};
+use crate::slots::{NoTurn, RequestId, Turn, Turned};
+use crate::sweeper::Alarm;
+use crate::workers::{About, Hold, Job, Park, Process, Release, Step, Work};
+
+pub struct Life {
+    exchange: Exchange,
+    client: Client,
+    deadline: Instant,
+    alarm: Alarm,
+    /// A client that leaves does not cancel it.
+    finishes: bool,
+    /// As the worker said when it last parked or held.
+    shielded: bool,
+    /// Nobody waits for the answer, and what follows from it has been done.
+    left: bool,
+    /// The deadline has passed, and what follows from it has been done.
+    expired: bool,
+    /// Of the next job.
+    epoch: u32,
+    about: About,
+}
+
+/// What a life waits for.
+enum Event {
+    Step(Turned<Step>),
+    Results(Vec<Outcome>),
+    WorkerGone,
+    Left,
+    Expired,
+}
+
+impl Life {
+    pub fn new(
+        exchange: &Exchange,
+        request: &Request,
+        settings: Settings,
+        deadline: Instant,
+        client: Client,
+    ) -> Self {
+        let alarm = exchange.sweeper.alarm();
+        alarm.set(deadline);
+        Self {
+            exchange: exchange.clone(),
+            client,
+            deadline,
+            alarm,
+            finishes: !request.method.is_safe() && settings.on_disconnect == OnDisconnect::Finish,
+            shielded: false,
+            left: false,
+            expired: false,
+            epoch: 0,
+            about: About {
+                method: request.method.clone(),
+                target: Arc::clone(&request.target),
+            },
+        }
+    }
+
+    pub async fn run(mut self, request: Request) {
+        let bytes = retained(&request);
+        let work = self.job(Work::Begin(Box::new(request)));
+        let (id, mut turn) = match self.exchange.slots.submit(work, bytes) {
+            Ok(submitted) => submitted,
+            Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
+        };
+        loop {
+            let step = match self.step(id, &mut turn).await {
+                Some(Ok(step)) => step,
+                Some(Err(NoTurn::Shed(shed))) => {
+                    return self.client.answer(Err(Failure::Shed(shed)));
+                }
+                Some(Err(NoTurn::WorkerGone)) => {
+                    return self.client.answer(Err(Failure::WorkerGone));
+                }
+                None => return,
+            };
+            turn = match step {
+                Step::Answer(answer) => return self.client.answer(Ok(answer)),
+                Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
+                Step::Hold(hold) => self.hold(hold).await,
+                Step::Park(park) => match self.park(id, park).await {
+                    Some(turn) => turn,
+                    None => return self.client.answer(Err(Failure::WorkerGone)),
+                },
+            };
+        }
+    }
+
+    /// Waits for a slot to make a step. None when the job was withdrawn unseen.
+    async fn step(&mut self, id: RequestId, turn: &mut Turn<Step>) -> Option<Turned<Step>> {
+        loop {
+            let event = tokio::select! {
+                biased; // A step that is there is worth more than a deadline that passed with it.
+                step = turn.step() => Event::Step(step),
+                () = gone(&self.client), if !self.left => Event::Left,
+                () = self.alarm.rang(), if !self.expired => Event::Expired,
+            };
+            match event {
+                Event::Step(step) => return Some(step),
+                Event::Expired => {
+                    self.expired = true;
+                    self.exchange.slots.overdue(id);
+                }
+                _ => {}
+            }
+            if !self.left {
+                match self.leave_turn(id) {
+                    Leaving::Stays => {}
+                    Leaving::Withdrawn => return None,
+                    Leaving::Ends(end) => *turn = end,
+                }
+            }
+        }
+    }
+
+    /// Nobody waits any more for a request that is in the queue or in a slot.
+    fn leave_turn(&mut self, id: RequestId) -> Leaving {
+        let slots = &self.exchange.slots;
+        let unseen = self.epoch == 1;
+        if unseen && slots.withdraw(id).is_some() {
+            self.leave(CancelPhase::Queued);
+            return Leaving::Withdrawn;
+        }
+        if !unseen && self.cancellable() && slots.withdraw(id).is_some() {
+            self.leave(CancelPhase::Parked);
+            return Leaving::Ends(self.end(id));
+        }
+        self.leave(CancelPhase::Running);
+        Leaving::Stays
+    }
+
+    /// Runs the plan of a parked request and asks for the slot to go on. None when its process died.
+    async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
+        self.shielded = park.shielded;
+        let parked = Instant::now();
+        let event = self.plan(park.plan, Some(&park.process)).await;
+        self.exchange.metrics.park(parked.elapsed());
+        match event {
+            Event::Results(outcomes) => {
+                let bytes = outcomes.iter().map(weight).sum();
+                let job = self.job(Work::Resume(outcomes));
+                Some(self.exchange.slots.resume(id, job, bytes))
+            }
+            Event::Left | Event::Expired => Some(self.end(id)),
+            _ => {
+                self.exchange.slots.forget(id);
+                None
+            }
+        }
+    }
+
+    /// Runs the plan of a request that waits in place.
+    async fn hold(&mut self, hold: Hold) -> Turn<Step> {
+        self.shielded = hold.shielded;
+        let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
+        match self.plan(hold.plan, None).await {
+            Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
+            _ => hold.held.release(Release::Cancel),
+        }
+    }
+
+    /// Runs a plan, until it is done or there is no more sense in it.
+    async fn plan(&mut self, plan: Plan, process: Option<&Process>) -> Event {
+        if self.left && self.cancellable() {
+            return Event::Left;
+        }
+        let outbound = self.exchange.outbound.clone();
+        let run = outbound.run(plan, self.deadline.into());
+        tokio::pin!(run);
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = worker_gone(process) => Event::WorkerGone,
+                outcomes = &mut run => Event::Results(outcomes),
+                () = gone(&self.client), if !self.left => Event::Left,
+                () = self.alarm.rang(), if !self.expired => Event::Expired,
+            };
+            match event {
+                Event::Expired => self.expired = true,
+                Event::Left => {}
+                _ => return event,
+            }
+            if !self.left {
+                self.leave(CancelPhase::Parked);
+            }
+            if self.cancellable() {
+                // Dropping the run aborts its safe fetches.
+                return Event::Left;
+            }
+        }
+    }
+
+    /// The request is unwound on a slot, its results unwanted.
+    fn end(&mut self, id: RequestId) -> Turn<Step> {
+        let job = self.job(Work::End);
+        self.exchange.slots.end(id, job)
+    }
+
+    /// Nobody waits any more. If it is the deadline that says so, the client is told.
+    fn leave(&mut self, phase: CancelPhase) {
+        self.left = true;
+        if self.client.left() {
+            self.exchange.metrics.cancelled(phase);
+        } else {
+            self.client.answer(Err(Failure::Deadline));
+        }
+    }
+
+    fn cancellable(&self) -> bool {
+        !self.finishes && !self.shielded
+    }
+
+    fn job(&mut self, work: Work) -> Job {
+        let epoch = self.epoch;
+        self.epoch += 1;
+        Job {
+            epoch,
+            about: self.about.clone(),
+            work,
+        }
+    }
+}
+
+/// What becomes of a waiting or running job that nobody waits for.
+enum Leaving {
+    /// It runs, or will: on to its end.
+    Stays,
+    /// No application code has seen it.
+    Withdrawn,
+    /// It is unwound instead of resumed.
+    Ends(Turn<Step>),
+}
+
+/// Resolves when the client has left. Whoever makes it leave also polls anew, so no wake-up is needed.
+async fn gone(client: &Client) {
+    poll_fn(|_| {
+        if client.left() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+async fn worker_gone(process: Option<&Process>) {
+    match process {
+        Some(process) => process.gone.cancelled().await,
+        // A slot that waits in place learns of its worker's death by itself.
+        None => std::future::pending().await,
+    }
+}
+
+/// What results take of the gateway's memory until their request resumes.
+fn weight(outcome: &Outcome) -> u64 {
+    match outcome {
+        Outcome::Response(response) => response.body.len() as u64,
+        Outcome::Gathered(outcomes) => outcomes.iter().map(weight).sum(),
+        _ => 0,
+    }
+}
+
+/// What a request takes of the gateway's memory while it is admitted.
+fn retained(request: &Request) -> u64 {
+    let headers: usize = request
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    (request.target.len() + headers) as u64 + request.body.retained()
+}

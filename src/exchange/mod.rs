@@ -1,0 +1,118 @@
+//! The exchange: the life of one request, from admission to its one outcome.
+//!
+//! A request waits for a slot, runs a step, parks while its plan is run, and resumes, until it is
+//! answered. This room decides what happens when the client leaves, when the time is over, and
+//! when a worker dies; what stays true:
+//!
+//! - the client gets one answer or one failure, and the failure on time;
+//! - a request whose application code has run is finished or unwound in a slot, never dropped.
+//!
+//! Who may run next, how a worker is driven and how plans are run is decided elsewhere.
+
+mod client;
+mod life;
+mod waits;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::task::TaskTracker;
+
+pub use client::Outcome;
+pub use waits::{Waits, WaitsInPlace};
+
+use crate::config::OnDisconnect;
+use crate::message::Request;
+use crate::metrics::Metrics;
+use crate::outbound::Outbound;
+use crate::slots::Shed;
+use crate::sweeper::Sweeper;
+use crate::workers::WorkerSlots;
+
+/// Why a request has no answer. Downstream turns it into a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    Shed(Shed),
+    /// The request's time is over.
+    Deadline,
+    /// The worker died with it.
+    WorkerGone,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shed(Shed::QueueFull) => f.write_str("the queue is full"),
+            Self::Shed(Shed::QueueTimeout) => f.write_str("no slot was free in time"),
+            Self::Shed(Shed::ParkedFull) => {
+                f.write_str("too many requests are waiting on other services")
+            }
+            Self::Shed(Shed::Draining) => f.write_str("shutting down"),
+            Self::Deadline => f.write_str("the request took too long"),
+            Self::WorkerGone => f.write_str("the worker died"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// From admission to the head of the answer.
+    pub request_timeout: Duration,
+    pub on_disconnect: OnDisconnect,
+}
+
+/// Where requests are taken through their lives.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    slots: Arc<WorkerSlots>,
+    outbound: Outbound,
+    sweeper: Sweeper,
+    metrics: Metrics,
+    waits: Waits,
+    /// Requests that go on after their client's wait is over.
+    left: TaskTracker,
+}
+
+impl Exchange {
+    pub fn new(
+        slots: Arc<WorkerSlots>,
+        outbound: Outbound,
+        sweeper: Sweeper,
+        metrics: Metrics,
+    ) -> Self {
+        let waits = Waits::new(metrics.clone());
+        Self {
+            slots,
+            outbound,
+            sweeper,
+            metrics,
+            waits,
+            left: TaskTracker::new(),
+        }
+    }
+
+    /// Takes a request to its outcome.
+    ///
+    /// Dropping the future means that the client left: a request that no application code has seen
+    /// is forgotten, any other goes on by itself to a clean end.
+    pub fn run(&self, request: Request, settings: Settings) -> Outcome {
+        let deadline = Instant::now() + settings.request_timeout;
+        Outcome::new(self.left.clone(), |client| {
+            life::Life::new(self, &request, settings, deadline, client).run(request)
+        })
+    }
+
+    /// Where requests have waited in place, and how often.
+    pub fn waits_in_place(&self) -> Vec<WaitsInPlace> {
+        self.waits.list()
+    }
+
+    /// Resolves when every request is over whose client has left or been answered early; call
+    /// when no new ones come.
+    pub async fn finished(&self) {
+        self.left.close();
+        self.left.wait().await;
+    }
+}

@@ -1,0 +1,132 @@
+//! What the admin listener tells about the gateway.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, RwLock};
+
+use super::State;
+use crate::admin::{self, Board, Readiness, ShownPath, Status};
+use crate::exchange::Exchange;
+use crate::slots::{Limits, SlotView};
+use crate::workers::WorkerSlots;
+use crate::workers::link::Hub;
+
+pub struct GatewayBoard {
+    state: Arc<State>,
+    slots: Arc<WorkerSlots>,
+    hub: Arc<Hub>,
+    exchange: Exchange,
+    limits: Arc<RwLock<Limits>>,
+}
+
+impl GatewayBoard {
+    pub fn new(
+        state: &Arc<State>,
+        slots: &Arc<WorkerSlots>,
+        hub: &Arc<Hub>,
+        exchange: &Exchange,
+        limits: &Arc<RwLock<Limits>>,
+    ) -> Self {
+        Self {
+            state: Arc::clone(state),
+            slots: Arc::clone(slots),
+            hub: Arc::clone(hub),
+            exchange: exchange.clone(),
+            limits: Arc::clone(limits),
+        }
+    }
+
+    fn slot(&self, view: &SlotView) -> admin::Slot {
+        let activity = self.hub.board().of(view.slot);
+        let state = match (view.process, view.request) {
+            (None, _) => admin::SlotState::Lost,
+            (Some(_), None) => admin::SlotState::Idle,
+            (Some(_), Some(_)) if view.overdue => admin::SlotState::Lost,
+            (Some(_), Some(_)) => admin::SlotState::Busy,
+        };
+        let job = activity
+            .filter(|_| view.request.is_some())
+            .map(|activity| admin::Job {
+                request: activity.request.number(),
+                method: activity.about.method.to_string(),
+                path: ShownPath::new(&activity.about.target),
+                seconds: activity.since.elapsed().as_secs_f64(),
+            });
+        admin::Slot {
+            slot: view.slot.0,
+            process: view.process.map(|process| process.0),
+            state,
+            job,
+        }
+    }
+}
+
+impl Board for GatewayBoard {
+    fn readiness(&self) -> Readiness {
+        let not = |why: &str| Readiness::NotReady(why.to_owned());
+        if self.state.draining.load(Relaxed) {
+            return not("draining");
+        }
+        if !self.state.ready.load(Relaxed) {
+            return not("starting");
+        }
+        if self.hub.processes().is_empty() {
+            return not("no worker is connected");
+        }
+        Readiness::Ready
+    }
+
+    fn status(&self) -> Status {
+        let count = self.slots.count();
+        let limits = self
+            .limits
+            .read()
+            .expect("no code that holds this lock panics")
+            .clone();
+        let process = |process: Arc<crate::workers::Process>| admin::Process {
+            process: process.id.0,
+            pid: process.pid,
+            mode: process.mode.clone(),
+            threads: process.threads,
+            state: if self.hub.is_draining(process.id) {
+                "draining"
+            } else {
+                "ready"
+            },
+        };
+        let wait = |wait: crate::exchange::WaitsInPlace| admin::WaitsInPlace {
+            reason: wait.reason.as_str(),
+            source: wait.source,
+            count: wait.count,
+        };
+        Status {
+            draining: self.state.draining.load(Relaxed),
+            slots: admin::Slots {
+                count: count.idle + count.busy + count.lost,
+                idle: count.idle,
+                busy: count.busy,
+                lost: count.lost,
+                list: self
+                    .slots
+                    .views()
+                    .iter()
+                    .map(|view| self.slot(view))
+                    .collect(),
+            },
+            queue: admin::Queue {
+                length: self.slots.queued(),
+                limit: limits.queue,
+            },
+            parked: admin::Parked {
+                requests: self.slots.parked(),
+                limit: limits.parked,
+            },
+            processes: self.hub.processes().into_iter().map(process).collect(),
+            waits_in_place: self
+                .exchange
+                .waits_in_place()
+                .into_iter()
+                .map(wait)
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The gateway: putting the parts together, reloading, draining.
+//!
+//! Everything with a life of its own is started and stopped here, in this order: database sizing,
+//! outbound, workers, listeners; and the other way round. What a part does is its own business.
+
+mod board;
+mod log;
+mod sizing;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use self::board::GatewayBoard;
+use crate::admin::Admin;
+use crate::config::{Config, Loaded, Source, Sources};
+use crate::downstream::{self, Downstream, Listener, Listeners};
+use crate::exchange::{self, Exchange};
+use crate::metrics::Metrics;
+use crate::outbound::Outbound;
+use crate::slots::{EXPIRY_TICK, Limits, Slots};
+use crate::spool::Spool;
+use crate::sweeper::Sweeper;
+use crate::workers::WorkerSlots;
+use crate::workers::link::{Hub, Link, Terms};
+use crate::workers::supervise::{Plan, Supervisor};
+
+/// Threads for spool files: reads and writes of a few hundred KiB, mostly into the page cache.
+const FILE_THREADS: usize = 4;
+
+/// What is left of the drain's time for answers to requests that are shed at its end.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Why the gateway cannot start, in one line.
+#[derive(Debug)]
+struct StartError(String);
+
+fn cannot<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> StartError {
+    move |error| StartError(format!("cannot {what}: {error}"))
+}
+
+/// Runs until a signal ends it. The exit status is that of the process.
+pub fn run(sources: Sources, loaded: Loaded) -> ExitCode {
+    log::start(loaded.config.log_format);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    loaded.effective.log();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(FILE_THREADS)
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(serve(sources, loaded.config)),
+        Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
+    };
+    match ended {
+        Ok(code) => code,
+        Err(StartError(why)) => {
+            tracing::error!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The signals that the gateway obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+enum Order {
+    Stop,
+    Reload,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Cancel safe.
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.terminate.recv() => Order::Stop,
+            _ = self.interrupt.recv() => Order::Stop,
+            _ = self.hangup.recv() => Order::Reload,
+        }
+    }
+
+    /// Resolves at a signal to stop. Cancel safe.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Order::Stop) {}
+    }
+}
+
+async fn serve(sources: Sources, config: Config) -> Result<ExitCode, StartError> {
+    let mut signals = Signals::new().map_err(cannot("take signals"))?;
+    let starting = Gateway::start(sources, config);
+    let mut gateway = tokio::select! {
+        started = starting => started?,
+        () = signals.stop() => return Ok(ExitCode::SUCCESS),
+    };
+    loop {
+        match signals.next().await {
+            Order::Reload => gateway.reload(),
+            Order::Stop => break,
+        }
+    }
+    tokio::select! {
+        code = gateway.drain() => Ok(code),
+        () = signals.stop() => {
+            tracing::warn!("stopped at once by a second signal");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// What the gateway's own state is, for health and status.
+#[derive(Debug, Default)]
+struct State {
+    ready: AtomicBool,
+    draining: AtomicBool,
+}
+
+struct Gateway {
+    sources: Sources,
+    config: Config,
+    state: Arc<State>,
+    slots: Arc<WorkerSlots>,
+    outbound: Outbound,
+    hub: Arc<Hub>,
+    supervisor: Option<Supervisor>,
+    downstream: Arc<Downstream>,
+    exchange: Exchange,
+    listeners: Listeners,
+    admin: Admin,
+    limits: Arc<RwLock<Limits>>,
+    stop_link: CancellationToken,
+    /// Holds the link of supervised workers; removed with everything in it.
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Gateway {
+    async fn start(sources: Sources, config: Config) -> Result<Self, StartError> {
+        // Addresses first: that another process has them is the commonest mistake, and the quickest told.
+        let mut bound = Vec::new();
+        for listen in &config.listen {
+            bound.push(Listener::bind(listen).map_err(cannot(format_args!("listen on {listen}")))?);
+        }
+        let metrics = Metrics::new(&config.outbound.label);
+        let count = sizing::slots(&config).await.map_err(StartError)?;
+        let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
+            format_args!("write to spool_dir {}", config.spool_dir.display()),
+        ))?;
+        let limits = limits(&config);
+        let slots = Slots::new(count, limits.clone(), metrics.clone());
+        let limits = Arc::new(RwLock::new(limits));
+        let outbound =
+            Outbound::start(&config.outbound, metrics.clone()).map_err(cannot("start outbound"))?;
+        let sweeper = Sweeper::default();
+        let expiring = Arc::clone(&slots);
+        debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
+        tokio::spawn(sweeper.clone().run(move || expiring.expire()));
+
+        let hub = Hub::new(
+            count,
+            Arc::clone(&slots),
+            spool.clone(),
+            metrics.clone(),
+            terms(&config),
+        );
+        let exchange = Exchange::new(
+            Arc::clone(&slots),
+            outbound.clone(),
+            sweeper.clone(),
+            metrics.clone(),
+        );
+        let state = Arc::new(State::default());
+        let board = GatewayBoard::new(&state, &slots, &hub, &exchange, &limits);
+        let admin = Admin::start(
+            config.admin,
+            config.probes,
+            Arc::new(board),
+            metrics.clone(),
+        )
+        .map_err(|error| StartError(error.to_string()))?;
+
+        let (path, folder) = link_path(&config)?;
+        let link =
+            Link::bind(&path).map_err(cannot(format_args!("listen on {}", path.display())))?;
+        let stop_link = CancellationToken::new();
+        tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+        let supervisor = match &config.workers.source {
+            Source::App(app) => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                let plan = Plan::new(app.clone(), &path, count, cores);
+                tracing::info!(processes = plan.threads.len(), slots = count, app = %app.app, "starting workers");
+                let started = Supervisor::start(plan, Arc::clone(&hub), metrics.clone()).await;
+                Some(started.map_err(|error| StartError(error.to_string()))?)
+            }
+            Source::Link(path) => {
+                tracing::info!(link = %path.display(), slots = count, "waiting for workers");
+                None
+            }
+            Source::Upstream(_) => unreachable!("refused by link_path"),
+        };
+
+        let downstream = Arc::new(Downstream {
+            exchange: exchange.clone(),
+            spool,
+            metrics,
+            sweeper,
+            settings: RwLock::new(Arc::new(settings(&config))),
+            drain: CancellationToken::new(),
+        });
+        let listeners = Listeners::default();
+        for listener in bound {
+            listeners.add(listener, Arc::clone(&downstream));
+        }
+        state.ready.store(true, Relaxed);
+        let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+        tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
+        Ok(Self {
+            sources,
+            config,
+            state,
+            slots,
+            outbound,
+            hub,
+            supervisor,
+            downstream,
+            exchange,
+            listeners,
+            admin,
+            limits,
+            stop_link,
+            _folder: folder,
+        })
+    }
+
+    /// Reads the configuration again and replaces the workers one process at a time. A configuration with
+    /// mistakes changes nothing.
+    fn reload(&mut self) {
+        let loaded = match Config::load(&self.sources) {
+            Ok(loaded) => loaded,
+            Err(mistakes) => {
+                tracing::error!("reload refused, the old configuration stays:\n{mistakes}");
+                return;
+            }
+        };
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        for key in self.config.changes_needing_restart(&loaded.config) {
+            tracing::warn!(key, "changed, but only a restart applies it");
+        }
+        let config = loaded.config;
+        let limits = limits(&config);
+        self.slots.set_limits(limits.clone());
+        *self
+            .limits
+            .write()
+            .expect("no code that holds this lock panics") = limits;
+        self.downstream.set(settings(&config));
+        self.outbound.reload(&config.outbound);
+        self.hub.set_terms(terms(&config));
+        self.config = self.config.clone().reloaded(config);
+        if let (Some(supervisor), Source::App(app)) =
+            (&self.supervisor, &self.config.workers.source)
+        {
+            supervisor.reload(app.clone());
+        }
+        tracing::info!("configuration reloaded");
+    }
+
+    /// Takes nothing new, finishes what is there within the grace, and ends everything.
+    async fn drain(self) -> ExitCode {
+        let grace = self.config.drain_timeout;
+        tracing::info!(
+            connections = self.listeners.connections(), queued = self.slots.queued(),
+            parked = self.slots.parked(), grace = ?grace, "drain started"
+        );
+        self.state.draining.store(true, Relaxed);
+        self.downstream.drain.cancel();
+        let over = async {
+            self.listeners.finished().await;
+            self.exchange.finished().await;
+        };
+        let clean = tokio::time::timeout(grace, over).await.is_ok();
+        if !clean {
+            tracing::warn!(
+                connections = self.listeners.connections(),
+                requests = self.slots.requests(),
+                "drain timeout: the rest is cut"
+            );
+            self.slots.drain();
+            // Those who still wait in the queue get their 503.
+            let _ = tokio::time::timeout(LAST_ANSWERS, self.listeners.finished()).await;
+        }
+        self.hub.drain();
+        if let Some(supervisor) = self.supervisor {
+            supervisor
+                .stop(if clean {
+                    Duration::from_secs(5)
+                } else {
+                    Duration::ZERO
+                })
+                .await;
+        }
+        self.stop_link.cancel();
+        self.outbound
+            .drain(if clean { grace } else { Duration::ZERO })
+            .await;
+        self.admin.stop();
+        if clean {
+            tracing::info!("drained");
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        queue: config.slots.queue,
+        queue_timeout: config.slots.queue_timeout,
+        parked: config.slots.parked,
+        parked_bytes: config.slots.parked_bytes,
+    }
+}
+
+fn terms(config: &Config) -> Terms {
+    Terms {
+        fetch_timeout: config.outbound.timeout,
+        thread_locals: config.workers.thread_locals.clone(),
+    }
+}
+
+fn settings(config: &Config) -> downstream::Settings {
+    downstream::Settings {
+        trusted: config.trusted_proxies.clone(),
+        max_body: config.max_body,
+        exchange: exchange::Settings {
+            request_timeout: config.slots.request_timeout,
+            on_disconnect: config.slots.on_disconnect,
+        },
+        retry_after: config.slots.queue_timeout,
+    }
+}
+
+/// Where workers connect: the configured socket, or one in a folder of our own.
+fn link_path(config: &Config) -> Result<(PathBuf, Option<tempfile::TempDir>), StartError> {
+    match &config.workers.source {
+        Source::Link(path) => Ok((path.clone(), None)),
+        Source::App(_) => {
+            let folder = tempfile::Builder::new()
+                .prefix("layby-")
+                .tempdir()
+                .map_err(cannot("make a folder for the link"))?;
+            Ok((Path::new(folder.path()).join("link.sock"), Some(folder)))
+        }
+        Source::Upstream(upstream) => Err(StartError(format!(
+            "cannot proxy to {upstream}: HTTP upstreams are not part of this version; use workers.link"
+        ))),
+    }
+}

@@ -1,0 +1,457 @@
+//! What the gateway counts and times.
+//!
+//! One registry, and a handle for every series resolved ahead of time, so that counting
+//! on the request path is a few atomic additions and never a look-up by string. What a
+//! metric is called and means stands in `families`; which values its labels have, in
+//! `labels`. Nothing here knows who counts.
+
+pub mod families;
+mod labels;
+mod process;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+
+use families::PerLabel;
+use labels::{LabelSet as _, MethodLabel, SlotState};
+use process::Process;
+
+pub use labels::{CancelPhase, FetchOutcome, RestartReason, ShedReason, WaitReason};
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Label value of every origin that configuration does not name.
+const OTHER: &str = "other";
+
+/// Status codes with a label value of their own; the rest share one.
+const STATUSES: std::ops::Range<u16> = 100..600;
+
+/// All metrics of one gateway. Clones count into the same series.
+#[derive(Clone)]
+pub struct Metrics(Arc<Series>);
+
+/// A request that keeps its slot while its fetches run, from creation to drop.
+#[must_use = "the wait ends when this is dropped"]
+pub struct WaitInPlace(IntGauge);
+
+/// What one body holds in spool files; let go on drop.
+#[derive(Debug)]
+pub struct SpooledBytes {
+    gauge: IntGauge,
+    bytes: i64,
+}
+
+struct Series {
+    registry: Registry,
+    slots: Slots,
+    queue_length: IntGauge,
+    parked_requests: IntGauge,
+    waiting_in_place: IntGauge,
+    spool_bytes: IntGauge,
+    requests: Requests,
+    request_seconds: Histogram,
+    queue_wait_seconds: Histogram,
+    slot_busy_seconds: Histogram,
+    park_seconds: Histogram,
+    requests_shed: PerLabel<ShedReason, IntCounter>,
+    requests_cancelled: PerLabel<CancelPhase, IntCounter>,
+    waits_in_place: PerLabel<WaitReason, IntCounter>,
+    answer_backpressure: IntCounter,
+    origins: HashMap<String, Origin>,
+    other_origin: Origin,
+    leftover_fetches: IntCounter,
+    worker_restarts: PerLabel<RestartReason, IntCounter>,
+    /// Locked while somebody renders: what is refreshed for a page is of that page.
+    process: Mutex<Process>,
+}
+
+/// The three states in one word, so that no page shows a slot twice or not at all.
+struct Slots {
+    counts: AtomicU64,
+    gauges: PerLabel<SlotState, IntGauge>,
+}
+
+/// A counter per method and status, made when first needed.
+struct Requests {
+    family: IntCounterVec,
+    handles: Vec<OnceLock<IntCounter>>,
+}
+
+struct Origin {
+    outcomes: PerLabel<FetchOutcome, IntCounter>,
+    seconds: Histogram,
+}
+
+impl Metrics {
+    /// `origins` are the hosts that get a label value of their own.
+    pub fn new(origins: &[String]) -> Self {
+        let registry = Registry::new();
+        let fetches = families::FETCHES.int_counters(&registry);
+        let fetch_seconds = families::FETCH_SECONDS.histograms(&registry);
+        let origin = |name: &str| Origin {
+            outcomes: PerLabel::new(|outcome| fetches.with_label_values(&[name, outcome])),
+            seconds: fetch_seconds.with_label_values(&[name]),
+        };
+        families::BUILD_INFO
+            .int_gauges(&registry)
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+
+        Self(Arc::new(Series {
+            slots: Slots::new(&registry),
+            queue_length: families::QUEUE_LENGTH.int_gauge(&registry),
+            parked_requests: families::PARKED_REQUESTS.int_gauge(&registry),
+            waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
+            spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
+            requests: Requests::new(&registry),
+            request_seconds: families::REQUEST_SECONDS.histogram(&registry),
+            queue_wait_seconds: families::QUEUE_WAIT_SECONDS.histogram(&registry),
+            slot_busy_seconds: families::SLOT_BUSY_SECONDS.histogram(&registry),
+            park_seconds: families::PARK_SECONDS.histogram(&registry),
+            requests_shed: families::REQUESTS_SHED.per_label(&registry),
+            requests_cancelled: families::REQUESTS_CANCELLED.per_label(&registry),
+            waits_in_place: families::WAITS_IN_PLACE.per_label(&registry),
+            answer_backpressure: families::ANSWER_BACKPRESSURE.int_counter(&registry),
+            origins: origins
+                .iter()
+                .map(|name| (name.clone(), origin(name)))
+                .collect(),
+            other_origin: origin(OTHER),
+            leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
+            worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
+            process: Mutex::new(Process::new(&registry)),
+            registry,
+        }))
+    }
+
+    /// How many slots are in which state now.
+    pub fn slots(&self, idle: u16, busy: u16, lost: u16) {
+        self.0.slots.set(idle, busy, lost);
+    }
+
+    pub fn queue_length(&self, jobs: usize) {
+        self.0.queue_length.set(gauge_value(jobs));
+    }
+
+    pub fn parked_requests(&self, requests: usize) {
+        self.0.parked_requests.set(gauge_value(requests));
+    }
+
+    /// A request ended: its answer's last byte was taken or its connection closed.
+    /// `status` is 499 if the client left before it had an answer.
+    pub fn request_ended(&self, method: &Method, status: u16, elapsed: Duration) {
+        self.0.requests.of(MethodLabel::from(method), status).inc();
+        self.0.request_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    pub fn shed(&self, reason: ShedReason) {
+        self.0.requests_shed.of(reason).inc();
+    }
+
+    /// The client left before its answer was whole.
+    pub fn cancelled(&self, phase: CancelPhase) {
+        self.0.requests_cancelled.of(phase).inc();
+    }
+
+    /// A job waited this long for its slot.
+    pub fn queue_wait(&self, waited: Duration) {
+        self.0.queue_wait_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// A step held its slot this long.
+    pub fn slot_busy(&self, held: Duration) {
+        self.0.slot_busy_seconds.observe(held.as_secs_f64());
+    }
+
+    /// A park lasted this long.
+    pub fn park(&self, lasted: Duration) {
+        self.0.park_seconds.observe(lasted.as_secs_f64());
+    }
+
+    pub fn wait_in_place(&self, reason: WaitReason) -> WaitInPlace {
+        self.0.waits_in_place.of(reason).inc();
+        self.0.waiting_in_place.inc();
+        WaitInPlace(self.0.waiting_in_place.clone())
+    }
+
+    /// Nothing yet; the body adds what it writes.
+    pub fn spooled_bytes(&self) -> SpooledBytes {
+        SpooledBytes {
+            gauge: self.0.spool_bytes.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// A slot has to wait for a slow client. Once per answer.
+    pub fn answer_backpressure(&self) {
+        self.0.answer_backpressure.inc();
+    }
+
+    /// `host` without port, in lower case, as in `[outbound] label`.
+    pub fn fetch_ended(&self, host: &str, outcome: FetchOutcome, elapsed: Duration) {
+        let series = &self.0;
+        let origin = series.origins.get(host).unwrap_or(&series.other_origin);
+        origin.outcomes.of(outcome).inc();
+        origin.seconds.observe(elapsed.as_secs_f64());
+    }
+
+    /// An unsafe fetch that its join did not need ran out.
+    pub fn leftover_fetch(&self) {
+        self.0.leftover_fetches.inc();
+    }
+
+    pub fn worker_restarted(&self, reason: RestartReason) {
+        self.0.worker_restarts.of(reason).inc();
+    }
+
+    /// Everything in Prometheus' text format ([`CONTENT_TYPE`]).
+    pub fn render(&self) -> String {
+        let mut process = self
+            .0
+            .process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        process.refresh();
+        self.0.slots.refresh();
+        TextEncoder::new()
+            .encode_to_string(&self.0.registry.gather())
+            .expect("a family with a valid name and a String to write to cannot fail")
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Drop for WaitInPlace {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl SpooledBytes {
+    pub fn add(&mut self, bytes: usize) {
+        let bytes = gauge_value(bytes);
+        self.bytes += bytes;
+        self.gauge.add(bytes);
+    }
+}
+
+impl Drop for SpooledBytes {
+    fn drop(&mut self) {
+        self.gauge.sub(self.bytes);
+    }
+}
+
+impl Slots {
+    fn new(registry: &Registry) -> Self {
+        let family = families::SLOTS.int_gauges(registry);
+        Self {
+            counts: AtomicU64::new(0),
+            gauges: PerLabel::new(|state| family.with_label_values(&[state])),
+        }
+    }
+
+    fn set(&self, idle: u16, busy: u16, lost: u16) {
+        let counts = u64::from(idle) | u64::from(busy) << 16 | u64::from(lost) << 32;
+        self.counts.store(counts, Ordering::Relaxed);
+    }
+
+    fn refresh(&self) {
+        let counts = self.counts.load(Ordering::Relaxed);
+        for (shift, state) in [
+            (0, SlotState::Idle),
+            (16, SlotState::Busy),
+            (32, SlotState::Lost),
+        ] {
+            let count = (counts >> shift) as u16;
+            self.gauges.of(state).set(i64::from(count));
+        }
+    }
+}
+
+impl Requests {
+    fn new(registry: &Registry) -> Self {
+        let places = MethodLabel::ALL.len() * (STATUSES.len() + 1);
+        let requests = Self {
+            family: families::REQUESTS.int_counters(registry),
+            handles: (0..places).map(|_| OnceLock::new()).collect(),
+        };
+        // One series from the start, so that the family is on the first page.
+        requests.of(MethodLabel::Get, 200);
+        requests
+    }
+
+    fn of(&self, method: MethodLabel, status: u16) -> &IntCounter {
+        let known = STATUSES.contains(&status);
+        let column = match known {
+            true => usize::from(status - STATUSES.start),
+            false => STATUSES.len(),
+        };
+        let place = method.index() * (STATUSES.len() + 1) + column;
+        self.handles[place].get_or_init(|| {
+            let (status, class) = match known {
+                true => (status.to_string(), format!("{}xx", status / 100)),
+                false => (OTHER.to_owned(), OTHER.to_owned()),
+            };
+            self.family
+                .with_label_values(&[method.as_str(), &status, &class])
+        })
+    }
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::new(&["pay.example".to_owned()])
+    }
+
+    /// The value of one series, `None` if it is not on the page.
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        metrics.render().lines().find_map(|line| {
+            let value = line.strip_prefix(series)?.strip_prefix(' ')?;
+            value.parse().ok()
+        })
+    }
+
+    #[test]
+    fn every_family_is_on_the_first_page() {
+        let page = metrics().render();
+        let mut rendered: Vec<&str> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .collect();
+        rendered.sort_unstable();
+        let mut declared: Vec<String> = families::ALL
+            .iter()
+            .map(|family| format!("{} {}", family.name, family.kind.as_str()))
+            .collect();
+        declared.sort_unstable();
+        assert_eq!(rendered, declared);
+    }
+
+    #[test]
+    fn series_with_enum_labels_start_at_zero() {
+        let metrics = metrics();
+        for series in [
+            "layby_slots{state=\"lost\"}",
+            "layby_requests_shed_total{reason=\"parked_full\"}",
+            "layby_waits_in_place_total{reason=\"unsupported\"}",
+            "layby_worker_restarts_total{reason=\"reload\"}",
+            "layby_requests_cancelled_total{phase=\"parked\"}",
+            "layby_fetches_total{origin=\"pay.example\",outcome=\"aborted\"}",
+            "layby_fetches_total{origin=\"other\",outcome=\"ok\"}",
+            "layby_fetch_seconds_count{origin=\"pay.example\"}",
+            "layby_requests_total{class=\"2xx\",method=\"GET\",status=\"200\"}",
+        ] {
+            assert_eq!(value(&metrics, series), Some(0.0), "{series}");
+        }
+    }
+
+    #[test]
+    fn requests_are_counted_by_method_status_and_class() {
+        let metrics = metrics();
+        let brew = Method::from_bytes(b"BREW").expect("a token");
+        metrics.request_ended(&Method::PATCH, 503, Duration::from_millis(2));
+        metrics.request_ended(&Method::PATCH, 503, Duration::from_millis(2));
+        metrics.request_ended(&brew, 418, Duration::from_millis(2));
+        metrics.request_ended(&Method::GET, 999, Duration::from_millis(2));
+
+        let requests = |method, status, class| {
+            let series = format!(
+                "layby_requests_total{{class=\"{class}\",method=\"{method}\",status=\"{status}\"}}"
+            );
+            value(&metrics, &series)
+        };
+        assert_eq!(requests("PATCH", "503", "5xx"), Some(2.0));
+        assert_eq!(requests("other", "418", "4xx"), Some(1.0));
+        assert_eq!(requests("GET", "other", "other"), Some(1.0));
+        assert_eq!(value(&metrics, "layby_request_seconds_count"), Some(4.0));
+    }
+
+    #[test]
+    fn every_status_and_method_has_a_counter_of_its_own() {
+        let metrics = metrics();
+        for &method in MethodLabel::ALL {
+            for status in STATUSES {
+                metrics.0.requests.of(method, status).inc();
+            }
+        }
+        let page = metrics.render();
+        let ones = page
+            .lines()
+            .filter(|line| line.starts_with("layby_requests_total{") && line.ends_with(" 1"));
+        assert_eq!(ones.count(), MethodLabel::ALL.len() * STATUSES.len());
+    }
+
+    #[test]
+    fn an_origin_that_is_not_configured_is_other() {
+        let metrics = metrics();
+        metrics.fetch_ended("pay.example", FetchOutcome::Ok, Duration::from_secs(1));
+        metrics.fetch_ended("evil.example", FetchOutcome::Refused, Duration::ZERO);
+
+        let fetches = |origin, outcome| {
+            let series =
+                format!("layby_fetches_total{{origin=\"{origin}\",outcome=\"{outcome}\"}}");
+            value(&metrics, &series)
+        };
+        assert_eq!(fetches("pay.example", "ok"), Some(1.0));
+        assert_eq!(fetches("other", "refused"), Some(1.0));
+        assert!(!metrics.render().contains("evil"));
+        let sum = "layby_fetch_seconds_sum{origin=\"pay.example\"}";
+        assert_eq!(value(&metrics, sum), Some(1.0));
+    }
+
+    #[test]
+    fn slots_are_shown_as_they_were_set() {
+        let metrics = metrics();
+        metrics.slots(1, u16::MAX, 3);
+        let slots = |state| value(&metrics, &format!("layby_slots{{state=\"{state}\"}}"));
+        assert_eq!(
+            (slots("idle"), slots("busy"), slots("lost")),
+            (Some(1.0), Some(65535.0), Some(3.0))
+        );
+    }
+
+    #[test]
+    fn what_is_held_is_let_go_on_drop() {
+        let metrics = metrics();
+        let wait = metrics.wait_in_place(WaitReason::Transaction);
+        let mut spooled = metrics.spooled_bytes();
+        spooled.add(1000);
+        spooled.add(24);
+        assert_eq!(value(&metrics, "layby_waiting_in_place"), Some(1.0));
+        assert_eq!(value(&metrics, "layby_spool_bytes"), Some(1024.0));
+
+        drop((wait, spooled));
+        assert_eq!(value(&metrics, "layby_waiting_in_place"), Some(0.0));
+        assert_eq!(value(&metrics, "layby_spool_bytes"), Some(0.0));
+        let waits = "layby_waits_in_place_total{reason=\"transaction\"}";
+        assert_eq!(value(&metrics, waits), Some(1.0));
+    }
+
+    #[test]
+    fn the_process_is_described() {
+        let metrics = metrics();
+        let positive = |series| value(&metrics, series).is_some_and(|value| value > 0.0);
+        assert!(positive("process_cpu_seconds_total"));
+        assert!(positive("process_resident_memory_bytes"));
+        assert!(positive("process_open_fds"));
+        assert!(positive("process_max_fds"));
+        assert!(positive("process_start_time_seconds"));
+    }
+}

@@ -1,0 +1,372 @@
+//! Slots: who may run next.
+//!
+//! [`Scheduler`] decides; this handle adds the waiting. A request's side submits a job and waits on
+//! its [`Turn`]; a slot's side, a task of its own for each slot, pulls jobs through a [`Port`] and
+//! reports steps. A slot never belongs to a request's future: dropping a [`Turn`] cannot lose one.
+//!
+//! The handle is generic over the job and the step, so nothing here knows of HTTP or of the
+//! protocols that drive a worker.
+
+mod scheduler;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::{Metrics, ShedReason};
+
+pub use scheduler::{Count, Limits, ProcessId, RequestId, Scheduler, Shed, SlotId, SlotView};
+
+/// What becomes of a job that was submitted: a step, or the reason why there is none.
+pub type Turned<S> = Result<S, NoTurn>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoTurn {
+    Shed(Shed),
+    /// The worker that had the request, or its job, is gone.
+    WorkerGone,
+}
+
+impl std::fmt::Display for NoTurn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Shed(Shed::QueueFull) => "the queue is full",
+            Self::Shed(Shed::QueueTimeout) => "no slot was free in time",
+            Self::Shed(Shed::ParkedFull) => "too many requests are parked",
+            Self::Shed(Shed::Draining) => "shutting down",
+            Self::WorkerGone => "the worker is gone",
+        })
+    }
+}
+
+impl From<Shed> for ShedReason {
+    fn from(shed: Shed) -> Self {
+        match shed {
+            Shed::QueueFull => Self::QueueFull,
+            Shed::QueueTimeout => Self::QueueTimeout,
+            Shed::ParkedFull => Self::ParkedFull,
+            Shed::Draining => Self::Draining,
+        }
+    }
+}
+
+/// A job on its way to a slot, with the way back.
+#[derive(Debug)]
+struct Ticket<J, S> {
+    job: J,
+    /// When a new request began to wait; resumes are not counted as waits in the queue.
+    submitted: Option<Instant>,
+    reply: oneshot::Sender<Turned<S>>,
+}
+
+/// The request's side of a submitted job: resolves once.
+#[derive(Debug)]
+pub struct Turn<S>(oneshot::Receiver<Turned<S>>);
+
+impl<S> Turn<S> {
+    /// Cancel safe.
+    pub async fn step(&mut self) -> Turned<S> {
+        // The other end is dropped unsent only when the slot's worker died.
+        (&mut self.0).await.unwrap_or(Err(NoTurn::WorkerGone))
+    }
+
+    /// A turn whose step is announced later by a slot that keeps its job.
+    pub fn pending() -> (oneshot::Sender<Turned<S>>, Self) {
+        let (reply, turn) = oneshot::channel();
+        (reply, Self(turn))
+    }
+}
+
+/// A job in the hands of a slot.
+#[derive(Debug)]
+pub struct Taken<J, S> {
+    pub request: RequestId,
+    pub job: J,
+    pub reply: oneshot::Sender<Turned<S>>,
+}
+
+#[derive(Debug)]
+struct Inner<J, S> {
+    scheduler: Scheduler<Ticket<J, S>>,
+    /// Where each slot's task waits while it is idle; None while the slot is lost.
+    ports: Vec<Option<mpsc::Sender<Taken<J, S>>>>,
+}
+
+/// The one queue in front of all slots.
+#[derive(Debug)]
+pub struct Slots<J, S> {
+    inner: Mutex<Inner<J, S>>,
+    metrics: Metrics,
+}
+
+/// Jobs that wait are shed, at the latest, this much after their time.
+pub const EXPIRY_TICK: Duration = Duration::from_millis(100);
+
+impl<J, S> Slots<J, S> {
+    pub fn new(count: u16, limits: Limits, metrics: Metrics) -> Arc<Self> {
+        let ports = (0..count).map(|_| None).collect();
+        let slots = Self {
+            inner: Mutex::new(Inner {
+                scheduler: Scheduler::new(count, limits),
+                ports,
+            }),
+            metrics,
+        };
+        slots.publish(&slots.lock());
+        Arc::new(slots)
+    }
+
+    /// A new request.
+    ///
+    /// # Errors
+    /// At once, when it may not even wait.
+    pub fn submit(&self, job: J, bytes: u64) -> Result<(RequestId, Turn<S>), Shed> {
+        let now = Instant::now();
+        let (reply, turn) = Turn::pending();
+        let mut inner = self.lock();
+        match inner.scheduler.submit(
+            Ticket {
+                job,
+                submitted: Some(now),
+                reply,
+            },
+            bytes,
+            now,
+        ) {
+            Ok(id) => {
+                self.deliver(&mut inner);
+                Ok((id, turn))
+            }
+            Err((_, shed)) => {
+                self.metrics.shed(shed.into());
+                Err(shed)
+            }
+        }
+    }
+
+    /// A parked request's results are in.
+    pub fn resume(&self, id: RequestId, job: J, bytes: u64) -> Turn<S> {
+        self.again(|scheduler, ticket| scheduler.resume(id, ticket, bytes), job)
+    }
+
+    /// A parked request is to be ended without its results.
+    pub fn end(&self, id: RequestId, job: J) -> Turn<S> {
+        self.again(|scheduler, ticket| scheduler.end(id, ticket), job)
+    }
+
+    fn again(
+        &self,
+        enqueue: impl FnOnce(&mut Scheduler<Ticket<J, S>>, Ticket<J, S>) -> Result<(), Ticket<J, S>>,
+        job: J,
+    ) -> Turn<S> {
+        let (reply, turn) = Turn::pending();
+        let mut inner = self.lock();
+        let ticket = Ticket {
+            job,
+            submitted: None,
+            reply,
+        };
+        // Dropping the ticket tells the turn that the worker is gone.
+        if enqueue(&mut inner.scheduler, ticket).is_ok() {
+            self.deliver(&mut inner);
+        }
+        turn
+    }
+
+    /// Takes a job back that no slot has yet. A new request is then forgotten, a resuming one parked again.
+    pub fn withdraw(&self, id: RequestId) -> Option<J> {
+        let mut inner = self.lock();
+        let job = inner.scheduler.withdraw(id).map(|ticket| ticket.job);
+        self.publish(&inner);
+        job
+    }
+
+    /// A parked request whose process is gone.
+    pub fn forget(&self, id: RequestId) {
+        let mut inner = self.lock();
+        inner.scheduler.forget(id);
+        // One place fewer is taken of the parked bound.
+        self.deliver(&mut inner);
+    }
+
+    /// The time of a running request is over: its slot counts as lost until it is ready again.
+    pub fn overdue(&self, id: RequestId) {
+        let mut inner = self.lock();
+        inner.scheduler.overdue(id);
+        self.publish(&inner);
+    }
+
+    /// Sheds what has waited too long. Called every [`EXPIRY_TICK`].
+    pub fn expire(&self) {
+        let mut inner = self.lock();
+        let expired = inner.scheduler.expire(Instant::now());
+        if expired.is_empty() {
+            return;
+        }
+        self.publish(&inner);
+        drop(inner);
+        for (ticket, shed) in expired {
+            self.metrics.shed(shed.into());
+            // A request that no longer listens has been answered otherwise.
+            let _ = ticket.reply.send(Err(NoTurn::Shed(shed)));
+        }
+    }
+
+    pub fn set_limits(&self, limits: Limits) {
+        let mut inner = self.lock();
+        inner.scheduler.set_limits(limits);
+        self.deliver(&mut inner);
+    }
+
+    /// Sheds every new job from here on.
+    pub fn drain(&self) {
+        self.lock().scheduler.drain();
+    }
+
+    pub fn add_process(&self, process: ProcessId) {
+        self.lock().scheduler.add_process(process);
+    }
+
+    pub fn drain_process(&self, process: ProcessId) {
+        self.lock().scheduler.drain_process(process);
+    }
+
+    pub fn held_by(&self, process: ProcessId) -> usize {
+        self.lock().scheduler.held_by(process)
+    }
+
+    /// The process is gone: what waits for it learns so at once.
+    pub fn remove_process(&self, process: ProcessId) {
+        let mut inner = self.lock();
+        let waiting = inner.scheduler.remove_process(process);
+        self.deliver(&mut inner);
+        drop(inner);
+        drop(waiting);
+    }
+
+    /// A slot whose worker is ready for its first job.
+    pub fn open(self: &Arc<Self>, slot: SlotId, process: ProcessId) -> Port<J, S> {
+        // One place: a job is sent only to an idle slot, so the channel is empty then.
+        let (sender, mailbox) = mpsc::channel(1);
+        let mut inner = self.lock();
+        inner.ports[usize::from(slot.0)] = Some(sender);
+        inner.scheduler.add_slot(slot, process);
+        self.deliver(&mut inner);
+        Port {
+            slots: Arc::clone(self),
+            slot,
+            mailbox,
+        }
+    }
+
+    pub fn count(&self) -> Count {
+        self.lock().scheduler.count()
+    }
+
+    pub fn queued(&self) -> usize {
+        self.lock().scheduler.queued()
+    }
+
+    pub fn parked(&self) -> usize {
+        self.lock().scheduler.parked_now()
+    }
+
+    /// Requests in whatever phase.
+    pub fn requests(&self) -> usize {
+        self.lock().scheduler.requests()
+    }
+
+    pub fn views(&self) -> Vec<SlotView> {
+        self.lock().scheduler.slot_views()
+    }
+
+    fn deliver(&self, inner: &mut Inner<J, S>) {
+        while let Some((slot, request, ticket)) = inner.scheduler.place() {
+            let taken = self.taken(request, ticket);
+            let port = inner.ports[usize::from(slot.0)].as_ref();
+            if port.is_none_or(|port| port.try_send(taken).is_err()) {
+                // The slot's task ended between two events; dropping the job told its request.
+                inner.scheduler.remove_slot(slot);
+            }
+        }
+        self.publish(inner);
+    }
+
+    fn taken(&self, request: RequestId, ticket: Ticket<J, S>) -> Taken<J, S> {
+        if let Some(submitted) = ticket.submitted {
+            self.metrics.queue_wait(submitted.elapsed());
+        }
+        Taken {
+            request,
+            job: ticket.job,
+            reply: ticket.reply,
+        }
+    }
+
+    fn publish(&self, inner: &Inner<J, S>) {
+        let Count { idle, busy, lost } = inner.scheduler.count();
+        self.metrics.slots(idle, busy, lost);
+        self.metrics.queue_length(inner.scheduler.queued());
+        self.metrics.parked_requests(inner.scheduler.parked_now());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<J, S>> {
+        self.inner
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+}
+
+/// A slot's side: pulls the next job, reports when it is ready. Dropping it makes the slot lost.
+#[derive(Debug)]
+pub struct Port<J, S> {
+    slots: Arc<Slots<J, S>>,
+    slot: SlotId,
+    mailbox: mpsc::Receiver<Taken<J, S>>,
+}
+
+impl<J, S> Port<J, S> {
+    pub fn slot(&self) -> SlotId {
+        self.slot
+    }
+
+    /// Waits, idle, for a job. None when the slot was taken away. Cancel safe.
+    pub async fn next(&mut self) -> Option<Taken<J, S>> {
+        self.mailbox.recv().await
+    }
+
+    /// The worker is ready and its request over. The next job, if one waits: it is handed
+    /// over in the same breath, while the worker's thread is likely still awake.
+    pub fn done(&mut self) -> Option<Taken<J, S>> {
+        self.ready(|scheduler, slot| scheduler.done(slot))
+    }
+
+    /// The worker is ready and its request parked, retaining so many bytes.
+    pub fn parked(&mut self, bytes: u64) -> Option<Taken<J, S>> {
+        self.ready(|scheduler, slot| scheduler.parked(slot, bytes))
+    }
+
+    fn ready(
+        &mut self,
+        report: impl FnOnce(&mut Scheduler<Ticket<J, S>>, SlotId),
+    ) -> Option<Taken<J, S>> {
+        let mut inner = self.slots.lock();
+        report(&mut inner.scheduler, self.slot);
+        let next = inner.scheduler.take(self.slot);
+        // A request that ended may open the parked bound for a slot elsewhere.
+        self.slots.deliver(&mut inner);
+        next.map(|(request, ticket)| self.slots.taken(request, ticket))
+    }
+}
+
+impl<J, S> Drop for Port<J, S> {
+    fn drop(&mut self) {
+        let mut inner = self.slots.lock();
+        inner.ports[usize::from(self.slot.0)] = None;
+        inner.scheduler.remove_slot(self.slot);
+        self.slots.deliver(&mut inner);
+    }
+}

@@ -1,0 +1,63 @@
+//! The head of an `ANSWER` frame: status, reason and headers.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+/// Status, unusual reason, headers.
+pub type Head = (StatusCode, Option<Bytes>, HeaderMap);
+
+/// # Errors
+/// What is wrong with it, for the log.
+pub fn decode(status: u16, head: &Bytes) -> Result<Head, &'static str> {
+    let status = StatusCode::from_u16(status).map_err(|_| "a status that is none")?;
+    if status.is_informational() {
+        return Err("an informational status");
+    }
+    let Some((0, fields)) = head.split_last() else {
+        return Err("a head that does not end in NUL");
+    };
+    let mut fields = fields.split(|byte| *byte == 0);
+    let reason = fields.next().unwrap_or_default();
+    let unusual =
+        status.canonical_reason().map(str::as_bytes) != Some(reason) && !reason.is_empty();
+    let mut headers = HeaderMap::new();
+    while let Some(name) = fields.next() {
+        let value = fields.next().ok_or("a header without a value")?;
+        let name = HeaderName::from_bytes(name).map_err(|_| "an invalid header name")?;
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(value));
+        headers.append(name, value.map_err(|_| "an invalid header value")?);
+    }
+    Ok((status, unusual.then(|| head.slice_ref(reason)), headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answers_head_is_reason_and_pairs() {
+        let head = Bytes::from_static(b"Not Here\0set-cookie\0a=1\0Set-Cookie\0b=2\0");
+        let (status, reason, headers) = decode(404, &head).expect("a head");
+        assert_eq!(status, 404);
+        assert_eq!(reason.as_deref(), Some(&b"Not Here"[..]));
+        assert_eq!(headers.get_all("set-cookie").iter().count(), 2);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (status, head) in [
+            (404, &b"Not Found"[..]),
+            (404, b"Not Found\0name\0"),
+            (404, b"Not Found\0na me\0value\0"),
+            (404, b"Not Found\0name\0va\nlue\0"),
+            (99, b"Low\0"),
+            (103, b"Early Hints\0"),
+            (200, b""),
+        ] {
+            assert!(
+                decode(status, &Bytes::from_static(head)).is_err(),
+                "{head:?}"
+            );
+        }
+    }
+}

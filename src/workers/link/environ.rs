@@ -1,0 +1,204 @@
+//! A request as a WSGI environ, by PEP 3333 and RFC 3875.
+
+use std::io::Write;
+
+use bytes::{BufMut, BytesMut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE};
+use http::{HeaderName, Version};
+
+use crate::message::{Request, Scheme};
+
+/// Writes the environ as `name NUL value NUL` and returns the number of pairs.
+///
+/// The request's headers are clean already: no name holds an underscore, so none can pose as
+/// another, and no value holds NUL.
+pub fn encode(request: &Request, out: &mut BytesMut) -> u16 {
+    let mut block = Block { out, pairs: 0 };
+    let client = &request.client;
+    block.pair("REQUEST_METHOD", request.method.as_str().as_bytes());
+    block.pair("SCRIPT_NAME", b"");
+    block.pair("PATH_INFO", &request.path);
+    block.pair("QUERY_STRING", request.query.as_bytes());
+    block.pair("REQUEST_URI", request.target.as_bytes());
+    block.pair("SERVER_PROTOCOL", protocol(request.version));
+    block.pair("SERVER_NAME", client.server_name.as_bytes());
+    block.display("SERVER_PORT", client.server_port);
+    match client.address {
+        Some(address) => block.display("REMOTE_ADDR", address),
+        None => block.pair("REMOTE_ADDR", b""),
+    }
+    if let Some(port) = client.port {
+        block.display("REMOTE_PORT", port);
+    }
+    block.pair("wsgi.url_scheme", client.scheme.as_str().as_bytes());
+    if client.scheme == Scheme::Https {
+        block.pair("HTTPS", b"on");
+    }
+    // A length that was announced stays visible when it is 0; any other is the true one.
+    if !request.body.is_empty() || request.headers.contains_key(CONTENT_LENGTH) {
+        block.display("CONTENT_LENGTH", request.body.len());
+    }
+    for name in request.headers.keys() {
+        if name == CONTENT_LENGTH {
+            continue;
+        }
+        block.header(name, request);
+    }
+    block.pairs
+}
+
+fn protocol(version: Version) -> &'static [u8] {
+    match version {
+        Version::HTTP_10 => b"HTTP/1.0",
+        Version::HTTP_2 => b"HTTP/2.0",
+        _ => b"HTTP/1.1",
+    }
+}
+
+struct Block<'a> {
+    out: &'a mut BytesMut,
+    pairs: u16,
+}
+
+impl Block<'_> {
+    fn pair(&mut self, name: &str, value: &[u8]) {
+        self.out.put_slice(name.as_bytes());
+        self.out.put_u8(0);
+        self.out.put_slice(value);
+        self.end();
+    }
+
+    fn display(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.out.put_slice(name.as_bytes());
+        self.out.put_u8(0);
+        write!(self.out.writer(), "{value}").expect("memory takes all that is written");
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.out.put_u8(0);
+        self.pairs += 1;
+    }
+
+    /// Repeated lines become one value, as RFC 9110 section 5.3 (and RFC 9113 section 8.2.3 for
+    /// cookies) joins them.
+    fn header(&mut self, name: &HeaderName, request: &Request) {
+        if *name != CONTENT_TYPE {
+            self.out.put_slice(b"HTTP_");
+        }
+        for byte in name.as_str().bytes() {
+            self.out.put_u8(if byte == b'-' {
+                b'_'
+            } else {
+                byte.to_ascii_uppercase()
+            });
+        }
+        self.out.put_u8(0);
+        let separator: &[u8] = if *name == COOKIE { b"; " } else { b", " };
+        for (index, value) in request.headers.get_all(name).iter().enumerate() {
+            if index > 0 {
+                self.out.put_slice(separator);
+            }
+            self.out.put_slice(value.as_bytes());
+        }
+        self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, Method};
+
+    use super::*;
+    use crate::message::Client;
+    use crate::spool::Body;
+
+    fn environ(
+        headers: &[(&'static str, &'static str)],
+        body: &'static [u8],
+    ) -> HashMap<String, String> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        let request = Request {
+            method: Method::POST,
+            version: Version::HTTP_11,
+            target: "/a%20b?x=1".into(),
+            path: b"/a b".to_vec(),
+            query: "x=1".into(),
+            headers: map,
+            client: Client {
+                address: Some([192, 0, 2, 7].into()),
+                port: Some(4711),
+                scheme: Scheme::Https,
+                server_name: "shop.example".into(),
+                server_port: 443,
+            },
+            body: Body::Memory(Bytes::from_static(body)),
+        };
+        let mut block = BytesMut::new();
+        let pairs = encode(&request, &mut block);
+        let text = String::from_utf8(block.to_vec()).expect("ascii");
+        let mut parts = text.split('\0');
+        let map: HashMap<_, _> =
+            std::iter::from_fn(|| Some((parts.next()?.to_owned(), parts.next()?.to_owned())))
+                .collect();
+        assert_eq!(usize::from(pairs), map.len());
+        map
+    }
+
+    #[test]
+    fn the_environ_names_what_pep_3333_asks_for() {
+        let environ = environ(
+            &[("content-type", "text/plain"), ("host", "shop.example")],
+            b"hello",
+        );
+        for (name, value) in [
+            ("REQUEST_METHOD", "POST"),
+            ("SCRIPT_NAME", ""),
+            ("PATH_INFO", "/a b"),
+            ("QUERY_STRING", "x=1"),
+            ("CONTENT_TYPE", "text/plain"),
+            ("CONTENT_LENGTH", "5"),
+            ("SERVER_NAME", "shop.example"),
+            ("SERVER_PORT", "443"),
+            ("SERVER_PROTOCOL", "HTTP/1.1"),
+            ("REMOTE_ADDR", "192.0.2.7"),
+            ("wsgi.url_scheme", "https"),
+            ("HTTPS", "on"),
+            ("HTTP_HOST", "shop.example"),
+            ("REQUEST_URI", "/a%20b?x=1"),
+        ] {
+            assert_eq!(environ.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert!(!environ.contains_key("HTTP_CONTENT_TYPE"));
+    }
+
+    #[test]
+    fn repeated_headers_become_one() {
+        let environ = environ(
+            &[
+                ("cookie", "a=1"),
+                ("cookie", "b=2"),
+                ("x-list", "1"),
+                ("x-list", "2"),
+            ],
+            b"",
+        );
+        assert_eq!(environ["HTTP_COOKIE"], "a=1; b=2");
+        assert_eq!(environ["HTTP_X_LIST"], "1, 2");
+        assert!(!environ.contains_key("CONTENT_LENGTH"));
+    }
+
+    #[test]
+    fn an_announced_empty_body_has_length_zero() {
+        assert_eq!(
+            environ(&[("content-length", "0")], b"")["CONTENT_LENGTH"],
+            "0"
+        );
+    }
+}

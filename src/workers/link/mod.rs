@@ -1,0 +1,551 @@
+//! The link: layby's own worker protocol over a Unix socket (`docs/protocol.md`).
+//!
+//! [`Hub`] accepts worker processes, grants them slots, never more than configured over all, and
+//! takes slots back. What stays true: a slot number is given out again only after the connection of
+//! the thread that had it is closed from the worker's side, so its database connection is gone too.
+
+mod answer;
+mod channel;
+mod environ;
+mod slot;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::channel::{Broken, Channel};
+use self::slot::SlotTask;
+use self::wire::{Frame, Header, Kind};
+use super::{Board, Process, WorkerSlots};
+use crate::metrics::Metrics;
+use crate::slots::{ProcessId, SlotId};
+use crate::spool::Spool;
+
+/// A new connection must say what it is within this time.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// How often a draining process is looked at.
+const DRAIN_TICK: Duration = Duration::from_millis(50);
+
+/// What workers are told when they arrive.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub fetch_timeout: Duration,
+    pub thread_locals: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Hello {
+    pid: u32,
+    threads: u16,
+    mode: String,
+    app: String,
+    version: String,
+    token: String,
+}
+
+#[derive(Serialize)]
+struct Welcome<'a> {
+    process: u32,
+    key: &'a str,
+    max_plan: usize,
+    timeout: f64,
+    thread_locals: &'a [String],
+}
+
+#[derive(Deserialize)]
+struct SlotHello {
+    process: u32,
+    key: String,
+}
+
+/// A process in the hub's books.
+#[derive(Debug)]
+struct Member {
+    process: Arc<Process>,
+    key: String,
+    /// Granted and not yet closed, each with the order to retire it.
+    slots: BTreeMap<SlotId, CancellationToken>,
+    /// Granted, connection awaited.
+    expected: BTreeSet<SlotId>,
+    orders: mpsc::UnboundedSender<Order>,
+    draining: bool,
+}
+
+/// From the hub to a process's control task. At most one per slot and one drain: bounded by that.
+#[derive(Debug)]
+enum Order {
+    Grant(SlotId),
+    Drain,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    last_process: u32,
+    /// Slots that no process has, the longest free first.
+    free: VecDeque<SlotId>,
+    members: BTreeMap<ProcessId, Member>,
+    closed: bool,
+}
+
+/// Accepts workers and hands out slots.
+#[derive(Debug)]
+pub struct Hub {
+    slots: Arc<WorkerSlots>,
+    spool: Spool,
+    metrics: Metrics,
+    terms: Mutex<Terms>,
+    board: Arc<Board>,
+    books: Mutex<Books>,
+    /// Processes came, went, or changed.
+    changed: Notify,
+    tasks: TaskTracker,
+}
+
+/// The socket that workers connect to; its file is removed on drop.
+#[derive(Debug)]
+pub struct Link {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Link {
+    /// # Errors
+    /// When the path is taken by a live listener, or cannot be made.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process listens there",
+            ));
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        // Who can connect can serve requests: owner and group only.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // It may be gone already; then there is nothing to tidy.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Hub {
+    pub fn new(
+        count: u16,
+        slots: Arc<WorkerSlots>,
+        spool: Spool,
+        metrics: Metrics,
+        terms: Terms,
+    ) -> Arc<Self> {
+        let books = Books {
+            free: (0..count).map(SlotId).collect(),
+            ..Books::default()
+        };
+        Arc::new(Self {
+            slots,
+            spool,
+            metrics,
+            terms: Mutex::new(terms),
+            board: Board::new(count),
+            books: Mutex::new(books),
+            changed: Notify::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Accepts workers until cancelled. Their tasks belong to the hub.
+    pub async fn accept(self: Arc<Self>, link: Link, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = link.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    self.tasks.spawn(Arc::clone(&self).greet(stream));
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: waiting is all that helps.
+                    tracing::error!(%error, "cannot accept a worker");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn greet(self: Arc<Self>, stream: UnixStream) {
+        let mut channel = Channel::new(stream);
+        let first = async {
+            channel.preamble().await?;
+            channel.frame().await
+        };
+        let outcome = match tokio::time::timeout(GREETING, first).await {
+            Ok(Ok(frame)) => match frame.header.kind {
+                Kind::Hello => self.hello(channel, &frame).await,
+                Kind::Slot => self.slot(channel, &frame).await,
+                _ => Err((channel, Broken::Unexpected(frame.header).to_string())),
+            },
+            Ok(Err(Broken::Closed)) => return,
+            Ok(Err(broken)) => Err((channel, broken.to_string())),
+            Err(_) => Err((channel, "said nothing in 5 s".to_owned())),
+        };
+        if let Err((channel, reason)) = outcome {
+            tracing::error!(%reason, "worker refused");
+            channel.refuse(&reason).await;
+        }
+    }
+
+    // Control connections --------------------------------------------------------------
+
+    async fn hello(
+        self: Arc<Self>,
+        mut channel: Channel,
+        frame: &Frame,
+    ) -> Result<(), (Channel, String)> {
+        let hello: Hello = match serde_json::from_slice(&frame.head) {
+            Ok(hello) => hello,
+            Err(error) => return Err((channel, format!("a HELLO that cannot be read: {error}"))),
+        };
+        if hello.threads == 0 {
+            return Err((channel, "a HELLO that offers no threads".to_owned()));
+        }
+        let key = key();
+        let (orders, incoming) = mpsc::unbounded_channel();
+        let process = {
+            let mut books = self.books();
+            books.last_process += 1;
+            let process = Arc::new(Process {
+                id: ProcessId(books.last_process),
+                pid: hello.pid,
+                mode: hello.mode,
+                threads: hello.threads,
+                token: hello.token,
+                gone: CancellationToken::new(),
+            });
+            let member = Member {
+                process: Arc::clone(&process),
+                key: key.clone(),
+                slots: BTreeMap::new(),
+                expected: BTreeSet::new(),
+                orders,
+                draining: books.closed,
+            };
+            books.members.insert(process.id, member);
+            process
+        };
+        tracing::info!(
+            process = process.id.0, pid = process.pid, mode = %process.mode, threads = process.threads,
+            app = %hello.app, version = %hello.version, "worker ready"
+        );
+        let terms = self.terms().clone();
+        let welcome = Welcome {
+            process: process.id.0,
+            key: &key,
+            max_plan: wire::MAX_PLAN,
+            timeout: terms.fetch_timeout.as_secs_f64(),
+            thread_locals: &terms.thread_locals,
+        };
+        let welcome = serde_json::to_vec(&welcome).expect("plain data becomes JSON");
+        let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(&welcome);
+        self.slots.add_process(process.id);
+        let mut outcome = channel
+            .send(Header::bare(Kind::Welcome, 0), head, &[])
+            .await;
+        if outcome.is_ok() {
+            self.grant();
+            self.changed.notify_waiters();
+            outcome = self.control(&mut channel, &process, incoming).await;
+        }
+        match outcome {
+            Ok(()) => tracing::info!(process = process.id.0, pid = process.pid, "worker released"),
+            Err(broken) => {
+                tracing::warn!(process = process.id.0, pid = process.pid, %broken, "worker lost");
+            }
+        }
+        // First nobody new is sent there, then those who wait for it learn that it is gone.
+        process.gone.cancel();
+        self.slots.remove_process(process.id);
+        self.leave(process.id);
+        Ok(())
+    }
+
+    /// Serves the control connection until the process has been released (Ok) or is lost.
+    async fn control(
+        &self,
+        channel: &mut Channel,
+        process: &Process,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) -> Result<(), Broken> {
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Order::Grant(slot)) => {
+                        channel.send(Header::bare(Kind::Grant, slot.0), |_, _| {}, &[]).await?;
+                    }
+                    Some(Order::Drain) => {
+                        channel.send(Header::bare(Kind::Drain, 0), |_, _| {}, &[]).await?;
+                        return self.release(channel, process).await;
+                    }
+                    None => return Ok(()),
+                },
+                frame = channel.frame() => match frame?.header {
+                    Header { kind: Kind::Bye, .. } => self.drain_process(process.id),
+                    header => return Err(Broken::Unexpected(header)),
+                },
+                () = process.gone.cancelled() => return Err(Broken::Closed),
+            }
+        }
+    }
+
+    /// Takes the slots of a draining process back: all but one as they fall idle, so that a successor
+    /// can have them, and the last one when no request is left that could resume on it.
+    async fn release(&self, channel: &mut Channel, process: &Process) -> Result<(), Broken> {
+        let over = async {
+            self.retire(process.id, 1);
+            while self.slots.held_by(process.id) > 0 {
+                tokio::time::sleep(DRAIN_TICK).await;
+            }
+            self.retire(process.id, 0);
+            while self.slots_of(process.id) > 0 {
+                tokio::time::sleep(DRAIN_TICK).await;
+            }
+        };
+        tokio::select! {
+            () = over => Ok(()),
+            () = process.gone.cancelled() => Err(Broken::Closed),
+            broken = silence(channel) => Err(broken),
+        }
+    }
+
+    fn retire(&self, id: ProcessId, keep: usize) {
+        if let Some(member) = self.books().members.get(&id) {
+            for order in member.slots.values().skip(keep) {
+                order.cancel();
+            }
+        }
+    }
+
+    fn slots_of(&self, id: ProcessId) -> usize {
+        self.books()
+            .members
+            .get(&id)
+            .map_or(0, |member| member.slots.len())
+    }
+
+    /// Takes no more new requests for this process; its slots come back when nothing is parked.
+    pub fn drain_process(&self, id: ProcessId) {
+        if let Some(member) = self.books().members.get_mut(&id)
+            && !member.draining
+        {
+            member.draining = true;
+            self.slots.drain_process(id);
+            // The control task may have ended: then the process is gone anyway.
+            let _ = member.orders.send(Order::Drain);
+        }
+    }
+
+    /// The gateway is going: every process is drained, now and from here on.
+    pub fn drain(&self) {
+        let ids: Vec<_> = {
+            let mut books = self.books();
+            books.closed = true;
+            books.members.keys().copied().collect()
+        };
+        for id in ids {
+            self.drain_process(id);
+        }
+    }
+
+    // Slot connections -----------------------------------------------------------------
+
+    async fn slot(
+        self: Arc<Self>,
+        channel: Channel,
+        frame: &Frame,
+    ) -> Result<(), (Channel, String)> {
+        let slot = SlotId(frame.header.aux);
+        let hello: SlotHello = match serde_json::from_slice(&frame.head) {
+            Ok(hello) => hello,
+            Err(error) => return Err((channel, format!("a SLOT that cannot be read: {error}"))),
+        };
+        let Some((process, retire)) = self.expected(ProcessId(hello.process), &hello.key, slot)
+        else {
+            return Err((channel, format!("slot {} was not granted to it", slot.0)));
+        };
+        let port = self.slots.open(slot, process.id);
+        self.changed.notify_waiters();
+        let id = process.id;
+        let task = SlotTask {
+            channel,
+            port,
+            process,
+            spool: self.spool.clone(),
+            metrics: self.metrics.clone(),
+            board: Arc::clone(&self.board),
+        };
+        task.run(retire).await;
+        self.free(id, slot);
+        Ok(())
+    }
+
+    fn expected(
+        &self,
+        id: ProcessId,
+        key: &str,
+        slot: SlotId,
+    ) -> Option<(Arc<Process>, CancellationToken)> {
+        let mut books = self.books();
+        let member = books
+            .members
+            .get_mut(&id)
+            .filter(|member| member.key == key)?;
+        if !member.expected.remove(&slot) {
+            return None;
+        }
+        Some((
+            Arc::clone(&member.process),
+            member.slots.get(&slot)?.clone(),
+        ))
+    }
+
+    // The books ------------------------------------------------------------------------
+
+    /// Gives free slots to processes that can take more, fewest first.
+    fn grant(&self) {
+        let mut books = self.books();
+        while let Some(&slot) = books.free.front() {
+            let room = |member: &&mut Member| {
+                !member.draining
+                    && !member.process.gone.is_cancelled()
+                    && member.slots.len() < usize::from(member.process.threads)
+            };
+            let poorest = books
+                .members
+                .values_mut()
+                .filter(room)
+                .min_by_key(|member| member.slots.len());
+            let Some(member) = poorest else { return };
+            member.slots.insert(slot, CancellationToken::new());
+            member.expected.insert(slot);
+            // A control task that has ended takes its process out of the books, and frees the slot.
+            let _ = member.orders.send(Order::Grant(slot));
+            books.free.pop_front();
+        }
+    }
+
+    /// A slot's connection is closed by the worker: its number may go to another process.
+    fn free(&self, id: ProcessId, slot: SlotId) {
+        {
+            let mut books = self.books();
+            if let Some(member) = books.members.get_mut(&id) {
+                member.slots.remove(&slot);
+            }
+            books.free.push_back(slot);
+        }
+        self.grant();
+        self.changed.notify_waiters();
+    }
+
+    /// A process is gone. Slots that it never opened are free at once; the others when they close.
+    fn leave(&self, id: ProcessId) {
+        {
+            let mut books = self.books();
+            if let Some(member) = books.members.remove(&id) {
+                books.free.extend(member.expected);
+            }
+        }
+        self.grant();
+        self.changed.notify_waiters();
+    }
+
+    /// What each slot works on.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    pub fn is_draining(&self, id: ProcessId) -> bool {
+        self.books()
+            .members
+            .get(&id)
+            .is_none_or(|member| member.draining)
+    }
+
+    pub fn processes(&self) -> Vec<Arc<Process>> {
+        self.books()
+            .members
+            .values()
+            .map(|member| Arc::clone(&member.process))
+            .collect()
+    }
+
+    /// The process that was started with this token, if it has said hello and is not gone.
+    pub fn process(&self, token: &str) -> Option<Arc<Process>> {
+        self.processes()
+            .into_iter()
+            .find(|process| process.token == token)
+    }
+
+    /// Resolves when processes or slots have changed. Cancel safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub fn set_terms(&self, terms: Terms) {
+        *self.terms() = terms;
+    }
+
+    fn terms(&self) -> MutexGuard<'_, Terms> {
+        self.terms
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+}
+
+/// Reads on until the connection ends: what a draining worker says is too late to matter.
+async fn silence(channel: &mut Channel) -> Broken {
+    loop {
+        if let Err(broken) = channel.frame().await {
+            return broken;
+        }
+    }
+}
+
+/// A secret that only the process that was welcomed with it knows.
+fn key() -> String {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .expect("the kernel gives 16 random bytes at once");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

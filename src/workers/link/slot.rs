@@ -1,0 +1,359 @@
+//! One slot: a task that pulls jobs, has its worker run them, and reports the steps.
+//!
+//! The slot belongs to this task alone. A request that loses interest only drops its end of the
+//! reply; the worker's frames are read to the end of the step all the same, and the slot is free
+//! when the worker says so, never earlier.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::channel::{Broken, Channel};
+use super::wire::{Frame, Header, Kind, MAX_CHUNK, flag};
+use super::{answer, environ};
+use crate::message::{Answer, AnswerBody, Request};
+use crate::metrics::Metrics;
+use crate::plan::{self, Outcome};
+use crate::slots::{Port, Taken, Turned};
+use crate::spool::{self, AnswerWriter, Body, Spool, Upload};
+use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
+
+type Reply = oneshot::Sender<Turned<Step>>;
+
+/// How a job left its slot, which is ready again.
+enum Left {
+    Done,
+    /// To be reported after the scheduler knows that the request is parked.
+    Parked(Reply, Park, u64),
+}
+
+/// What a slot's task waits for while the slot is idle.
+enum Event {
+    Job(Option<Taken<Job, Step>>),
+    Frame(Result<Frame, Broken>),
+    Retire,
+}
+
+pub struct SlotTask {
+    pub channel: Channel,
+    pub port: Port<Job, Step>,
+    pub process: Arc<Process>,
+    pub spool: Spool,
+    pub metrics: Metrics,
+    pub board: Arc<Board>,
+}
+
+impl SlotTask {
+    /// Drives the slot until it is retired or its worker breaks, then waits for the worker's end of
+    /// the connection: only then is the worker's thread, with its database connection, known to be gone.
+    pub async fn run(mut self, retire: tokio_util::sync::CancellationToken) {
+        match self.serve(&retire).await {
+            Ok(()) => tracing::debug!(slot = self.port.slot().0, "slot retired"),
+            Err(_) if self.process.gone.is_cancelled() => {}
+            Err(Broken::Closed) => {
+                tracing::debug!(slot = self.port.slot().0, "worker closed its slot")
+            }
+            Err(broken) => tracing::error!(
+                slot = self.port.slot().0, pid = self.process.pid, %broken, "worker refused"
+            ),
+        }
+        let Self {
+            channel,
+            port,
+            process,
+            board,
+            ..
+        } = self;
+        board.set(port.slot(), None);
+        drop(port);
+        if !retire.is_cancelled() {
+            // A worker that lost one slot cannot be trusted with the others.
+            process.gone.cancel();
+        }
+        channel.closed().await;
+    }
+
+    async fn serve(&mut self, retire: &tokio_util::sync::CancellationToken) -> Result<(), Broken> {
+        let mut waiting = None;
+        loop {
+            let taken = match waiting.take() {
+                Some(taken) => taken,
+                None => match self.idle(retire).await {
+                    Event::Job(Some(taken)) => taken,
+                    Event::Job(None) | Event::Frame(Err(Broken::Closed)) => {
+                        return Err(Broken::Closed);
+                    }
+                    Event::Frame(Ok(frame)) => return Err(Broken::Unexpected(frame.header)),
+                    Event::Frame(Err(broken)) => return Err(broken),
+                    Event::Retire => return self.retire().await,
+                },
+            };
+            let gone = self.process.gone.clone();
+            let begun = Instant::now();
+            let (slot, request, about) = (self.port.slot(), taken.request, taken.job.about.clone());
+            self.board.set(
+                slot,
+                Some(Activity {
+                    request,
+                    about,
+                    since: begun,
+                }),
+            );
+            let left = tokio::select! {
+                biased; // The usual end first; a process that is gone ends the rest.
+                left = self.step(taken) => left?,
+                () = gone.cancelled() => return Err(Broken::Closed),
+            };
+            self.board.set(slot, None);
+            self.metrics.slot_busy(begun.elapsed());
+            waiting = match left {
+                Left::Done => self.port.done(),
+                Left::Parked(reply, park, bytes) => {
+                    let next = self.port.parked(bytes);
+                    if let Err(Ok(Step::Park(_))) = reply.send(Ok(Step::Park(park))) {
+                        tracing::debug!("parked a request that nobody owns");
+                    }
+                    next
+                }
+            };
+        }
+    }
+
+    async fn idle(&mut self, retire: &tokio_util::sync::CancellationToken) -> Event {
+        tokio::select! {
+            job = self.port.next() => Event::Job(job),
+            frame = self.channel.frame() => Event::Frame(frame),
+            () = self.process.gone.cancelled() => Event::Frame(Err(Broken::Closed)),
+            () = retire.cancelled() => Event::Retire,
+        }
+    }
+
+    /// The worker closes what the slot's thread holds, and says so.
+    async fn retire(&mut self) -> Result<(), Broken> {
+        let header = Header::bare(Kind::Retire, self.port.slot().0);
+        self.channel.send(header, |_, _| {}, &[]).await?;
+        let header = self.channel.frame().await?.header;
+        if header.kind == Kind::Retired {
+            Ok(())
+        } else {
+            Err(Broken::Unexpected(header))
+        }
+    }
+
+    /// Has the worker run one job, until its slot is ready again.
+    async fn step(&mut self, taken: Taken<Job, Step>) -> Result<Left, Broken> {
+        let Taken {
+            request,
+            job,
+            mut reply,
+        } = taken;
+        let tag = Tag {
+            request: request.number(),
+            epoch: job.epoch,
+        };
+        self.hand_over(tag, job).await?;
+        loop {
+            let Frame { header, head, body } = self.channel.frame().await?;
+            if (header.request, header.epoch) != (tag.request, tag.epoch) {
+                return Err(Broken::Unexpected(header));
+            }
+            match header.kind {
+                Kind::Answer => {
+                    let (status, reason, headers) =
+                        answer::decode(header.aux, &head).map_err(Broken::content)?;
+                    let (writer, body) = if header.has(flag::MORE) {
+                        let (mut writer, reader) = spool::answer(&self.spool);
+                        // A new pipe has room, and its reader is in our hands.
+                        let _ = writer.push(body).await;
+                        (Some(writer), AnswerBody::Spooled(reader))
+                    } else {
+                        (None, AnswerBody::Whole(body))
+                    };
+                    // A request that lost its client drops the answer, and with it the pipe's reader.
+                    let _ = reply.send(Ok(Step::Answer(Answer {
+                        status,
+                        reason,
+                        headers,
+                        body,
+                    })));
+                    let mut ready = header.has(flag::READY);
+                    if let Some(writer) = writer {
+                        ready = self.stream(tag, writer).await?;
+                    }
+                    if !ready {
+                        self.expect_ready(tag).await?;
+                    }
+                    return Ok(Left::Done);
+                }
+                Kind::Park => {
+                    let retained = head.len() as u64 + body.len() as u64;
+                    let plan = plan::decode(&head, &body).map_err(Broken::content)?;
+                    let park = Park {
+                        plan,
+                        shielded: header.has(flag::SHIELDED),
+                        process: Arc::clone(&self.process),
+                    };
+                    return Ok(Left::Parked(reply, park, retained));
+                }
+                Kind::Hold => reply = self.hold(tag, header, &head, &body, reply).await?,
+                Kind::Ready => {
+                    let _ = reply.send(Ok(Step::Ended));
+                    return Ok(Left::Done);
+                }
+                _ => return Err(Broken::Unexpected(header)),
+            }
+        }
+    }
+
+    async fn hand_over(&mut self, tag: Tag, job: Job) -> Result<(), Broken> {
+        match job.work {
+            Work::Begin(request) => self.send_request(tag, &request).await,
+            Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), &outcomes).await,
+            Work::End => {
+                self.channel
+                    .send(tag.header(Kind::Cancel), |_, _| {}, &[])
+                    .await
+            }
+        }
+    }
+
+    async fn send_request(&mut self, tag: Tag, request: &Request) -> Result<(), Broken> {
+        let mut header = tag.header(Kind::Request);
+        let head = |header: &mut Header, out: &mut _| header.aux = environ::encode(request, out);
+        match &request.body {
+            Body::Memory(body) => self.channel.send(header, head, body).await,
+            Body::File(file) => {
+                header.flags = flag::FD;
+                self.channel.send_with_file(header, head, &file.file).await
+            }
+        }
+    }
+
+    async fn send_results(
+        &mut self,
+        mut header: Header,
+        outcomes: &[Outcome],
+    ) -> Result<(), Broken> {
+        let (json, bodies, len) = plan::encode(outcomes);
+        let head = |_: &mut Header, out: &mut bytes::BytesMut| out.extend_from_slice(&json);
+        if len <= MAX_CHUNK as u64 {
+            return self.channel.send(header, head, &bodies.concat()).await;
+        }
+        let mut upload = Upload::new(&self.spool);
+        for body in bodies {
+            upload.push(body).await?;
+        }
+        let Body::File(file) = upload.finish().await? else {
+            unreachable!("results past the bound of a frame are past the bound of memory");
+        };
+        header.flags = flag::FD;
+        self.channel.send_with_file(header, head, &file.file).await
+    }
+
+    /// The worker waits in place: the request's side runs the plan, and its reply goes back.
+    async fn hold(
+        &mut self,
+        tag: Tag,
+        header: Header,
+        head: &bytes::Bytes,
+        body: &bytes::Bytes,
+        reply: Reply,
+    ) -> Result<Reply, Broken> {
+        let mut plan = plan::decode(head, body).map_err(Broken::content)?;
+        let Some(plan::Hold { reason, source }) = plan.hold.take() else {
+            return Err(Broken::content("a HOLD frame that does not say why"));
+        };
+        let (release, released) = oneshot::channel();
+        let shielded = header.has(flag::SHIELDED);
+        let hold = Hold {
+            plan,
+            shielded,
+            reason,
+            source,
+            held: Held(release),
+        };
+        // Nobody owns the request any more: its worker unwinds.
+        let _ = reply.send(Ok(Step::Hold(hold)));
+        let (release, reply) = match released.await {
+            Ok(released) => released,
+            Err(_) => (Release::Cancel, oneshot::channel().0),
+        };
+        match release {
+            Release::Results(outcomes) => {
+                self.send_results(tag.header(Kind::Results), &outcomes)
+                    .await?
+            }
+            Release::Cancel => {
+                self.channel
+                    .send(tag.header(Kind::Cancel), |_, _| {}, &[])
+                    .await?
+            }
+        }
+        Ok(reply)
+    }
+
+    /// Takes the rest of a body at the worker's speed. True when the slot is ready with its end.
+    async fn stream(&mut self, tag: Tag, mut writer: AnswerWriter) -> Result<bool, Broken> {
+        let mut stopped = false;
+        loop {
+            let frame = if stopped {
+                self.channel.frame().await?
+            } else {
+                tokio::select! {
+                    frame = self.channel.frame() => frame?,
+                    () = writer.gone() => {
+                        self.channel.send(tag.header(Kind::Stop), |_, _| {}, &[]).await?;
+                        stopped = true;
+                        continue;
+                    }
+                }
+            };
+            let header = frame.header;
+            if header.kind != Kind::Body
+                || (header.request, header.epoch) != (tag.request, tag.epoch)
+            {
+                return Err(Broken::Unexpected(header));
+            }
+            if !stopped && writer.push(frame.body).await.is_err() && header.has(flag::MORE) {
+                self.channel
+                    .send(tag.header(Kind::Stop), |_, _| {}, &[])
+                    .await?;
+                stopped = true;
+            }
+            if !header.has(flag::MORE) {
+                if !header.has(flag::BROKEN) {
+                    writer.finish();
+                }
+                return Ok(header.has(flag::READY));
+            }
+        }
+    }
+
+    async fn expect_ready(&mut self, tag: Tag) -> Result<(), Broken> {
+        let header = self.channel.frame().await?.header;
+        if header.kind == Kind::Ready && (header.request, header.epoch) == (tag.request, tag.epoch)
+        {
+            Ok(())
+        } else {
+            Err(Broken::Unexpected(header))
+        }
+    }
+}
+
+/// What ties a frame to its job.
+#[derive(Clone, Copy)]
+struct Tag {
+    request: u64,
+    epoch: u32,
+}
+
+impl Tag {
+    fn header(self, kind: Kind) -> Header {
+        Header {
+            request: self.request,
+            epoch: self.epoch,
+            ..Header::bare(kind, 0)
+        }
+    }
+}

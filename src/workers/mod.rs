@@ -1,0 +1,139 @@
+//! Workers: running one step on one slot.
+//!
+//! What a job and a step are is the same however a slot is driven; `link` drives layby's own
+//! workers, `supervise` keeps their processes alive. Queues and clients are not known here.
+
+pub mod link;
+pub mod supervise;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use http::Method;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::message::{Answer, Request};
+use crate::metrics::WaitReason;
+use crate::plan::{Outcome, Plan};
+use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
+
+/// One step of a request, handed to a slot.
+#[derive(Debug)]
+pub struct Job {
+    /// Counts the jobs of the request.
+    pub epoch: u32,
+    pub about: About,
+    pub work: Work,
+}
+
+/// Which request a job is of, for people.
+#[derive(Debug, Clone)]
+pub struct About {
+    pub method: Method,
+    pub target: Arc<str>,
+}
+
+#[derive(Debug)]
+pub enum Work {
+    Begin(Box<Request>),
+    Resume(Vec<Outcome>),
+    /// The client is gone: unwind.
+    End,
+}
+
+/// What a slot made of a job.
+#[derive(Debug)]
+pub enum Step {
+    Answer(Answer),
+    Park(Park),
+    Hold(Hold),
+    /// The request was unwound; there is no answer.
+    Ended,
+}
+
+/// The slot is free; the request resumes on a slot of this process.
+#[derive(Debug)]
+pub struct Park {
+    pub plan: Plan,
+    pub shielded: bool,
+    pub process: Arc<Process>,
+}
+
+/// The slot is held, waiting in place.
+#[derive(Debug)]
+pub struct Hold {
+    pub plan: Plan,
+    pub shielded: bool,
+    pub reason: WaitReason,
+    /// Where the application waits, for the operator.
+    pub source: String,
+    pub held: Held,
+}
+
+/// A worker that waits in place. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Held(oneshot::Sender<(Release, oneshot::Sender<Turned<Step>>)>);
+
+impl Held {
+    /// Lets the worker go on; its next step comes with the turn.
+    pub fn release(self, release: Release) -> Turn<Step> {
+        let (reply, turn) = Turn::pending();
+        // When the slot's worker has died meanwhile, the reply is dropped here and the turn says so.
+        let _ = self.0.send((release, reply));
+        turn
+    }
+}
+
+/// How a wait in place ends.
+#[derive(Debug)]
+pub enum Release {
+    Results(Vec<Outcome>),
+    /// The client is gone: unwind.
+    Cancel,
+}
+
+/// A worker process, known by its control connection.
+#[derive(Debug)]
+pub struct Process {
+    pub id: ProcessId,
+    pub pid: u32,
+    pub mode: String,
+    pub threads: u16,
+    /// Given by the supervisor that started it; empty for others.
+    pub token: String,
+    /// Cancelled when the process is dead to us, whatever the reason.
+    pub gone: CancellationToken,
+}
+
+/// What each slot works on now, for the operator.
+#[derive(Debug)]
+pub struct Board(Mutex<Vec<Option<Activity>>>);
+
+#[derive(Debug, Clone)]
+pub struct Activity {
+    pub request: RequestId,
+    pub about: About,
+    pub since: Instant,
+}
+
+impl Board {
+    pub fn new(slots: u16) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![None; slots.into()])))
+    }
+
+    pub fn set(&self, slot: SlotId, activity: Option<Activity>) {
+        self.activities()[usize::from(slot.0)] = activity;
+    }
+
+    pub fn of(&self, slot: SlotId) -> Option<Activity> {
+        self.activities()[usize::from(slot.0)].clone()
+    }
+
+    fn activities(&self) -> MutexGuard<'_, Vec<Option<Activity>>> {
+        self.0.lock().expect("no code that holds this lock panics")
+    }
+}
+
+/// The queue in front of workers.
+pub type WorkerSlots = Slots<Job, Step>;

@@ -1,0 +1,3 @@
+//! What integration tests run against.
+
+pub mod postgres;
