@@ -1,0 +1,240 @@
+//! One fetch, from the URL as the worker gave it to the last byte or a failure.
+//!
+//! Nothing is sent twice: what failed has failed. Time and size are bounded over all hops
+//! together.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use http::{HeaderValue, Method};
+use reqwest::Request;
+use tokio::time::{Instant, timeout_at};
+use url::{Host, Url};
+
+use super::failure::Fault;
+use super::headers;
+use super::policy::{Policy, Refusal};
+use super::progress::Progress;
+use super::redirect::{self, Hop, is_redirect};
+use super::settings::Settings;
+use crate::plan::{FailureKind, Fetch, Outcome, Phase, Response};
+
+/// Bytes of responses on their way into results, over all plans of the process. What
+/// would come on top fails as too large; without a bound the kernel would pick a victim.
+const HELD: u64 = 1 << 30;
+
+/// Room for a body of a known length that is made before its first byte is in.
+const TRUSTED_LENGTH: u64 = 64 << 10;
+
+/// Where a fetch starts.
+pub(super) struct Target {
+    /// Vetted, without user and password.
+    pub(super) url: Url,
+    authorization: Option<HeaderValue>,
+}
+
+/// What one plan has of [`HELD`]. Dropping it gives it back.
+pub(super) struct Share<'t> {
+    held: &'t AtomicU64,
+    mine: AtomicU64,
+}
+
+/// Runs a fetch until `until`. Dropping the future closes its connection, or resets its
+/// HTTP/2 stream.
+pub(super) async fn fetch(
+    fetch: &Fetch,
+    target: Target,
+    settings: &Settings,
+    share: &Share<'_>,
+    until: Instant,
+) -> Outcome {
+    let started = Instant::now();
+    if until <= started {
+        // A timeout polls what it times first, and that might send a whole request.
+        let fault = Fault::new(FailureKind::Timeout, Phase::Url, "no time to begin");
+        return fault.at(&fetch.url, Duration::ZERO);
+    }
+    let progress = Progress::new();
+    let mut redirected = None;
+    let exchange = exchange(fetch, target, settings, share, &progress, &mut redirected);
+    let ended = timeout_at(until, progress.watch(exchange))
+        .await
+        .unwrap_or_else(|_| {
+            let message = format!("no whole response in {:?}", until.duration_since(started));
+            Err(Fault::new(FailureKind::Timeout, progress.phase(), message))
+        });
+    let elapsed = started.elapsed();
+    match ended {
+        Ok(response) => Outcome::Response(Response {
+            elapsed,
+            ..response
+        }),
+        Err(fault) => {
+            let url = redirected.as_ref().map_or(fetch.url.as_str(), Url::as_str);
+            fault.at(url, elapsed)
+        }
+    }
+}
+
+async fn exchange(
+    fetch: &Fetch,
+    target: Target,
+    settings: &Settings,
+    share: &Share<'_>,
+    progress: &Progress,
+    redirected: &mut Option<Url>,
+) -> Result<Response, Fault> {
+    let mut headers = headers::outgoing(&fetch.headers, &target.url)?;
+    if let Some(authorization) = target.authorization {
+        headers.entry(AUTHORIZATION).or_insert(authorization);
+    }
+    let mut hop = Hop {
+        method: fetch.method.clone(),
+        url: target.url,
+        headers,
+        body: fetch.body.clone(),
+    };
+    let mut redirects = 0;
+    loop {
+        progress.reached(Phase::Head);
+        let kept = fetch.follow.then(|| hop.clone());
+        let response = settings
+            .client
+            .execute(request(hop))
+            .await
+            .map_err(|error| Fault::of(&error, progress.phase()))?;
+
+        let hops = kept.filter(|_| is_redirect(response.status(), response.headers()));
+        let Some(here) = hops else {
+            progress.reached(Phase::Body);
+            return whole(response, redirects, settings.max_response, share).await;
+        };
+        if redirects == redirect::AT_MOST {
+            let message = format!("more than {} redirects", redirect::AT_MOST);
+            return Err(Fault::new(FailureKind::Failed, Phase::Redirect, message));
+        }
+        redirects += 1;
+        hop = here.next(response.status(), response.headers())?;
+        let next = redirected.insert(hop.url);
+        vet(next, &settings.policy, Phase::Redirect)?;
+        hop.url = next.clone();
+    }
+}
+
+fn request(mut hop: Hop) -> Request {
+    let has_content = hop.body.as_ref().is_some_and(|body| !body.is_empty());
+    if !has_content && matches!(hop.method, Method::POST | Method::PUT | Method::PATCH) {
+        // The client leaves it out, and some origins then ask for it with a 411.
+        let nothing = HeaderValue::from_static("0");
+        hop.headers.insert(CONTENT_LENGTH, nothing);
+    }
+    let mut request = Request::new(hop.method, hop.url);
+    *request.headers_mut() = hop.headers;
+    *request.body_mut() = hop.body.map(Into::into);
+    request
+}
+
+/// Reads the body to its end.
+async fn whole(
+    mut response: reqwest::Response,
+    redirects: u32,
+    max: u64,
+    share: &Share<'_>,
+) -> Result<Response, Fault> {
+    let too_large = |what: &str| Err(Fault::new(FailureKind::TooLarge, Phase::Body, what));
+    let announced = response.content_length().unwrap_or(0);
+    if announced > max {
+        return too_large("the response announces more than [outbound] max_response");
+    }
+    // Copied out of the connection's buffer, which would otherwise stay as long as the
+    // request waits for a slot, and is much larger than most bodies.
+    let mut body = Vec::with_capacity(announced.min(TRUSTED_LENGTH) as usize);
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| Fault::of(&error, Phase::Body))?
+    {
+        if (body.len() + chunk.len()) as u64 > max {
+            return too_large("the response is more than [outbound] max_response");
+        }
+        if !share.take(chunk.len() as u64) {
+            return too_large("the gateway holds as much of responses as it can");
+        }
+        body.extend_from_slice(&chunk);
+    }
+    body.shrink_to_fit();
+    Ok(Response {
+        status: response.status(),
+        url: response.url().as_str().to_owned(),
+        headers: headers::incoming(std::mem::take(response.headers_mut())),
+        body: Bytes::from(body),
+        elapsed: Duration::ZERO,
+        redirects,
+    })
+}
+
+/// Makes a URL that may be fetched, or says why not. Only the name lookup is still to come.
+fn vet(url: &mut Url, policy: &Policy, phase: Phase) -> Result<(), Fault> {
+    let invalid = |what: &str| Fault::new(FailureKind::Failed, phase, what);
+    if !matches!(url.scheme(), "http" | "https") {
+        let message = "only http and https are fetched";
+        return Err(Fault::new(FailureKind::Refused, phase, message));
+    }
+    if let Some(Host::Domain(name)) = url.host()
+        && let Some(name) = name.strip_suffix('.')
+    {
+        // Certificates and virtual hosts do not know the dot, nor does the policy's list.
+        let name = name.to_owned();
+        url.set_host(Some(&name))
+            .map_err(|error| invalid(&error.to_string()))?;
+    }
+    match url.host() {
+        None => Err(invalid("the URL has no host")),
+        Some(Host::Domain(name)) if name.is_empty() || name.ends_with('.') => {
+            Err(invalid("the URL has an invalid host"))
+        }
+        Some(host) => policy
+            .check_host(&host)
+            .map_err(|refusal: Refusal| Fault::new(FailureKind::Refused, phase, refusal)),
+    }
+}
+
+impl Target {
+    pub(super) fn parse(text: &str, settings: &Settings) -> Result<Self, Fault> {
+        let mut url =
+            Url::parse(text).map_err(|error| Fault::new(FailureKind::Failed, Phase::Url, error))?;
+        vet(&mut url, &settings.policy, Phase::Url)?;
+        let mut authorization = None;
+        if !url.username().is_empty() || url.password().is_some() {
+            // As browsers and Python's clients do: basic authentication, unless the plan
+            // brings its own. The client knows how to write it.
+            let request = settings.client.get(url.clone()).build();
+            let request = request.map_err(|error| Fault::of(&error, Phase::Url))?;
+            authorization = request.headers().get(AUTHORIZATION).cloned();
+            // Neither can fail on a URL that has a host.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+        }
+        Ok(Self { url, authorization })
+    }
+}
+
+impl<'t> Share<'t> {
+    pub(super) fn of(held: &'t AtomicU64) -> Self {
+        let mine = AtomicU64::new(0);
+        Self { held, mine }
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        self.mine.fetch_add(bytes, Relaxed);
+        self.held.fetch_add(bytes, Relaxed) + bytes <= HELD
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.held.fetch_sub(*self.mine.get_mut(), Relaxed);
+    }
+}

@@ -1,0 +1,96 @@
+//! How far a fetch has come, so that a timeout can say what it waited for.
+//!
+//! Only the inside of the client knows whether it looks up, connects or waits for a
+//! response. The resolver and a layer around the connector run while the fetch is polled,
+//! find its mark in a task-local, and move it on.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use tokio::task_local;
+use tower::{Layer, Service};
+
+use crate::plan::Phase;
+
+task_local! {
+    static CURRENT: Progress;
+}
+
+#[derive(Clone)]
+pub(super) struct Progress(Arc<AtomicU8>);
+
+/// Wraps the client's connector.
+#[derive(Clone, Copy)]
+pub(super) struct WatchConnects;
+
+#[derive(Clone)]
+pub(super) struct WatchedConnector<S>(S);
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let progress = Self(Arc::default());
+        progress.reached(Phase::Head);
+        progress
+    }
+
+    /// The mark of the fetch that is being polled. A connection that the client goes on
+    /// opening for its pool, after its fetch took another one, has a mark nobody reads.
+    pub(super) fn current() -> Self {
+        CURRENT
+            .try_with(Self::clone)
+            .unwrap_or_else(|_| Self::new())
+    }
+
+    pub(super) fn watch<F: Future>(&self, fetch: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self.clone(), fetch)
+    }
+
+    pub(super) fn reached(&self, phase: Phase) {
+        self.0.store(phase as u8, Relaxed);
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        let reached = self.0.load(Relaxed);
+        [Phase::Dns, Phase::Connect, Phase::Body]
+            .into_iter()
+            .find(|phase| *phase as u8 == reached)
+            .unwrap_or(Phase::Head)
+    }
+}
+
+impl<S> Layer<S> for WatchConnects {
+    type Service = WatchedConnector<S>;
+
+    fn layer(&self, connector: S) -> Self::Service {
+        WatchedConnector(connector)
+    }
+}
+
+impl<S, R> Service<R> for WatchedConnector<S>
+where
+    S: Service<R>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let progress = Progress::current();
+        progress.reached(Phase::Connect);
+        let connecting = self.0.call(request);
+        Box::pin(async move {
+            let connected = connecting.await;
+            if connected.is_ok() {
+                progress.reached(Phase::Head);
+            }
+            connected
+        })
+    }
+}
