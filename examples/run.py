@@ -63,8 +63,10 @@ class Signals:
 
     def __init__(self) -> None:
         self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._count)
+        signal.signal(signal.SIGINT, self._count)
+        signal.signal(signal.SIGTERM, self._count)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means to outlive it
+            signal.signal(signal.SIGHUP, self._count)
 
     def _count(self, number: int, frame: object) -> None:
         self.count += 1
