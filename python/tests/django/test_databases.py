@@ -99,6 +99,22 @@ def test_an_idle_slot_renews_its_connection_for_a_job_that_resumes(
         assert (resumed.slots[:2], resumed.code) == ([0, 1], 200)
 
 
+def test_connections_that_are_not_kept_are_given_back_at_a_park(app: object, postgres: str) -> None:
+    """As Django does at the end of a request; a psycopg pool could run dry otherwise."""
+    from django.db import connections
+
+    options = connections.settings["pg"]
+    options["CONN_MAX_AGE"] = 0
+    try:
+        with Slots(app, 2) as slots:
+            answer = slots.get("/backends/")
+            assert answer.slots == [0, 1, 0]
+            assert len({pid for pid, _ in json.loads(answer.text)["seen"]}) == 2
+            assert _named_connections() == []
+    finally:
+        options["CONN_MAX_AGE"] = None
+
+
 def _named_connections() -> list[str]:
     # A backend ends a moment after its client has closed the connection.
     from django.db import connections

@@ -58,7 +58,7 @@ def test_an_asynchronous_stream_is_stepped_chunk_by_chunk(slots: Slots) -> None:
     cache.delete("async-stream-closed")
     answer = slots.get("/async-stream/", headers={"Accept-Language": "de"})
     assert answer.chunks == [b"0:True:de,", b"1:True:de,", b"2:True:de,"]
-    assert answer.waits == ["mode"] * 3
+    assert answer.waits == ["mode"] * 4
     assert cache.get("async-stream-closed")
 
 

@@ -266,6 +266,7 @@ async def async_stream(request):
                 await park()
                 yield f"{number}:{Order.objects.count() >= 0}:{translation.get_language()},"
         finally:
+            await park()
             cache.set("async-stream-closed", True)
 
     return StreamingHttpResponse(parts())
