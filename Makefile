@@ -1,0 +1,138 @@
+# What people type and what CI runs. Every target does its own set-up, with nothing but a Rust
+# toolchain, Python 3.11 or newer and make on the machine, as root or not.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules
+
+PY := .venv/bin/python
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DENY := .tools/bin/cargo-deny
+DENY_VERSION := 0.20.2
+
+PYTEST := $(CURDIR)/$(PY) $(CURDIR)/scripts/pytest.py
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Running ------------------------------------------------------------------------------------
+
+.PHONY: run
+run: python release ## The example shop behind layby, until Ctrl-C; with ONCE=1 drive it, check every answer, end
+	@exec $(PY) examples/run.py --layby $(TARGET)/release/layby $(if $(filter-out 0,$(ONCE)),--once)
+
+.PHONY: bench
+bench: python-bench postgresql release ## Measure layby against its bounds and against other servers
+	@exec $(PY) benches/run.py --layby $(TARGET)/release/layby $(BENCH)
+
+# Tests --------------------------------------------------------------------------------------
+
+# Not for everything: the gateway warns of LAYBY_* variables that it does not know.
+test-rust: export LAYBY_TEST_PYTHON := $(CURDIR)/$(PY)
+test-docs test-e2e: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
+
+.PHONY: test
+test: test-rust test-python test-django test-examples test-docs test-e2e ## Every test
+	@echo "== all tests passed"
+
+.PHONY: test-rust
+test-rust: python postgresql ## Unit, property, golden-file and integration tests of the gateway
+	@echo "== gateway"
+	cargo test --locked
+
+.PHONY: test-python
+test-python: python ## The worker package without Django
+	@echo "== worker package"
+	cd python && $(PYTEST) tests/core
+
+.PHONY: test-django
+test-django: python postgresql ## The worker package with Django
+	@echo "== worker package with Django"
+	cd python && $(PYTEST) tests/django
+
+.PHONY: test-examples
+test-examples: python ## The example shop, its services and its runner
+	@echo "== examples"
+	cd examples && $(PYTEST) tests
+	cd examples/shop && $(CURDIR)/$(PY) manage.py test
+
+.PHONY: test-docs
+test-docs: python debug ## What the documents say, tried out
+	@echo "== documents"
+	$(PYTEST) tests/docs
+
+.PHONY: test-e2e
+test-e2e: python postgresql debug ## The real binary with real Django on real PostgreSQL
+	@echo "== end to end"
+	cd tests/e2e && $(PYTEST)
+
+.PHONY: test-matrix
+test-matrix: ## The Django tests with every supported Django and asgiref; slow, needs several Pythons
+	sh python/tests/django/matrix.sh
+
+# Checks -------------------------------------------------------------------------------------
+
+.PHONY: check
+check: check-rust check-python check-docs check-deps ## Format, lints, types, documents, dependencies
+	@echo "== all checks passed"
+
+# Crates beside the gateway's own; each is a workspace of its own.
+OTHER_CRATES := $(wildcard fuzz/Cargo.toml benches/load/Cargo.toml)
+
+.PHONY: check-rust
+check-rust:
+	@echo "== rustfmt, clippy, rustdoc"
+	cargo fmt --check
+	$(foreach crate,$(OTHER_CRATES),cargo fmt --check --manifest-path $(crate) &&) true
+	cargo clippy --locked --all-targets -- -D warnings
+	@# The bans of clippy.toml are for the gateway; its tests may sleep.
+	cargo clippy --locked --lib --bins -- -D warnings -D clippy::disallowed_methods
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+.PHONY: check-python
+check-python: python
+	@echo "== ruff, mypy, pip"
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy --config-file python/pyproject.toml python/src
+	$(PY) -m pip check
+
+.PHONY: check-docs
+check-docs: python
+	@echo "== links between documents"
+	$(PYTEST) tests/docs/test_links.py
+
+.PHONY: check-deps
+check-deps: $(DENY)-$(DENY_VERSION)
+	@echo "== dependencies"
+	$(DENY) --locked check bans licenses sources
+
+# Set-up -------------------------------------------------------------------------------------
+
+.PHONY: python python-bench
+python:
+	@scripts/python-env
+python-bench:
+	@scripts/python-env benches/requirements.txt
+
+.PHONY: postgresql
+postgresql:
+	@scripts/need-postgresql
+
+.PHONY: debug release
+debug:
+	cargo build --locked
+release:
+	cargo build --locked --release
+
+$(DENY)-$(DENY_VERSION):
+	cargo install cargo-deny --version $(DENY_VERSION) --locked --root .tools --target-dir .tools/target
+	rm -rf .tools/target
+	touch $@
+
+.PHONY: clean
+clean: ## Remove everything that make has made
+	rm -rf $(TARGET) .venv .tools .run fuzz/target benches/load/target
+	rm -rf .ruff_cache .mypy_cache python/.mypy_cache python/src/*.egg-info
+	find python examples benches tests \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +
