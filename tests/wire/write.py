@@ -116,9 +116,7 @@ good("retire", 0x14)
 good("stop", 0x15, request=71, epoch=1)
 
 # What becomes of them.
-ANSWER_HEAD = (
-    b"Not Found\0Content-Type\0text/plain\0Set-Cookie\0a=\xe9\0Set-Cookie\0b=2\0"
-)
+ANSWER_HEAD = b"Not Found\0Content-Type\0text/plain\0Set-Cookie\0a=\xe9\0Set-Cookie\0b=2\0"
 good("answer", 0x20, flags=0x04, aux=404, head=ANSWER_HEAD, body=b"no\0pe", request=71)
 good("answer-more", 0x20, flags=0x02, aux=200, head=b"OK\0", request=71, epoch=1)
 good("body", 0x21, flags=0x02, body=bytes(range(256)), request=71, epoch=1)
@@ -144,9 +142,7 @@ bad(
     b"LAYBY/2\n" + frame(1, 0, 0, b"{}", b"", 0, 0),
     preamble=True,
 )
-bad(
-    "bad-preamble-http", "preamble", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", preamble=True
-)
+bad("bad-preamble-http", "preamble", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", preamble=True)
 bad("bad-kind-zero", "kind", header(0x00, 0, 0, 0, 0, 0, 0))
 bad("bad-kind-gap", "kind", header(0x16, 0, 0, 0, 0, 0, 0))
 bad("bad-kind-high", "kind", header(0xFF, 0, 0, 0, 0, 0, 0))

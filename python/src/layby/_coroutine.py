@@ -153,7 +153,7 @@ class CoroutineRunner:
             obstacle = job.context.run(check, job)
             if obstacle is not None:
                 if self._strict and obstacle.reason in ("transaction", "cursor"):
-                    raise ParkRefused(f"cannot park here: {obstacle.detail}")
+                    raise ParkRefused(f"cannot park here ({obstacle.reason}): {obstacle.detail}")
                 return obstacle
         unnamed = self._locals.unnamed()
         if unnamed and self._strict:

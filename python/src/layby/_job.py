@@ -28,6 +28,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "answering",
         "body",
         "cancelled",
         "context",
@@ -40,7 +41,6 @@ class Job:
         "scratch",
         "shields",
         "slot",
-        "stopped",
     )
 
     def __init__(
@@ -57,8 +57,8 @@ class Job:
         self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
         # The client is gone. From here on it never parks: it waits in place.
         self.cancelled = False
-        # Nobody reads its answer any more, which it is sending.
-        self.stopped = False
+        # The head of its answer has left: the gateway runs no more plans for it.
+        self.answering = False
         # Depth of `with layby.shield()`.
         self.shields = 0
         # Room for integrations.

@@ -67,7 +67,8 @@ class _Node:
             case "any":
                 return True
             case "first_ok":
-                return self.ended_children[-1].ok()
+                last = self.ended_children[-1]
+                return last.ok() and not isinstance(last.thing, Sleep)
             case n:
                 return len(self.ended_children) >= n
 
@@ -101,7 +102,7 @@ class _Node:
         if isinstance(self.thing, Gather):
             waited_for = [child for child in self.children if child.outcome is not None]
             if self.thing.join == "first_ok":
-                return any(child.ok() for child in waited_for)
+                return any(c.ok() and not isinstance(c.thing, Sleep) for c in waited_for)
             return all(child.ok() for child in waited_for)
         if isinstance(self.outcome, Response):
             return self.outcome.is_success

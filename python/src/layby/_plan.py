@@ -172,8 +172,12 @@ class Thing(Generic[T_co]):
         return type(self).__name__.lower()
 
     def _ok(self) -> bool:
-        """Whether it counts as ok for `first_ok`."""
+        """Whether it counts as ok for the gather around it."""
         raise NotImplementedError
+
+    def _meets_first_ok(self) -> bool:
+        """Whether it is what `first_ok` waits for."""
+        return self._ok()
 
     def _encode(self, body: _Body) -> dict[str, Any]:
         """Its form in a plan."""
@@ -274,6 +278,9 @@ class Sleep(Thing[float]):
     def _ok(self) -> bool:
         return self._error is None
 
+    def _meets_first_ok(self) -> bool:
+        return False  # It is about responses.
+
     def _encode(self, body: _Body) -> dict[str, Any]:
         return {"sleep": self.seconds}
 
@@ -303,6 +310,14 @@ class Gather(Thing[list[Any]]):
 
     def __repr__(self) -> str:
         return f"<Gather of {len(self._given)}, join {self.join!r}, {self._state.value}>"
+
+    def fetches(self) -> bool:
+        """Whether a fetch of it is still to be made."""
+        return any(
+            not thing.ended
+            and (thing.fetches() if isinstance(thing, Gather) else isinstance(thing, Fetch))
+            for thing in self.things
+        )
 
     def _root(self) -> Gather:
         return self
@@ -341,7 +356,7 @@ class Gather(Thing[list[Any]]):
                     case "any":
                         ended = ended[:1]
                     case "first_ok":
-                        ended = [thing for thing in ended if thing._ok()][:1]
+                        ended = [thing for thing in ended if thing._meets_first_ok()][:1]
                     case n:
                         ended = ended[:n] if len(ended) >= n else []
                 if not ended:
@@ -360,9 +375,20 @@ class Gather(Thing[list[Any]]):
             raise Error(_SHAPE)
         for thing, result in zip(self.things, outcome, strict=True):
             thing._settle(result)
-        self._conclude(
-            {id(t) for t, result in zip(self.things, outcome, strict=True) if result is not None}
-        )
+        ended = [t for t, result in zip(self.things, outcome, strict=True) if result is not None]
+        if len(ended) < self._least():
+            raise Error("the results do not meet the join of the plan")
+        self._conclude({id(thing) for thing in ended})
+
+    def _least(self) -> int:
+        """How many of its things have ended at least when its join is met."""
+        match self.join:
+            case "all":
+                return len(self.things)
+            case "any" | "first_ok":
+                return 1
+            case n:
+                return n
 
     def _settle(self, outcome: Any) -> None:
         if isinstance(outcome, Failure):
@@ -375,7 +401,7 @@ class Gather(Thing[list[Any]]):
         """Make the result from what ended; `needed` holds the ids of those."""
         winner = None
         if self.join == "first_ok":
-            winner = next((t for t in self.things if id(t) in needed and t._ok()), None)
+            winner = next((t for t in self.things if id(t) in needed and t._meets_first_ok()), None)
             if winner is not None:
                 needed = {id(winner)}
         self._won = winner is not None or all(t._ok() for t in self.things if id(t) in needed)
@@ -398,7 +424,8 @@ class Gather(Thing[list[Any]]):
         things = []
         for thing in self.things:
             if thing._state is _State.ENDED:
-                things.append({"done": thing._ok()})
+                ok = thing._meets_first_ok() if self.join == "first_ok" else thing._ok()
+                things.append({"done": ok})
             else:
                 things.append(thing._encode(body))
         plan: dict[str, Any] = {"gather": things}

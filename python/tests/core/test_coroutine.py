@@ -313,7 +313,9 @@ def test_strict_mode_refuses_to_park_in_a_transaction(
     [slot] = start(app(sleeper), mode="coroutine")
     obstacle.append(Obstacle("transaction", "transaction on alias 'default'"))
     slot.request(1)
-    assert slot.answer()[1] == b"refused: cannot park here: transaction on alias 'default'"
+    assert slot.answer()[1] == (
+        b"refused: cannot park here (transaction): transaction on alias 'default'"
+    )
     # Another obstacle is no fault of the application's: it waits in place all the same.
     obstacle[0] = Obstacle("middleware", "OldMiddleware")
     slot.request(2)

@@ -275,6 +275,13 @@ def test_first_ok_passes_over_errors_and_failures(origin: Origin) -> None:
     assert [r and r.status_code for r in results] == [None, None, 200, None]
 
 
+def test_first_ok_does_not_take_a_sleep(origin: Origin) -> None:
+    later = layby.gather(layby.sleep(0.1), layby.get(f"{origin.url}/hello"))
+    results = layby.gather(layby.sleep(0.01), later, join="first_ok").result()
+    assert results[0] is None
+    assert results[1][1].content == b"hello"
+
+
 def test_a_number_waits_for_so_many(origin: Origin) -> None:
     results = layby.gather(
         layby.get(f"{origin.url}/stalls"),

@@ -227,6 +227,26 @@ def test_first_ok_without_any_2xx_or_failure_gives_all(gateway: Gateway) -> None
     assert [answer.status_code for answer in results] == [503, 404]
 
 
+def test_a_sleep_never_meets_first_ok(gateway: Gateway) -> None:
+    nap = layby.sleep(1)
+    gateway.results = [[{"slept": 1.0}], [{"done": True}, response()]]
+    nap.result()
+    results = layby.gather(nap, get("a"), join="first_ok").result()
+    assert gateway.plans[-1]["gather"][0] == {"done": False}
+    assert results[0] is None
+    assert results[1].status_code == 200
+
+
+def test_a_sleep_spoils_no_gather(gateway: Gateway) -> None:
+    nap, ok = layby.sleep(1), layby.gather(layby.sleep(2), get("b"))
+    gateway.results = [[{"slept": 1.0}], [[{"slept": 2.0}, response()], None]]
+    nap.result()
+    results = layby.gather(ok, layby.gather(nap, get("a")), join="first_ok").result()
+    assert gateway.plans[-1]["gather"][1]["gather"][0] == {"done": True}
+    assert results[0][0] == 2.0
+    assert results[1] is None
+
+
 def test_a_nested_failure_is_that_of_the_outer_gather(gateway: Gateway) -> None:
     gateway.results = [[[fail("refused")], response()]]
     inner = layby.gather(get("a"))
@@ -337,6 +357,13 @@ def test_results_of_another_shape_are_an_error(gateway: Gateway, results: Any) -
     gateway.results = [results]
     with pytest.raises(layby.Error, match="shape of the plan"):
         get().result()
+
+
+@pytest.mark.parametrize("join", ["all", "any", "first_ok", 2])
+def test_results_that_do_not_meet_the_join_are_an_error(gateway: Gateway, join: Any) -> None:
+    gateway.results = [[None, None, None]]
+    with pytest.raises(layby.Error, match="do not meet the join"):
+        layby.gather(get("a"), get("b"), get("c"), join=join).result()
 
 
 def test_a_thing_that_is_never_used_warns() -> None:

@@ -457,15 +457,28 @@ def test_a_client_that_leaves_a_wait_in_place_ends_the_request(start: Start) -> 
     [slot] = start(app)
     slot.request(1, "/sleeps")
     slot.expect("HOLD")
-    slot.send("CANCEL", request=1, epoch=1)
-    # What its finally block does still works, under the epoch of the cancel.
+    slot.send("CANCEL", request=1, epoch=0)
+    # What its finally block does still works.
     hold = slot.expect("HOLD")
-    assert (hold.request, hold.epoch) == (1, 1)
-    slot.results("RESULTS", 1, 1, {"slept": 0.5})
+    assert (hold.request, hold.epoch) == (1, 0)
+    slot.results("RESULTS", 1, 0, {"slept": 0.5})
     slot.expect("READY")
     assert events == ["finally", 0.5]
     slot.request(2)
     assert slot.answer()[1] == b"hello"
+
+
+def test_a_cancel_in_place_may_count_as_a_job(start: Start) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        layby.sleep(5).result()
+        return hello(environ, start_response)
+
+    [slot] = start(app)
+    slot.request(1)
+    slot.expect("HOLD")
+    slot.send("CANCEL", request=1, epoch=1)
+    ready = slot.expect("READY")
+    assert (ready.request, ready.epoch) == (1, 1)
 
 
 def test_an_answer_after_a_swallowed_cancel_is_discarded(start: Start) -> None:
@@ -485,9 +498,9 @@ def test_an_answer_after_a_swallowed_cancel_is_discarded(start: Start) -> None:
     [slot] = start(app)
     slot.request(1)
     slot.expect("HOLD")
-    slot.send("CANCEL", request=1, epoch=1)
+    slot.send("CANCEL", request=1, epoch=0)
     ready = slot.expect("READY")
-    assert (ready.request, ready.epoch) == (1, 1)
+    assert (ready.request, ready.epoch) == (1, 0)
     assert closed == [True]
 
 
@@ -511,16 +524,28 @@ def test_a_wait_in_the_middle_of_a_body(start: Start) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])
         yield b"waiting "
-        yield b"%.1f" % layby.sleep(0.5).result()
+        yield b"%.1f" % layby.sleep(0.1).result()
 
     [slot] = start(app)
     slot.request(1)
-    assert slot.expect("ANSWER").body == b"waiting "
-    slot.expect("HOLD")
-    slot.results("RESULTS", 1, 0, {"slept": 0.5})
-    assert slot.expect("BODY").body == b"0.5"
-    slot.expect("BODY")
+    # The gateway takes nothing but the rest of the body now.
+    assert slot.answer()[1] == b"waiting 0.1"
+
+
+def test_a_fetch_in_the_middle_of_a_body_is_an_error(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"waiting"
+        yield layby.gather(layby.sleep(0), layby.get("http://a.example/")).result()[1].content
+
+    [slot] = start(app)
+    slot.request(1)
+    assert slot.expect("ANSWER").body == b"waiting"
+    assert slot.expect("BODY").flags == BROKEN
     slot.expect("READY")
+    assert "layby cannot fetch once an answer has begun" in caplog.text
 
 
 def test_an_async_view_below_a_sync_application_waits_in_place(start: Start) -> None:
