@@ -166,8 +166,8 @@ impl Gateway {
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
-        let outbound =
-            Outbound::start(&config.outbound, metrics.clone()).map_err(cannot("start outbound"))?;
+        let outbound = Outbound::start(&config.outbound, Arc::new(metrics.clone()))
+            .map_err(cannot("start outbound"))?;
         let sweeper = Sweeper::default();
         let expiring = Arc::clone(&slots);
         debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
@@ -273,7 +273,9 @@ impl Gateway {
             .write()
             .expect("no code that holds this lock panics") = limits;
         self.downstream.set(settings(&config));
-        self.outbound.reload(&config.outbound);
+        if let Err(error) = self.outbound.reload(&config.outbound) {
+            tracing::error!(%error, "the old [outbound] settings stay");
+        }
         self.hub.set_terms(terms(&config));
         self.config = self.config.clone().reloaded(config);
         if let (Some(supervisor), Source::App(app)) =

@@ -87,11 +87,10 @@ label_set! {
         Ok = "ok": "a whole response with a status below 400",
         HttpError = "http_error": "a whole response with status 4xx or 5xx",
         Timeout = "timeout": "its time, its plan's or its request's was over",
-        Connect = "connect": "no connection: name, route, TLS or refused by the peer",
+        Connect = "connect": "no connection, or one that did not bring a whole response",
         Refused = "refused": "forbidden by the address policy; nothing was connected",
         TooLarge = "too_large": "the response was over its bound",
         Aborted = "aborted": "not needed any more: the join was met, or the client left",
-        Failed = "failed": "anything else: reset, garbage, an invalid request",
     }
 }
 

@@ -1,6 +1,10 @@
 //! What outbound counts, for whoever keeps the counters.
 
+use std::time::Duration;
+
 use crate::plan::{FailureKind, Outcome};
+
+pub use crate::metrics::FetchOutcome;
 
 /// Called on the outbound thread, once per fetch and more; must not block.
 pub trait Metrics: Send + Sync {
@@ -16,21 +20,6 @@ pub trait Metrics: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OriginLabel<'a>(&'a str);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FetchOutcome {
-    /// A whole response with a status below 400.
-    Ok,
-    /// A whole response with a status from 400.
-    HttpError,
-    Timeout,
-    /// No connection, or one that did not bring a whole response.
-    Connect,
-    Refused,
-    TooLarge,
-    /// Not needed any more before it had ended.
-    Aborted,
-}
-
 impl<'a> OriginLabel<'a> {
     pub const OTHER: OriginLabel<'static> = OriginLabel("other");
 
@@ -44,19 +33,27 @@ impl<'a> OriginLabel<'a> {
     }
 }
 
-impl FetchOutcome {
-    /// Of a fetch.
-    pub(super) fn of(outcome: &Outcome) -> Self {
-        match outcome {
-            Outcome::Response(response) if response.status.as_u16() < 400 => Self::Ok,
-            Outcome::Response(_) => Self::HttpError,
-            Outcome::Failed(failure) => match failure.kind {
-                FailureKind::Timeout => Self::Timeout,
-                FailureKind::Refused => Self::Refused,
-                FailureKind::TooLarge => Self::TooLarge,
-                FailureKind::Connect | FailureKind::Failed => Self::Connect,
-            },
-            _ => Self::Aborted,
-        }
+/// How a fetch is counted. What brought no whole response counts as `connect`.
+pub(super) fn counted(outcome: &Outcome) -> FetchOutcome {
+    match outcome {
+        Outcome::Response(response) if response.status.as_u16() < 400 => FetchOutcome::Ok,
+        Outcome::Response(_) => FetchOutcome::HttpError,
+        Outcome::Failed(failure) => match failure.kind {
+            FailureKind::Timeout => FetchOutcome::Timeout,
+            FailureKind::Refused => FetchOutcome::Refused,
+            FailureKind::TooLarge => FetchOutcome::TooLarge,
+            FailureKind::Connect | FailureKind::Failed => FetchOutcome::Connect,
+        },
+        _ => FetchOutcome::Aborted,
+    }
+}
+
+impl Metrics for crate::metrics::Metrics {
+    fn fetch_ended(&self, origin: OriginLabel, outcome: FetchOutcome, seconds: f64) {
+        self.fetch_ended(origin.as_str(), outcome, Duration::from_secs_f64(seconds));
+    }
+
+    fn leftover_fetch(&self) {
+        self.leftover_fetch();
     }
 }

@@ -227,6 +227,12 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
+impl fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("Outbound")
+    }
+}
+
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use super::failure::Fault;
 use super::fetch::{Share, Target, fetch};
 use super::join::{Event, Id, Joining, ROOT, Released, Why};
-use super::metrics::{FetchOutcome, Metrics, OriginLabel};
+use super::metrics::{FetchOutcome, Metrics, OriginLabel, counted};
 use super::settings::Settings;
 use crate::plan::{Fetch, Outcome, Plan, Thing};
 
@@ -195,7 +195,7 @@ impl<'r> Waits<'r> {
             return;
         };
         if let Some((_, origin)) = self.take(*id).and_then(|wait| wait.fetch) {
-            self.count(origin, FetchOutcome::of(outcome));
+            self.count(origin, counted(outcome));
         }
     }
 
