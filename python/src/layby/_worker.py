@@ -108,8 +108,12 @@ class Worker:
             "version": f"layby-python/{__version__}",
             "token": self._token,
         }
+        # A signal must find both or neither: HELLO sent, and the way to say BYE.
+        ours = {signal.SIGTERM, signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         control.send(encode(HELLO, head=json.dumps(hello).encode()))
         self._control = control
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         frame, _ = control.receive()
         if frame.type == REFUSED:
             reason = frame.head.decode("utf-8", "replace")

@@ -68,7 +68,7 @@ async def awaited(thing: Any) -> Any:
 
 
 def test_a_plan_has_the_form_of_the_protocol(gateway: Gateway) -> None:
-    gateway.results = [[response(), None, [None, None]]]
+    gateway.results = [[response(), None, None]]
     layby.gather(
         layby.post("http://a.example/x", content=b"abc", timeout=5, follow_redirects=True),
         layby.sleep(0.5),
