@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stepper import Slots, environ
@@ -64,6 +65,14 @@ def test_one_named_persistent_connection_per_slot(slots: Slots, postgres: str) -
     for slot, connections in seen.items():
         assert len(connections) == 1
         assert {name for _, name in connections} == {f"shop layby slot {slot}"}
+
+
+def test_a_connection_opened_while_starting_is_closed(build: Any) -> None:
+    from django.db import connection
+
+    connection.ensure_connection()
+    build()
+    assert connection.connection is None
 
 
 def test_a_retired_slot_closes_its_connections(app: object, postgres: str) -> None:

@@ -65,6 +65,15 @@ def prepare() -> bool:
     _databases.install()
     _caches.install()
     _asgiref.install_lent_jobs()
+    stepped = _views_are_stepped()
+    if stepped:
+        _inplace.install()
+    # What was opened while importing would be one more than the slots may have.
+    connections.close_all()
+    return stepped
+
+
+def _views_are_stepped() -> bool:
     if not _inplace.wanted():
         logger.info("LAYBY_INLINE_ASYNC_VIEWS is False: requests run as under WSGI, none parks")
         return False
@@ -74,7 +83,6 @@ def prepare() -> bool:
             ' (if one does, add "layby.django" to INSTALLED_APPS)'
         )
         return False
-    _inplace.install()
     return True
 
 
