@@ -1,6 +1,6 @@
 """Real requests through the gateway, each answer checked.
 
-Many logged-in buyers in two languages check out at the same moment, with services that take their
+Many logged-in buyers in two languages check out at the same time, with services that take their
 time, while others look at product pages. What comes back must belong to who asked for it; what
 went into the database and to the payment service must have gone there once.
 """
@@ -60,6 +60,7 @@ class Report:
     connections: int | None = None
     waits_in_place: float = 0.0
     moved: int = 0  # checkouts that ended on another thread than they began on
+    most_asked: int = 0  # requests that the services had in hand at once
     buyers: dict[str, str] = field(default_factory=dict)  # reference: user
     charges: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -162,7 +163,9 @@ def drive(
     if report.connections is not None and report.connections > target.slots:
         report.wrong.append(f"{report.connections} database connections on {target.slots} slots")
     check_gateway(report, pause)
-    report.charges = json.loads(Browser(target.services).get("/control/charges")[1])
+    services = Browser(target.services)
+    report.charges = json.loads(services.get("/control/charges")[1])
+    report.most_asked = json.loads(services.get("/control")[1])["most_held"]
     report.requests += sum(buyer.sent for buyer in buyers)
     return report
 
@@ -192,6 +195,11 @@ def together(
 
 def user_of(number: int) -> str:
     return f"user{number % USERS + 1:02}"
+
+
+def buy_at(moment: float, report: Report, number: int, browser: Browser) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
+    buy(report, number, browser)
 
 
 def buy(report: Report, number: int, browser: Browser) -> None:
@@ -385,10 +393,11 @@ def summary(report: Report) -> str:
     rounds = math.ceil(checkouts / slots)
     connections = "not counted here" if report.connections is None else str(report.connections)
     lines = [
-        f"{report.requests} requests; of them {checkouts} checkouts at once, each asking three"
-        f" services that take {latency:g} s",
-        f"  wall time of the checkouts   {report.wall:.2f} s on {slots} slots,"
+        f"{report.requests} requests; of them {checkouts} checkouts side by side, each asking"
+        f" three services that take {latency:g} s",
+        f"  wall time of the checkouts   {report.wall:.2f} s on {slots} slots;"
         f" {report.moved} went on in another thread",
+        f"  most asked of the services   {report.most_asked} requests at once",
         f"  most database connections    {connections}",
         f"  product pages, idle gateway  {quantiles(report.idle_pages)}",
         f"  product pages, meanwhile     {quantiles(report.busy_pages)}",

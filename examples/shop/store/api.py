@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib.messages import get_messages, success, warning
+from django.contrib.messages import error, get_messages, success, warning
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.middleware.csrf import get_token
@@ -50,8 +50,8 @@ async def checkout(request: HttpRequest, *, atomic: bool = False) -> HttpRespons
     began_on = here()
     try:
         purchase = read_purchase(request.body)
-    except Invalid as error:
-        return JsonResponse({"error": str(error)}, status=400)
+    except Invalid as mistake:
+        return JsonResponse({"error": str(mistake)}, status=400)
 
     with transaction.atomic() if atomic else nullcontext():
         order = checkouts.place(purchase.reference, request.user, purchase.address, purchase.lines)
@@ -60,8 +60,10 @@ async def checkout(request: HttpRequest, *, atomic: bool = False) -> HttpRespons
     if order.status == Order.Status.PAID:
         name = order.name or request.user.get_username() or _("dear customer")
         success(request, _("Thank you, %(name)s! It is paid.") % {"name": name})
+    elif order.status == Order.Status.REVIEW:
+        warning(request, _("Thank you! We are looking at your order and will write."))
     else:
-        warning(request, _("Order %(reference)s is not paid.") % {"reference": order.reference})
+        error(request, _("Order %(reference)s is not paid.") % {"reference": order.reference})
     answer = {
         "reference": order.reference,
         "token": purchase.token,

@@ -129,6 +129,7 @@ class FailureTest(ShopTest):
                 status, answer = self.buy(reference=fault)
                 self.assertEqual((status, answer["status"]), (202, "review"))
                 self.assertEqual(self.services.charges()[fault], 1)
+                self.assertNotIn("not paid", answer["messages"][0])
 
     def test_a_payment_that_takes_too_long_is_looked_into(self) -> None:
         self.services.set(payment={"fault": "stall"})
