@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
 
 
 def until(true: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 20
+    patience = time.monotonic() + 60
     while not true():
         if time.monotonic() > patience:
             raise AssertionError("waited in vain")
@@ -70,13 +70,13 @@ class RunTest(unittest.TestCase):
                 self.assertEqual(len(started), 3)  # the stub and the two of the gateway
                 pids.unlink()
                 process.send_signal(number)
-                process.communicate(timeout=20)
+                process.communicate(timeout=60)
                 self.assertEqual(process.returncode, status)
                 until(lambda gone=started: not any(map(alive, gone)))
 
     def test_a_gateway_that_ends_by_itself_is_reported(self) -> None:
         process = self.start("#!/bin/sh\nexit 3\n")
-        printed, _ = process.communicate(timeout=20)
+        printed, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 1)
         self.assertIn("the gateway ended by itself with status 3", printed)
 
