@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::{Exchange, Failure, Settings};
@@ -19,6 +19,7 @@ pub struct Life {
     exchange: Exchange,
     client: Client,
     deadline: Instant,
+    timeout: Duration,
     alarm: Alarm,
     /// A client that leaves does not cancel it.
     finishes: bool,
@@ -56,6 +57,7 @@ impl Life {
             exchange: exchange.clone(),
             client,
             deadline,
+            timeout: settings.request_timeout,
             alarm,
             finishes: !request.method.is_safe() && settings.on_disconnect == OnDisconnect::Finish,
             shielded: false,
@@ -88,7 +90,13 @@ impl Life {
                 None => return,
             };
             turn = match step {
-                Step::Answer(answer) => return self.client.answer(Ok(answer)),
+                Step::Answer(answer, rest) => {
+                    self.client.answer(Ok(answer));
+                    return match rest {
+                        Some(turn) => self.stream(turn).await,
+                        None => (),
+                    };
+                }
                 Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
                 Step::Hold(hold) => self.hold(hold).await,
                 Step::Park(park) => match self.park(id, park).await {
@@ -169,6 +177,18 @@ impl Life {
         match self.plan(hold.plan, None).await {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
             _ => hold.held.release(Release::Cancel),
+        }
+    }
+
+    /// Serves an application that waits in place while it makes its answer's body. The client has the
+    /// head, so the request's deadline is met; each plan gets as long again. A client that stops
+    /// reading is noticed by the slot, which then ends the turn.
+    async fn stream(self, mut turn: Turn<Step>) {
+        while let Ok(Step::Hold(hold)) = turn.step().await {
+            let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
+            let deadline = Instant::now() + self.timeout;
+            let outcomes = self.exchange.outbound.run(hold.plan, deadline.into()).await;
+            turn = hold.held.release(Release::Results(outcomes));
         }
     }
 

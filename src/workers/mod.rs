@@ -45,7 +45,8 @@ pub enum Work {
 /// What a slot made of a job.
 #[derive(Debug)]
 pub enum Step {
-    Answer(Answer),
+    /// With a turn if the body is still coming: the application may wait in place while it makes it.
+    Answer(Answer, Option<Turn<Step>>),
     Park(Park),
     Hold(Hold),
     /// The request was unwound; there is no answer.

@@ -235,7 +235,7 @@ class Answer:
         if not self.sent:
             if self._head is None:
                 raise RuntimeError("the application sent a body without a head")
-            self.sent = self._job.answering = True
+            self.sent = True
             self._frame(ANSWER, flags, data)
         elif self._nobody_reads():
             self.stopped = True

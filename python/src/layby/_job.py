@@ -28,7 +28,6 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
-        "answering",
         "body",
         "cancelled",
         "context",
@@ -57,8 +56,6 @@ class Job:
         self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
         # The client is gone. From here on it never parks: it waits in place.
         self.cancelled = False
-        # The head of its answer has left: the gateway runs no more plans for it.
-        self.answering = False
         # Depth of `with layby.shield()`.
         self.shields = 0
         # Room for integrations.

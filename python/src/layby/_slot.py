@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol
 
 from layby import _plan
 from layby._channel import Channel, Closed
-from layby._exceptions import Cancelled, Error
+from layby._exceptions import Cancelled
 from layby._job import Job, Reason, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
@@ -218,8 +218,6 @@ class Slot:
         self, job: Job, gather: _plan.Gather, reason: Reason, source: str, detail: str = ""
     ) -> list[_plan.Outcome]:
         """See `_job.Waiter`."""
-        if job.answering:
-            return _wait_while_answering(gather)
         _note_wait(reason, source, detail)
         head, body = _plan.encode(
             gather, limit=self.max_plan, hold={"reason": reason, "source": source}
@@ -235,8 +233,7 @@ class Slot:
                         raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
                     return _outcomes(frame, file)
                 if frame.type == CANCEL and frame.request == job.request:
-                    # Whether a cancel counts as a job here, the protocol leaves open.
-                    if frame.epoch not in (job.epoch, job.epoch + 1):
+                    if frame.epoch != job.epoch:
                         raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
                     break
                 # A STOP is for an answer that was over before it came.
@@ -250,7 +247,6 @@ class Slot:
             log.log(level, "slot %d: lost while waiting in place: %r", self.number, error)
             raise Cancelled("the gateway is gone") from error
         job.cancelled = True
-        job.epoch = frame.epoch
         raise Cancelled("the client has left")
 
     def _check(self) -> None:
@@ -302,17 +298,6 @@ def _outcomes(frame: Frame, file: BinaryIO | None) -> list[_plan.Outcome]:
     finally:
         if file is not None:
             file.close()
-
-
-def _wait_while_answering(gather: _plan.Gather) -> list[_plan.Outcome]:
-    """Wait in the middle of a body, when the gateway takes nothing but the rest of it.
-
-    A pause needs nobody. A fetch is refused: made from here it would pass by the
-    gateway's outbound policy.
-    """
-    if gather.fetches():
-        raise Error("layby cannot fetch once an answer has begun: fetch before its first byte")
-    return _plan.run_outside(gather)
 
 
 _noted: set[tuple[str, str]] = set()

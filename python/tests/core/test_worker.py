@@ -122,8 +122,9 @@ def test_a_second_signal_ends_it_at_once(link: Link, run: Run) -> None:
 def test_a_signal_during_a_drain_asks_for_nothing(link: Link, run: Run) -> None:
     worker = run("shop")
     control, _ = link.welcome()
-    slot = link.grant(control, 0)
     control.send("DRAIN")
+    # What comes after it on the same connection shows that the drain has been read.
+    slot = link.grant(control, 0)
     slot.request(1)
     slot.answer()
     worker.signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ use super::{answer, environ};
 use crate::message::{Answer, AnswerBody, Request};
 use crate::metrics::Metrics;
 use crate::plan::{self, Outcome};
-use crate::slots::{Port, Taken, Turned};
+use crate::slots::{Port, Taken, Turn, Turned};
 use crate::spool::{self, AnswerWriter, Body, Spool, Upload};
 use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
 
@@ -162,27 +162,33 @@ impl SlotTask {
                 Kind::Answer => {
                     let (status, reason, headers) =
                         answer::decode(header.aux, &head).map_err(Broken::content)?;
-                    let (writer, body) = if header.has(flag::MORE) {
+                    if header.has(flag::MORE) {
                         let (mut writer, reader) = spool::answer(&self.spool);
                         // A new pipe has room, and its reader is in our hands.
                         let _ = writer.push(body).await;
-                        (Some(writer), AnswerBody::Spooled(reader))
+                        let body = AnswerBody::Spooled(reader);
+                        let answer = Answer {
+                            status,
+                            reason,
+                            headers,
+                            body,
+                        };
+                        let (next, turn) = Turn::pending();
+                        // A request that lost its client drops the answer, and with it the pipe's reader.
+                        let _ = reply.send(Ok(Step::Answer(answer, Some(turn))));
+                        self.stream(tag, writer, next).await?;
                     } else {
-                        (None, AnswerBody::Whole(body))
-                    };
-                    // A request that lost its client drops the answer, and with it the pipe's reader.
-                    let _ = reply.send(Ok(Step::Answer(Answer {
-                        status,
-                        reason,
-                        headers,
-                        body,
-                    })));
-                    let mut ready = header.has(flag::READY);
-                    if let Some(writer) = writer {
-                        ready = self.stream(tag, writer).await?;
-                    }
-                    if !ready {
-                        self.expect_ready(tag).await?;
+                        let body = AnswerBody::Whole(body);
+                        let answer = Answer {
+                            status,
+                            reason,
+                            headers,
+                            body,
+                        };
+                        let _ = reply.send(Ok(Step::Answer(answer, None)));
+                        if !header.has(flag::READY) {
+                            self.expect_ready(tag).await?;
+                        }
                     }
                     return Ok(Left::Done);
                 }
@@ -293,39 +299,50 @@ impl SlotTask {
         Ok(reply)
     }
 
-    /// Takes the rest of a body at the worker's speed. True when the slot is ready with its end.
-    async fn stream(&mut self, tag: Tag, mut writer: AnswerWriter) -> Result<bool, Broken> {
+    /// Takes the rest of a body at the worker's speed, until the slot is ready.
+    async fn stream(
+        &mut self,
+        tag: Tag,
+        mut writer: AnswerWriter,
+        mut reply: Reply,
+    ) -> Result<(), Broken> {
         let mut stopped = false;
         loop {
-            let frame = if stopped {
-                self.channel.frame().await?
-            } else {
-                tokio::select! {
-                    frame = self.channel.frame() => frame?,
-                    () = writer.gone() => {
-                        self.channel.send(tag.header(Kind::Stop), |_, _| {}, &[]).await?;
-                        stopped = true;
-                        continue;
-                    }
+            let frame = tokio::select! {
+                frame = self.channel.frame() => frame?,
+                () = writer.gone(), if !stopped => {
+                    self.channel.send(tag.header(Kind::Stop), |_, _| {}, &[]).await?;
+                    stopped = true;
+                    continue;
                 }
             };
-            let header = frame.header;
-            if header.kind != Kind::Body
-                || (header.request, header.epoch) != (tag.request, tag.epoch)
-            {
+            let Frame { header, head, body } = frame;
+            if (header.request, header.epoch) != (tag.request, tag.epoch) {
                 return Err(Broken::Unexpected(header));
             }
-            if !stopped && writer.push(frame.body).await.is_err() && header.has(flag::MORE) {
-                self.channel
-                    .send(tag.header(Kind::Stop), |_, _| {}, &[])
-                    .await?;
-                stopped = true;
-            }
-            if !header.has(flag::MORE) {
-                if !header.has(flag::BROKEN) {
-                    writer.finish();
+            match header.kind {
+                Kind::Body => {
+                    // Once nobody reads, the rest falls to the floor.
+                    let _ = writer.push(body).await;
+                    if header.has(flag::MORE) {
+                        continue;
+                    }
+                    if !header.has(flag::BROKEN) {
+                        writer.finish();
+                    }
+                    return if header.has(flag::READY) {
+                        Ok(())
+                    } else {
+                        self.expect_ready(tag).await
+                    };
                 }
-                return Ok(header.has(flag::READY));
+                Kind::Hold if stopped => {
+                    self.channel
+                        .send(tag.header(Kind::Cancel), |_, _| {}, &[])
+                        .await?;
+                }
+                Kind::Hold => reply = self.hold(tag, header, &head, &body, reply).await?,
+                _ => return Err(Broken::Unexpected(header)),
             }
         }
     }
