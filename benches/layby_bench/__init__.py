@@ -1,0 +1,1 @@
+"""Measures layby; see `benches/run.py`."""

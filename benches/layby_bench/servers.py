@@ -1,0 +1,176 @@
+"""The servers that are compared, each as its own documentation says to run it.
+
+All serve the same project; each gets views written in its own way (`app/views_*.py`). A
+server runs in a process group of its own on a port of its own, and is ready when it has
+answered once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from layby_bench import machine
+from layby_bench.processes import Failed, Process, free_port
+
+APP = Path(__file__).resolve().parent.parent / "app"
+GATEWAY = APP.parent.parent / "target" / "release" / "layby"
+BIN = Path(sys.executable).parent
+READY_WITHIN = 60.0
+SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to start a server. `{port}` and `{admin}` in the command are filled in."""
+
+    name: str
+    command: Sequence[str | Path]
+    views: str = "views_plain"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    probe: str = "/hello"
+
+
+class Server:
+    """A running server of some kind."""
+
+    def __init__(self, kind: Kind, directory: Path, environment: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.port = free_port()
+        self.admin = free_port()
+        ports = {"{port}": str(self.port), "{admin}": str(self.admin)}
+        command = [_filled(str(word), ports) for word in kind.command]
+        self.process = Process(
+            command,
+            directory / f"{re.sub('[^a-z0-9]+', '-', kind.name)}-{self.port}.log",
+            environment={"BENCH_VIEWS": kind.views, **environment, **kind.environment},
+            directory=APP,
+        )
+        try:
+            self._wait()
+        except BaseException:
+            self.process.end()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.end()
+
+    def _wait(self) -> None:
+        give_up = time.monotonic() + READY_WITHIN
+        while True:
+            try:
+                self.get(self.kind.probe)
+                return
+            except (urllib.error.URLError, ConnectionError) as error:
+                if time.monotonic() > give_up or self.process.popen.poll() is not None:
+                    words = self.process.last_words()
+                    raise Failed(f"{self.kind.name} is not ready: {error}\n{words}") from None
+                time.sleep(0.1)
+
+    def get(self, target: str, *, port: int | None = None) -> str:
+        url = f"http://127.0.0.1:{port or self.port}{target}"
+        with urllib.request.urlopen(url, timeout=READY_WITHIN) as response:
+            text: str = response.read().decode()
+            return text
+
+    @property
+    def gateway(self) -> list[int]:
+        """The process between clients and workers, if the server has one."""
+        return [self.process.pid] if self.kind.name.startswith("layby") else []
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that run the application, and a master, if the server has one."""
+        below = machine.descendants(self.process.pid)
+        return below if self.gateway else [self.process.pid, *below]
+
+    def metrics(self) -> dict[str, float]:
+        """layby's own figures: series as in the text format, with their values."""
+        lines = self.get("/metrics", port=self.admin).splitlines()
+        series = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in series}
+
+
+def _filled(word: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word
+
+
+def layby(
+    name: str = "layby",
+    app: str = "wsgi:application",
+    *,
+    views: str = "views_layby",
+    processes: int | None = None,
+) -> Kind:
+    command: list[str | Path] = [GATEWAY, "run", app, "--slots", str(SLOTS)]
+    command += ["--listen", "127.0.0.1:{port}", "--admin", "127.0.0.1:{admin}"]
+    command += ["--python", sys.executable]
+    if processes is not None:
+        command += ["--processes", str(processes)]
+    environment = {
+        "LAYBY_OUTBOUND_ALLOW": "127.0.0.1",
+        # More clients than a queue should hold, who wait longer than people would: what is
+        # measured is the throughput under a standing queue, not the shedding.
+        "LAYBY_SLOTS_QUEUE": "20000",
+        "LAYBY_SLOTS_QUEUE_TIMEOUT": "5m",
+        "LAYBY_SLOTS_REQUEST_TIMEOUT": "10m",
+        "LAYBY_OUTBOUND_TIMEOUT": "5m",
+    }
+    return Kind(name, command, views, environment)
+
+
+def layby_processes() -> int:
+    """How many worker processes layby starts by default."""
+    return min(len(os.sched_getaffinity(0)), max(1, SLOTS // 4))
+
+
+def gthread(
+    threads: int,
+    *,
+    workers: int = 1,
+    app: str = "wsgi:application",
+    views: str = "views_sync",
+) -> Kind:
+    command = [BIN / "gunicorn", app, "--worker-class", "gthread", "--bind", "127.0.0.1:{port}"]
+    command += ["--workers", str(workers), "--threads", str(threads), "--log-level", "warning"]
+    # Requests that stand in its queue for half a minute are what is measured, not a fault.
+    command += ["--timeout", "300"]
+    return Kind(f"gunicorn gthread {workers} x {threads}", command, views)
+
+
+def granian(
+    threads: int,
+    *,
+    workers: int = 1,
+    app: str = "wsgi:application",
+    views: str = "views_plain",
+) -> Kind:
+    command = [BIN / "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}"]
+    command += ["--workers", str(workers), "--blocking-threads", str(threads), "--no-ws"]
+    command += ["--http", "1", "--log-level", "warning", app]
+    return Kind(f"granian {workers} x {threads}", command, views)
+
+
+def uvicorn(workers: int) -> Kind:
+    command = [BIN / "uvicorn", "asgi:application", "--host", "127.0.0.1", "--port", "{port}"]
+    command += ["--workers", str(workers), "--no-access-log", "--log-level", "warning"]
+    return Kind(f"uvicorn {workers} processes", [*command, "--lifespan", "off"], "views_asgi")
