@@ -1,0 +1,12 @@
+from django.urls import include, path
+
+from lab import views
+
+urlpatterns = [
+    path("lab/wait", views.wait),
+    path("lab/fetch", views.fetch),
+    path("lab/fetch-in-place", views.fetch_in_place),
+    path("lab/slow", views.slow),
+    path("lab/stuck", views.stuck),
+    path("", include("shop.urls")),
+]
