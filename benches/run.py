@@ -46,8 +46,8 @@ def prepare_environment() -> None:
         return
     print("bench: installing the peers ...", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
-    pip = [ENVIRONMENT / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install"]
-    packages = ["--requirement", REQUIREMENTS, "--editable", REPOSITORY / "python"]
+    pip = [f"{ENVIRONMENT}/bin/python", "-m", "pip", "--disable-pip-version-check", "install"]
+    packages = ["--requirement", f"{REQUIREMENTS}", "--editable", f"{REPOSITORY}/python"]
     subprocess.run([*pip, "--quiet", *packages], check=True)
     stamp.write_text(wanted)
 

@@ -110,7 +110,7 @@ def compare(bench: Bench, table: Table, kinds: Sequence[Kind]) -> None:
             "load": low.load_busy,
         }
         wrong = sorted({each.wrong() for each in measured} - {""})
-        table.add(Row(kind.name, values, ", ".join(wrong)))
+        table.add(Row(kind.name, values, ", ".join(wrong), peer=not is_layby))
 
 
 def _layby(processes: int) -> str:

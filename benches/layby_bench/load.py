@@ -81,7 +81,7 @@ class Generator:
 
     def __init__(self, server: Server, load: Load, directory: Path) -> None:
         times = (load.ramp, load.warm_up, load.measured, load.pause)
-        command = [PROGRAMS / "load", f"127.0.0.1:{server.port}", load.target, str(load.clients)]
+        command = [f"{PROGRAMS}/load", f"127.0.0.1:{server.port}", load.target, str(load.clients)]
         log = directory / f"load-{server.port}.log"
         self.process = Process([*command, *map(str, times)], log, reads=True)
 
@@ -95,7 +95,7 @@ class Origin:
 
     @classmethod
     def start(cls, directory: Path) -> Origin:
-        process = Process([PROGRAMS / "origin"], directory / "origin.log", reads=True)
+        process = Process([f"{PROGRAMS}/origin"], directory / "origin.log", reads=True)
         return cls(process, int(process.line().rpartition(" ")[2]))
 
 

@@ -55,6 +55,13 @@ def busy_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def busy(seconds: float) -> float:
+    """Share of all cores that was busy over the next seconds."""
+    before = busy_seconds()
+    time.sleep(seconds)
+    return (busy_seconds() - before) / seconds / cores()
+
+
 def cores() -> int:
     return len(os.sched_getaffinity(0))
 

@@ -93,11 +93,11 @@ def running(directory: Path) -> Iterator[Postgres]:
         f"-c listen_addresses= -c unix_socket_directories={data} -c fsync=off"
         f" -c max_connections={MAX_CONNECTIONS}"
     )
-    control = [programs / "pg_ctl", "-D", data / "data", "-w", "-s"]
+    control = [f"{programs}/pg_ctl", "-D", f"{data}/data", "-w", "-s"]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": "/", "check": True}
-    initdb = [programs / "initdb", "-D", data / "data", "-U", "postgres", "-A", "trust"]
+    initdb = [f"{programs}/initdb", "-D", f"{data}/data", "-U", "postgres", "-A", "trust"]
     subprocess.run([*initdb, "--no-sync"], **identity, **quiet)
-    start = [*control, "-o", options, "-l", data / "log", "start"]
+    start = [*control, "-o", options, "-l", f"{data}/log", "start"]
     subprocess.run(start, **identity, **quiet)
     try:
         server = Postgres(data)

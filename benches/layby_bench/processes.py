@@ -26,13 +26,14 @@ class Process:
 
     def __init__(
         self,
-        command: Sequence[str | Path],
+        command: Sequence[str],
         log: Path,
         *,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
         reads: bool = False,
     ) -> None:
+        self.name = Path(command[0]).name
         self.log = log
         with log.open("wb") as file:
             self.popen = subprocess.Popen(
@@ -65,7 +66,7 @@ class Process:
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline().strip()
         if not line:
-            raise Failed(f"{Path(str(self.popen.args[0])).name} ended: {self.last_words()}")
+            raise Failed(f"{self.name} ended: {self.last_words()}")
         return line
 
     def last_words(self) -> str:

@@ -28,6 +28,8 @@ class Row:
     name: str
     values: Mapping[str, Value]
     invalid: str = ""
+    # Another server than layby, for comparison.
+    peer: bool = False
 
 
 @dataclass

@@ -200,7 +200,8 @@ def row(name: str, measured: Measured, connections: int, bounds: Bounds, **more:
         "seconds": measured.seconds,
         "ok": measured.ok,
     }
-    return Row(name, values, measured.complaint())
+    # Only layby has a gateway.
+    return Row(name, values, measured.complaint(), peer=not measured.gateway_cpu)
 
 
 def _target(view: str, seconds: float, fetches: int | None = None) -> str:

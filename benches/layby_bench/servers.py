@@ -34,7 +34,7 @@ class Kind:
     """How to start a server. `{port}` and `{admin}` in the command are filled in."""
 
     name: str
-    command: Sequence[str | Path]
+    command: Sequence[str]
     views: str = "views_plain"
     environment: Mapping[str, str] = field(default_factory=dict)
     probe: str = "/hello"
@@ -48,7 +48,7 @@ class Server:
         self.port = free_port()
         self.admin = free_port()
         ports = {"{port}": str(self.port), "{admin}": str(self.admin)}
-        command = [_filled(str(word), ports) for word in kind.command]
+        command = [_filled(word, ports) for word in kind.command]
         self.process = Process(
             command,
             directory / f"{re.sub('[^a-z0-9]+', '-', kind.name)}-{self.port}.log",
@@ -121,7 +121,7 @@ def layby(
     views: str = "views_layby",
     processes: int | None = None,
 ) -> Kind:
-    command: list[str | Path] = [GATEWAY, "run", app, "--slots", str(SLOTS)]
+    command = [str(GATEWAY), "run", app, "--slots", str(SLOTS)]
     command += ["--listen", "127.0.0.1:{port}", "--admin", "127.0.0.1:{admin}"]
     command += ["--python", sys.executable]
     if processes is not None:
@@ -150,7 +150,7 @@ def gthread(
     app: str = "wsgi:application",
     views: str = "views_sync",
 ) -> Kind:
-    command = [BIN / "gunicorn", app, "--worker-class", "gthread", "--bind", "127.0.0.1:{port}"]
+    command = [f"{BIN}/gunicorn", app, "--worker-class", "gthread", "--bind", "127.0.0.1:{port}"]
     command += ["--workers", str(workers), "--threads", str(threads), "--log-level", "warning"]
     # Requests that stand in its queue for half a minute are what is measured, not a fault.
     command += ["--timeout", "300"]
@@ -164,13 +164,21 @@ def granian(
     app: str = "wsgi:application",
     views: str = "views_plain",
 ) -> Kind:
-    command = [BIN / "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}"]
-    command += ["--workers", str(workers), "--blocking-threads", str(threads), "--no-ws"]
+    command = [f"{BIN}/granian", "--interface", "wsgi", "--host", "127.0.0.1"]
+    command += [
+        "--port",
+        "{port}",
+        "--workers",
+        str(workers),
+        "--blocking-threads",
+        str(threads),
+        "--no-ws",
+    ]
     command += ["--http", "1", "--log-level", "warning", app]
     return Kind(f"granian {workers} x {threads}", command, views)
 
 
 def uvicorn(workers: int) -> Kind:
-    command = [BIN / "uvicorn", "asgi:application", "--host", "127.0.0.1", "--port", "{port}"]
+    command = [f"{BIN}/uvicorn", "asgi:application", "--host", "127.0.0.1", "--port", "{port}"]
     command += ["--workers", str(workers), "--no-access-log", "--log-level", "warning"]
     return Kind(f"uvicorn {workers} processes", [*command, "--lifespan", "off"], "views_asgi")
