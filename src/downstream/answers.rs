@@ -3,7 +3,7 @@
 //! The one place that knows which failure has which status.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -208,7 +208,7 @@ impl Body {
         }
     }
 
-    /// `finish` is told of progress, and dropped with the body.
+    /// `finish` is told when the body makes the client wait, and dropped with the body.
     pub fn watched(mut self, finish: Finish) -> Self {
         self.finish = Some(finish);
         self
@@ -237,7 +237,12 @@ impl http_body::Body for Body {
                 match read {
                     None => None,
                     Some(under_way) => {
-                        let (done, chunk) = ready!(under_way.as_mut().poll(cx));
+                        let Poll::Ready((done, chunk)) = under_way.as_mut().poll(cx) else {
+                            if let Some(finish) = finish {
+                                finish.waits(true);
+                            }
+                            return Poll::Pending;
+                        };
                         *read = None;
                         if matches!(chunk, Ok(Some(_))) {
                             *reader = Some(done);
@@ -248,7 +253,7 @@ impl http_body::Body for Body {
             }
         };
         if let Some(finish) = finish {
-            finish.progress();
+            finish.waits(false);
         }
         Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
     }

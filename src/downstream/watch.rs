@@ -1,11 +1,11 @@
-//! One deadline per connection: idle, head, body and reading clients are all bounded by it.
+//! One deadline per connection: idle ones, slow heads, and clients that do not read are bounded by it.
 //!
 //! The connection's task waits on the alarm; whoever makes progress moves it. Whether the
 //! application is in time is not decided here: while a request is in its hands, the alarm is off.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -28,46 +28,76 @@ pub const STALL: Duration = Duration::from_secs(30);
 /// nginx's word for a client that closed before it was answered.
 const CLIENT_CLOSED: u16 = 499;
 
+/// What a connection is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    /// Between requests, or the last answer's end is still on its way. → Head, InHand
+    Idle,
+    /// → InHand
+    Head,
+    /// → Sending
+    InHand,
+    /// → Idle
+    Sending,
+}
+
 #[derive(Debug)]
 pub struct Watch {
     pub alarm: Alarm,
-    idle: AtomicBool,
+    phase: AtomicU8,
 }
 
 impl Watch {
     pub fn new(alarm: Alarm) -> Arc<Self> {
         let watch = Self {
             alarm,
-            idle: AtomicBool::new(true),
+            phase: AtomicU8::new(Phase::Idle as u8),
         };
-        watch.idle();
+        watch.within(IDLE);
         Arc::new(watch)
-    }
-
-    /// Waits for the next request.
-    fn idle(&self) {
-        self.idle.store(true, Relaxed);
-        self.within(IDLE);
     }
 
     pub fn within(&self, time: Duration) {
         self.alarm.set(Instant::now() + time);
     }
 
-    /// A request is in the gateway's hands: its own deadline counts.
+    /// A request's head is in the gateway's hands.
+    fn begun(&self) {
+        self.enter(Phase::InHand);
+        self.within(STALL);
+    }
+
+    /// A whole request is with the application: its own deadline counts.
     pub fn in_hand(&self) {
-        self.idle.store(false, Relaxed);
         self.alarm.clear();
     }
 
     fn bytes_came(&self) {
-        if self.idle.swap(false, Relaxed) {
+        if self.is(Phase::Idle) {
+            self.enter(Phase::Head);
             self.within(HEAD);
         }
     }
+
+    fn bytes_went(&self) {
+        if self.is(Phase::Sending) {
+            self.within(STALL);
+        } else if self.is(Phase::Idle) {
+            self.within(IDLE);
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Relaxed) == phase as u8
+    }
 }
 
-/// Tells the watch when bytes come.
+/// Tells the watch when bytes come and go.
 pub struct Watched<S> {
     pub stream: S,
     pub watch: Arc<Watch>,
@@ -94,7 +124,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if poll.is_ready() {
+            self.watch.bytes_went();
+        }
+        poll
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -110,7 +144,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        if poll.is_ready() {
+            self.watch.bytes_went();
+        }
+        poll
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -130,6 +168,7 @@ pub struct Finish {
 
 impl Finish {
     pub fn new(metrics: Metrics, watch: Arc<Watch>, method: Method) -> Self {
+        watch.begun();
         Self {
             metrics,
             watch,
@@ -141,12 +180,17 @@ impl Finish {
 
     pub fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
+        self.watch.enter(Phase::Sending);
         self.watch.within(STALL);
     }
 
-    /// The client has taken another part of the answer.
-    pub fn progress(&self) {
-        self.watch.within(STALL);
+    /// The application waits with the next part of the body, or has given it: the client is not to blame.
+    pub fn waits(&self, waits: bool) {
+        if waits {
+            self.watch.alarm.clear();
+        } else {
+            self.watch.within(STALL);
+        }
     }
 }
 
@@ -156,6 +200,7 @@ impl Drop for Finish {
         let elapsed = self.arrived.elapsed();
         self.metrics.request_ended(&self.method, status, elapsed);
         tracing::debug!(method = %self.method, status, elapsed = ?elapsed, "request ended");
-        self.watch.idle();
+        self.watch.enter(Phase::Idle);
+        self.watch.within(IDLE);
     }
 }

@@ -79,6 +79,7 @@ pub fn answer(spool: &Spool) -> (AnswerWriter, AnswerReader) {
         pipe: Arc::clone(&pipe),
         spool: spool.clone(),
         spooled: spool.metrics.spooled_bytes(),
+        longest: 0,
     };
     (writer, AnswerReader { pipe })
 }
@@ -88,7 +89,9 @@ pub fn answer(spool: &Spool) -> (AnswerWriter, AnswerReader) {
 pub struct AnswerWriter {
     pipe: Arc<Pipe>,
     spool: Spool,
+    /// Of the file at its longest.
     spooled: SpooledBytes,
+    longest: u64,
 }
 
 impl AnswerWriter {
@@ -121,7 +124,9 @@ impl AnswerWriter {
         let mut state = self.pipe.state();
         match written {
             Ok(file) => {
-                self.spooled.add(len);
+                let end = offset + len as u64;
+                self.spooled.add(end.saturating_sub(self.longest) as usize);
+                self.longest = self.longest.max(end);
                 state.file = Some(file);
                 state.segments.push_back(Segment::File {
                     offset,

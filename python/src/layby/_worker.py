@@ -285,6 +285,9 @@ def _choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
             why = f"requests cannot park: {error}"
     elif wanted == "auto":
         why = "not Django's own WSGI application, so its requests wait in place"
+    if mode == "wsgi" and "django.conf" in sys.modules:
+        # Its slots keep and close their database connections all the same.
+        importlib.import_module("layby.django").prepare()
     log.info("mode %s for %s: %s", mode, spec, why)
     return mode, runs
 
