@@ -183,7 +183,7 @@ async fn of_a_names_addresses_only_the_permitted_are_tried() {
 #[tokio::test]
 async fn nobody_is_asked_about_localhost_or_unlisted_names() {
     let (lookup, asked) = always(&["1.1.1.1"]);
-    let harness = Harness::with_lookup(&settings(&["public", "localhost"]), lookup.clone());
+    let harness = Harness::with_lookup(&settings(&["public", "localhost"]), Arc::clone(&lookup));
     for name in ["localhost", "x.localhost", "LocalHost."] {
         let failure = harness.failure(get(format!("http://{name}/"))).await;
         assert_eq!(failure.kind, FailureKind::Refused, "{name}");

@@ -112,9 +112,10 @@ async fn first_ok_passes_over_failures() {
     let gate = Gate::closed();
     let origin = gated(&gate).await;
     let harness = Harness::new();
+    let (_port, nobody) = nobody();
     let things = vec![
         fetch(&origin, "/fail"),
-        Thing::Fetch(get(nobody().await)),
+        Thing::Fetch(get(nobody)),
         Thing::Done(false),
         fetch(&origin, "/"),
         fetch(&origin, "/stall"),

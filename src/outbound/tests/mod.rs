@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -229,8 +230,11 @@ fn failure(outcome: Outcome) -> Failure {
     }
 }
 
-/// A port of 127.0.0.1 where nobody listens.
-async fn nobody() -> String {
-    let origin = Origin::saying("").await;
-    origin.url("/")
+/// A URL where nobody listens, as long as the socket lives: it keeps the port from others.
+fn nobody() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    socket.bind(any).expect("a loopback port");
+    let url = format!("http://{}/", socket.local_addr().expect("it is bound"));
+    (socket, url)
 }

@@ -202,7 +202,8 @@ async fn two_lengths_or_a_length_beside_chunks_cannot_confuse() {
 #[tokio::test]
 async fn no_connection_is_told_apart() {
     let harness = Harness::new();
-    let failure = harness.failure(get(nobody().await)).await;
+    let (_port, url) = nobody();
+    let failure = harness.failure(get(url)).await;
     is(&failure, FailureKind::Connect, Phase::Connect);
     assert!(failure.message.contains("refused"), "{failure:?}");
 
