@@ -25,8 +25,9 @@ use crate::metrics::{Metrics, RestartReason};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// A process that lived this long had started well: its death is not part of a crash loop.
-const SETTLED: Duration = Duration::from_secs(30);
+/// A process that served this long had started well: its death is not part of a crash loop. One that
+/// works for seconds between two deaths is worth more than the pause that would spare its start.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Longest line of a worker's output that is passed on in one piece.
 const LINE: u64 = 64 * 1024;
@@ -235,6 +236,7 @@ impl Supervisor {
 struct Running {
     child: Child,
     token: String,
+    /// It is ready, or, before that, started.
     since: Instant,
 }
 
@@ -337,6 +339,7 @@ impl Shared {
         loop {
             let changed = self.hub.changed();
             if self.hub.process(&running.token).is_some() {
+                running.since = Instant::now();
                 return Ok(());
             }
             let status = tokio::select! {
