@@ -2,18 +2,17 @@
 
 use std::io;
 use std::net::TcpListener as StdTcp;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_util::task::TaskTracker;
 
 use super::Downstream;
 use super::forwarded::Peer;
 use super::watch::Watch;
 use crate::config::Listen;
+use crate::unix_socket::UnixSocket;
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
 /// would only turn the wheel.
@@ -22,17 +21,7 @@ const BREATHER: Duration = Duration::from_millis(50);
 /// A bound listener.
 pub enum Listener {
     Tcp(TcpListener),
-    /// The file is removed when it is dropped.
-    Unix(UnixListener, SocketFile),
-}
-
-pub struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Somebody may have tidied up before us.
-        let _ = std::fs::remove_file(&self.0);
-    }
+    Unix(UnixSocket),
 }
 
 impl Listener {
@@ -45,21 +34,8 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Ok(Self::Tcp(TcpListener::from_std(listener)?))
             }
-            Listen::Unix(path) => {
-                if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    return Err(io::Error::new(
-                        io::ErrorKind::AddrInUse,
-                        "another process listens there",
-                    ));
-                }
-                match std::fs::remove_file(path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-                let listener = UnixListener::bind(path)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-                Ok(Self::Unix(listener, SocketFile(path.clone())))
-            }
+            // Whoever can reach the path may send requests, as to a port.
+            Listen::Unix(path) => Ok(Self::Unix(UnixSocket::bind(path, 0o666)?)),
         }
     }
 
@@ -71,10 +47,7 @@ impl Listener {
                 let local = stream.local_addr()?;
                 Ok((Stream::Tcp(stream), Peer::Tcp { peer, local }))
             }
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), Peer::Unix))
-            }
+            Self::Unix(listener) => Ok((Stream::Unix(listener.accept().await?), Peer::Unix)),
         }
     }
 }
