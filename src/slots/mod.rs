@@ -338,6 +338,19 @@ impl<J, S> Port<J, S> {
         self.mailbox.recv().await
     }
 
+    /// Takes the idle slot out of the scheduler's hands: no job comes from here on. One that was
+    /// handed over already comes back, and then the slot stays as it was.
+    pub fn close(&mut self) -> Option<Taken<J, S>> {
+        let mut inner = self.slots.lock();
+        // Jobs are sent under this lock, so none can come between the look and the removal.
+        if let Ok(taken) = self.mailbox.try_recv() {
+            return Some(taken);
+        }
+        inner.scheduler.remove_slot(self.slot);
+        self.slots.deliver(&mut inner);
+        None
+    }
+
     /// The worker is ready and its request over. The next job, if one waits: it is handed
     /// over in the same breath, while the worker's thread is likely still awake.
     pub fn done(&mut self) -> Option<Taken<J, S>> {

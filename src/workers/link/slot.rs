@@ -86,7 +86,11 @@ impl SlotTask {
                     }
                     Event::Frame(Ok(frame)) => return Err(Broken::Unexpected(frame.header)),
                     Event::Frame(Err(broken)) => return Err(broken),
-                    Event::Retire => return self.retire().await,
+                    // A job that came in the same moment goes first: it belongs to this slot.
+                    Event::Retire => match self.port.close() {
+                        Some(taken) => taken,
+                        None => return self.retire().await,
+                    },
                 },
             };
             let gone = self.process.gone.clone();
