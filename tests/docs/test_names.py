@@ -114,6 +114,12 @@ def test_the_map_names_files_that_exist() -> None:
     assert [p for p in paths if not (there(p) or ours(p) or p in loose)] == []
 
 
+def test_the_map_has_every_module() -> None:
+    modules = (REPOSITORY / "src").iterdir()
+    named = {f"{module.name}/" if module.is_dir() else module.name for module in modules}
+    assert named - {"lib.rs", "main.rs"} - set(code(ARCHITECTURE)) == set()
+
+
 def test_the_map_names_types_and_functions_that_exist() -> None:
     text = sources()
     for name in in_backticks(r"[A-Z][a-z]\w+"):
