@@ -142,7 +142,12 @@ impl Life {
             self.leave(CancelPhase::Queued);
             return Leaving::Withdrawn;
         }
-        if !unseen && self.cancellable() && slots.withdraw(id).is_some() {
+        if !unseen
+            && self.cancellable()
+            && let Some(job) = slots.withdraw(id)
+        {
+            // Its worker never saw it, so the next job is the one that it expects.
+            self.epoch = job.epoch;
             self.leave(CancelPhase::Parked);
             return Leaving::Ends(self.end(id));
         }
