@@ -39,6 +39,17 @@ impl Listener {
         }
     }
 
+    /// Where it listens, with the port that was chosen for port 0.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn address(&self) -> io::Result<Listen> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
+            Self::Unix(listener) => Ok(Listen::Unix(listener.path().to_owned())),
+        }
+    }
+
     async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Self::Tcp(listener) => {

@@ -229,11 +229,13 @@ impl Gateway {
             drain: CancellationToken::new(),
         });
         let listeners = Listeners::default();
+        let mut listen = Vec::new();
         for listener in bound {
+            let address = listener.address().map_err(cannot("tell the address"))?;
+            listen.push(address.to_string());
             listeners.add(listener, Arc::clone(&downstream));
         }
         state.ready.store(true, Relaxed);
-        let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
         tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
         Ok(Self {
             sources,
