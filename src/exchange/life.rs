@@ -211,16 +211,26 @@ impl Life {
             match event {
                 Event::Expired => self.expired = true,
                 Event::Left => {}
+                // At the deadline a plan ends by itself, a moment before the alarm rings.
+                Event::Results(_) if !self.expired && Instant::now() >= self.deadline => {
+                    self.expired = true;
+                    return if self.is_moot() { Event::Left } else { event };
+                }
                 _ => return event,
             }
-            if !self.left {
-                self.leave(CancelPhase::Parked);
-            }
-            if self.cancellable() {
+            if self.is_moot() {
                 // Dropping the run aborts its safe fetches.
                 return Event::Left;
             }
         }
+    }
+
+    /// Nobody waits for the results of a plan any more. True if the request need not either.
+    fn is_moot(&mut self) -> bool {
+        if !self.left {
+            self.leave(CancelPhase::Parked);
+        }
+        self.cancellable()
     }
 
     /// The request is unwound on a slot, its results unwanted.

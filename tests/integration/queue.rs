@@ -144,6 +144,77 @@ async fn a_request_whose_time_is_over_in_the_queue_never_runs() {
 }
 
 #[tokio::test]
+async fn a_parked_request_is_answered_on_time_and_unwound() {
+    let origin = origin::stalled().await;
+    let gateway = gateway::new(1)
+        .set("slots.request_timeout", "400ms")
+        .run()
+        .await;
+    let worker = worker::new(1)
+        .fetches("/quote", &origin.url("/"))
+        .run(&gateway)
+        .await;
+
+    takes(Duration::from_millis(400), async || {
+        assert_eq!(gateway.get("/quote").await.status(), 504);
+    })
+    .await;
+    worker.cancelled(1).await;
+    origin.aborted(1).await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn an_unsafe_parked_request_is_answered_on_time_and_goes_on_with_what_it_has() {
+    let origin = origin::stalled().await;
+    let gateway = gateway::new(1)
+        .set("slots.request_timeout", "400ms")
+        .run()
+        .await;
+    let done = Gate::new();
+    let (at_end, plan) = (done.clone(), Plan::get(&origin.url("/")));
+    let worker = worker::new(1)
+        .on("/pay", move |mut job| {
+            let (at_end, plan) = (at_end.clone(), plan.clone());
+            async move {
+                let results = job.park(&plan).await?;
+                assert_eq!(results.error(0), "timeout");
+                at_end.pass().await;
+                job.answer(200, "too late").await
+            }
+        })
+        .run(&gateway)
+        .await;
+
+    takes(Duration::from_millis(400), async || {
+        assert_eq!(gateway.post("/pay", "").await.status(), 504);
+    })
+    .await;
+    done.open();
+    done.reached(1).await;
+    gateway.rests().await;
+    assert_eq!(worker.cancelled_now(), 0);
+}
+
+#[tokio::test]
+async fn a_held_request_is_answered_on_time() {
+    let origin = origin::stalled().await;
+    let gateway = gateway::new(1)
+        .set("slots.request_timeout", "400ms")
+        .run()
+        .await;
+    let plan = Plan::get(&origin.url("/")).held("mode", "");
+    let worker = worker::new(1).holds("/quote", plan).run(&gateway).await;
+
+    takes(Duration::from_millis(400), async || {
+        assert_eq!(gateway.get("/quote").await.status(), 504);
+    })
+    .await;
+    worker.cancelled(1).await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
 async fn the_queue_is_first_come_first_served() {
     let gate = Gate::new();
     let gateway = gateway::new(1).run().await;
