@@ -230,6 +230,32 @@ async fn an_application_may_wait_in_place_in_the_middle_of_its_answer() {
 }
 
 #[tokio::test]
+async fn a_wait_in_the_middle_of_an_answer_ends_when_its_client_leaves() {
+    let origin = origin::stalled().await;
+    let plan = Plan::get(&origin.url("/")).held("mode", "shop/views.py:5");
+    let (gateway, worker) = serving(move |mut job| {
+        let plan = plan.clone();
+        async move {
+            job.begin(Answer::new(200).body("one ")).await;
+            match job.hold(&plan).await {
+                Ok(_) => unreachable!("its client is gone"),
+                Err(_) => job.broken().await,
+            }
+        }
+    })
+    .await;
+    let mut client = gateway.connect().await;
+    client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client.head().await;
+    origin.received(1).await;
+    drop(client);
+    worker.received(kind::CANCEL, 1).await;
+    origin.aborted(1).await;
+    gateway.rests().await;
+    assert_eq!(gateway.metric("layby_waiting_in_place").await, 0.0);
+}
+
+#[tokio::test]
 async fn head_gets_the_head_alone() {
     let gateway = gateway::new(1).run().await;
     let _worker = worker::new(1)

@@ -92,6 +92,22 @@ async fn a_request_that_waits_to_resume_ends_with_its_worker() {
 }
 
 #[tokio::test]
+async fn a_request_that_waits_in_place_ends_with_its_worker() {
+    let origin = origin::stalled().await;
+    let gateway = gateway::new(1).run().await;
+    let plan = Plan::get(&origin.url("/")).held("transaction", "shop/views.py:8");
+    let worker = worker::new(1).holds("/pay", plan).run(&gateway).await;
+
+    let pay = gateway.post("/pay", "").spawn();
+    origin.received(1).await;
+    worker.kill().await;
+    assert_eq!(pay.await.status(), 502);
+    let _next = worker::new(1).run(&gateway).await;
+    gateway.rests().await;
+    assert_eq!(gateway.metric("layby_waiting_in_place").await, 0.0);
+}
+
+#[tokio::test]
 async fn the_death_of_one_process_leaves_the_other_alone() {
     let origin = origin::stalled().await;
     let gateway = gateway::new(2).run().await;
