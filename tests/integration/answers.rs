@@ -141,6 +141,33 @@ async fn a_client_of_http_1_0_gets_no_chunks() {
 }
 
 #[tokio::test]
+async fn a_slow_reader_holds_no_slot() {
+    let large = bytes(20_000_000);
+    let answer = Answer::new(200).body(&large);
+    let (gateway, _worker) = serving(move |job| {
+        let answer = answer.clone();
+        async move { job.respond(answer).await }
+    })
+    .await;
+
+    let mut reader = Connection::narrow(gateway.tcp()).await;
+    reader.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    gateway
+        .until_metric("layby_slot_busy_seconds_count", |jobs| jobs == 1.0)
+        .await;
+    assert_eq!(gateway.get("/ping").await.ok(), "pong");
+    assert!(gateway.metric("layby_spool_bytes").await > 10_000_000.0);
+
+    let head = reader.head().await;
+    let body = reader.body(&head, "GET").await;
+    assert!(body == Body::Whole(large), "another body arrived");
+    gateway
+        .until_metric("layby_spool_bytes", |bytes| bytes == 0.0)
+        .await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
 async fn a_slow_reader_that_leaves_leaves_nothing() {
     let answer = Answer::new(200).body(bytes(20_000_000));
     let (gateway, _worker) = serving(move |job| {
