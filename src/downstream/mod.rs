@@ -17,11 +17,11 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::forwarded::Peer;
+use self::listen::Stream;
 use self::watch::{Finish, STALL, Watch, Watched};
 use crate::config::Trusted;
 use crate::exchange::{self, Exchange};
@@ -74,12 +74,7 @@ impl Downstream {
     }
 
     /// Serves one connection to its end.
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-        self: Arc<Self>,
-        stream: S,
-        peer: Peer,
-        watch: Arc<Watch>,
-    ) {
+    async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
         let io = TokioIo::new(Watched {
             stream,
             watch: Arc::clone(&watch),
@@ -90,26 +85,33 @@ impl Downstream {
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         http.max_header_size(MAX_HEAD);
-        let mut connection = std::pin::pin!(http.serve_connection(io, service));
+        let mut connection = http.serve_connection(io, service);
         let mut draining = false;
-        loop {
+        let cut = loop {
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
+                ended = &mut connection => match ended {
+                    Ok(()) => return,
+                    Err(error) => {
                         tracing::debug!(%error, "connection ended");
+                        // The only such error is that of an answer's body.
+                        break error.is_user();
                     }
-                    return;
-                }
+                },
                 () = watch.alarm.rang() => {
                     tracing::debug!("connection closed: too slow or idle");
-                    return;
+                    break watch.is_sending();
                 }
                 () = self.drain.cancelled(), if !draining => {
                     draining = true;
-                    connection.as_mut().graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
             }
+        };
+        if cut {
+            // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
+            // must not end like a whole one.
+            connection.into_parts().io.into_inner().stream.reset();
         }
     }
 

@@ -188,6 +188,56 @@ async fn a_slow_reader_that_leaves_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_broken_body_is_seen_as_cut() {
+    for length in [None, Some("1000")] {
+        let (gateway, _worker) = serving(move |job| async move {
+            let mut answer = Answer::new(200).body("some of ");
+            if let Some(length) = length {
+                answer = answer.header("Content-Length", length);
+            }
+            job.begin(answer).await;
+            job.more("it").await;
+            job.broken().await
+        })
+        .await;
+        let answer = gateway.get("/x").await;
+        assert_eq!(answer.body, Body::Cut(b"some of it".to_vec()));
+        gateway.rests().await;
+    }
+}
+
+#[tokio::test]
+async fn a_broken_body_without_length_or_chunks_is_seen_as_cut_too() {
+    let (gateway, _worker) = serving(async |job| {
+        job.begin(Answer::new(200).body("some of ")).await;
+        job.more("it").await;
+        job.broken().await
+    })
+    .await;
+    let answer = gateway.raw("GET /x HTTP/1.0\r\n\r\n").await;
+    assert!(matches!(answer.body, Body::Cut(_)), "{:?}", answer.body);
+}
+
+#[tokio::test]
+async fn a_body_is_cut_when_its_worker_dies() {
+    let gate = Gate::new();
+    let at_middle = gate.clone();
+    let (gateway, worker) = serving(move |job| {
+        let at_middle = at_middle.clone();
+        async move {
+            job.begin(Answer::new(200).body("some of it")).await;
+            at_middle.pass().await;
+            unreachable!("it dies before")
+        }
+    })
+    .await;
+    let answer = gateway.get("/x").spawn();
+    gate.reached(1).await;
+    worker.kill().await;
+    assert_eq!(answer.await.body, Body::Cut(b"some of it".to_vec()));
+}
+
+#[tokio::test]
 async fn a_worker_is_told_when_nobody_reads_its_answer_any_more() {
     let gate = Gate::new();
     let begun = gate.clone();
@@ -384,6 +434,34 @@ async fn a_length_that_is_not_the_bodys_is_a_bad_answer() {
         assert_eq!(answer.status(), 502, "{lines:?}: {:?}", answer.head);
         // The worker did nothing that breaks the link.
         assert_eq!(gateway.get("/ping").await.ok(), "pong");
+        gateway.rests().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_in_parts_is_never_longer_than_announced_and_visibly_shorter() {
+    for length in ["9", "3"] {
+        let (gateway, _worker) = serving(move |job| async move {
+            let answer = Answer::new(200).header("Content-Length", length);
+            job.begin(answer.body("he")).await;
+            job.more("llo").await;
+            job.send(kind::BODY, flag::READY, "").await;
+            Ok(())
+        })
+        .await;
+        let mut client = gateway.connect().await;
+        client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let answer = client.response().await;
+        match length {
+            // Less came than was announced.
+            "9" => assert_eq!(answer.body, Body::Cut(b"hello".to_vec())),
+            // A file may have grown since its length was announced. The rest is not read as an answer.
+            _ => {
+                assert_eq!(answer.body, Body::Whole(b"hel".to_vec()));
+                client.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+                assert_eq!(client.response().await.ok(), "pong");
+            }
+        }
         gateway.rests().await;
     }
 }
