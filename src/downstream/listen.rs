@@ -95,14 +95,16 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Accepts on this listener until the drain begins.
+    /// Accepts on this listener until the drain has begun.
     pub fn add(&self, listener: Listener, downstream: Arc<Downstream>) {
         let connections = self.connections.clone();
         self.accepting.spawn(async move {
+            let drain = downstream.drain_begun();
+            tokio::pin!(drain);
             loop {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
-                    () = downstream.drain.cancelled() => return,
+                    () = &mut drain => return,
                 };
                 match accepted {
                     Ok((stream, peer)) => {
@@ -140,9 +142,10 @@ async fn connection(downstream: Arc<Downstream>, stream: Accepted, peer: Peer) {
         }
     };
     tokio::select! {
+        biased; // A request that is there is worth more than a drain that has begun.
         ready = readable => if ready.is_err() { return },
         () = watch.alarm.rang() => return,
-        () = downstream.drain.cancelled() => return,
+        () = downstream.drain_begun() => return,
     }
     match stream {
         Accepted::Tcp(stream) => downstream.serve(stream, peer, watch).await,

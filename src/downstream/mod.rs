@@ -12,7 +12,8 @@ mod watch;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -34,6 +35,10 @@ pub use listen::{Listener, Listeners};
 
 /// Largest request head.
 const MAX_HEAD: usize = 64 * 1024;
+
+/// What has reached this machine when a drain begins, connections and requests, is taken in within
+/// this time. What comes later meets a closed door.
+const LAST_ARRIVALS: Duration = Duration::from_millis(50);
 
 /// What a reload may change.
 #[derive(Debug, Clone)]
@@ -64,6 +69,12 @@ impl Downstream {
             .expect("no code that holds this lock panics") = Arc::new(settings);
     }
 
+    /// Resolves a moment after the drain was asked for. Cancel safe.
+    async fn drain_begun(&self) {
+        self.drain.cancelled().await;
+        tokio::time::sleep(LAST_ARRIVALS).await;
+    }
+
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(
             &self
@@ -86,6 +97,8 @@ impl Downstream {
         let mut http = hyper::server::conn::http1::Builder::new();
         http.max_header_size(MAX_HEAD);
         let mut connection = http.serve_connection(io, service);
+        let drain = self.drain_begun();
+        tokio::pin!(drain);
         let mut draining = false;
         let cut = loop {
             tokio::select! {
@@ -102,7 +115,7 @@ impl Downstream {
                     tracing::debug!("connection closed: too slow or idle");
                     break watch.is_sending();
                 }
-                () = self.drain.cancelled(), if !draining => {
+                () = &mut drain, if !draining => {
                     draining = true;
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
@@ -135,7 +148,7 @@ impl Downstream {
                 .map_err(Trouble::Exchange)?;
             answers::passed_on(answer, &method)
         };
-        let response = match answered.await {
+        let mut response = match answered.await {
             Ok(response) => response,
             Err(trouble) => {
                 log(trouble, &method);
@@ -143,6 +156,10 @@ impl Downstream {
                 answers::own(trouble, accept.as_ref(), retry_after)
             }
         };
+        if self.drain.is_cancelled() {
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         finish.answered(response.status());
         Ok(response.map(|body| body.watched(finish)))
     }

@@ -295,12 +295,12 @@ impl Gateway {
     /// Takes nothing new, finishes what is there within the grace, and ends everything.
     async fn drain(self) -> ExitCode {
         let grace = self.config.drain_timeout;
+        self.state.draining.store(true, Relaxed);
+        self.downstream.drain.cancel();
         tracing::info!(
             connections = self.listeners.connections(), queued = self.slots.queued(),
             parked = self.slots.parked(), grace = ?grace, "drain started"
         );
-        self.state.draining.store(true, Relaxed);
-        self.downstream.drain.cancel();
         let over = async {
             self.listeners.finished().await;
             self.exchange.finished().await;

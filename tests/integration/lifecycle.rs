@@ -114,6 +114,42 @@ async fn a_drain_ends_idle_connections_at_once() {
 }
 
 #[tokio::test]
+async fn requests_that_were_sent_before_the_drain_are_answered() {
+    let gate = Gate::new();
+    let mut gateway = gateway::new(1).run().await;
+    let _worker = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(gateway.connect().await);
+    }
+    // Stopped, the gateway cannot have read anything when the signal comes.
+    gateway.signal(Signal::STOP);
+    for client in &mut clients {
+        client.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    }
+    // These are not even accepted yet.
+    for _ in 0..20 {
+        let mut client = gateway.connect().await;
+        client.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        clients.push(client);
+    }
+    gateway.signal(Signal::TERM);
+    gateway.signal(Signal::CONT);
+    gateway.logged("drain started").await;
+    gate.open();
+    slow.await.ok();
+    for mut client in clients {
+        let answer = client.response().await;
+        assert_eq!(answer.ok(), "pong");
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_second_signal_stops_at_once() {
     let gate = Gate::new();
     let mut gateway = gateway::new(1).run().await;
