@@ -150,6 +150,32 @@ async fn requests_that_were_sent_before_the_drain_are_answered() {
 }
 
 #[tokio::test]
+async fn what_does_not_finish_within_the_grace_is_cut_and_said() {
+    let (stuck, waits) = (Gate::new(), Gate::new());
+    let mut gateway = gateway::new(2).set("drain_timeout", "300ms").run().await;
+    let _worker = worker::new(2)
+        .waits("/stuck", &stuck)
+        .waits("/slow", &waits)
+        .run(&gateway)
+        .await;
+    let stuck_ones = [gateway.get("/stuck").spawn(), gateway.get("/stuck").spawn()];
+    stuck.reached(2).await;
+    let queued = gateway.get("/ping").spawn();
+    gateway
+        .until("the request in the queue", |s| s.queued == 1)
+        .await;
+
+    gateway.signal(Signal::TERM);
+    let status = gateway.ended().await;
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(gateway.log_lines("drain timeout").len(), 1);
+    for request in stuck_ones {
+        assert!(request.ended_without_answer().await);
+    }
+    assert_eq!(queued.await.status(), 503);
+}
+
+#[tokio::test]
 async fn a_second_signal_stops_at_once() {
     let gate = Gate::new();
     let mut gateway = gateway::new(1).run().await;
