@@ -173,6 +173,21 @@ async fn expectations_that_nobody_meets_are_refused() {
     .await;
 }
 
+#[tokio::test]
+async fn heads_have_bounds() {
+    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(40_000));
+    refused(414, &[&long]).await;
+    let large = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX-A: {}\r\n\r\n",
+        "a".repeat(70_000)
+    );
+    let many = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+        "X-A: 1\r\n".repeat(200)
+    );
+    refused(431, &[&large, &many]).await;
+}
+
 async fn environ(gateway: &Gateway, request: &str) -> Value {
     gateway.raw(request).await.json()
 }
