@@ -39,6 +39,10 @@ impl UnixSocket {
         })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Cancel safe.
     ///
     /// # Errors

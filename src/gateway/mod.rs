@@ -229,11 +229,13 @@ impl Gateway {
             drain: CancellationToken::new(),
         });
         let listeners = Listeners::default();
+        let mut listen = Vec::new();
         for listener in bound {
+            let address = listener.address().map_err(cannot("tell the address"))?;
+            listen.push(address.to_string());
             listeners.add(listener, Arc::clone(&downstream));
         }
         state.ready.store(true, Relaxed);
-        let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
         tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
         Ok(Self {
             sources,
@@ -293,12 +295,12 @@ impl Gateway {
     /// Takes nothing new, finishes what is there within the grace, and ends everything.
     async fn drain(self) -> ExitCode {
         let grace = self.config.drain_timeout;
+        self.state.draining.store(true, Relaxed);
+        self.downstream.drain.cancel();
         tracing::info!(
             connections = self.listeners.connections(), queued = self.slots.queued(),
             parked = self.slots.parked(), grace = ?grace, "drain started"
         );
-        self.state.draining.store(true, Relaxed);
-        self.downstream.drain.cancel();
         let over = async {
             self.listeners.finished().await;
             self.exchange.finished().await;

@@ -209,9 +209,7 @@ impl<J, S> Slots<J, S> {
         self.publish(&inner);
         drop(inner);
         for (ticket, shed) in expired {
-            self.metrics.shed(shed.into());
-            // A request that no longer listens has been answered otherwise.
-            let _ = ticket.reply.send(Err(NoTurn::Shed(shed)));
+            self.shed(ticket, shed);
         }
     }
 
@@ -221,9 +219,21 @@ impl<J, S> Slots<J, S> {
         self.deliver(&mut inner);
     }
 
-    /// Sheds every new job from here on.
+    /// Sheds every job that waits for its first slot, now and from here on.
     pub fn drain(&self) {
-        self.lock().scheduler.drain();
+        let mut inner = self.lock();
+        let waiting = inner.scheduler.drain();
+        self.publish(&inner);
+        drop(inner);
+        for ticket in waiting {
+            self.shed(ticket, Shed::Draining);
+        }
+    }
+
+    fn shed(&self, ticket: Ticket<J, S>, shed: Shed) {
+        self.metrics.shed(shed.into());
+        // A request that no longer listens has been answered otherwise.
+        let _ = ticket.reply.send(Err(NoTurn::Shed(shed)));
     }
 
     pub fn add_process(&self, process: ProcessId) {
