@@ -29,9 +29,9 @@ class Bench:
 
     def put(self, server: Server, load: Load) -> Measured:
         measured = put(server, load, self.origin, self.directory)
-        if wrong := measured.wrong():
+        if measured.errors:
             words = server.process.last_words()
-            print(f"bench: {server.kind.name}: {wrong}\n{words}", file=sys.stderr, flush=True)
+            print(f"bench: {server.kind.name}: {measured.wrong()}\n{words}", file=sys.stderr, flush=True)
         return measured
 
     def say(self, what: str) -> None:

@@ -210,7 +210,8 @@ def _explained(bounds: Bounds) -> str:
         f"Alone, a request holds a slot for {bounds.in_slot * 1000:.2f} ms:"
         f" {bounds.per_second:.1f} requests/s is the in-slot bound. The query takes"
         f" {bounds.query * 1000:.2f} ms: {bounds.per_second_query_only:.1f} requests/s is the"
-        " query-only bound."
+        " query-only bound. A share of the in-slot bound above 1 means that a request alone takes"
+        " longer than among others: it finds caches cold and cores asleep."
     )
 
 
