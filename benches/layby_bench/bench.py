@@ -30,8 +30,8 @@ class Bench:
     def put(self, server: Server, load: Load) -> Measured:
         measured = put(server, load, self.origin, self.directory)
         if measured.errors:
-            words = server.process.last_words()
-            print(f"bench: {server.kind.name}: {measured.wrong()}\n{words}", file=sys.stderr, flush=True)
+            self.say(f"{server.kind.name}: {measured.wrong()}; its last words")
+            print(server.process.last_words(), file=sys.stderr, flush=True)
         return measured
 
     def say(self, what: str) -> None:
