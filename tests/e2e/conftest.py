@@ -29,8 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def root() -> Iterator[Path]:
-    """A short path, as Unix sockets need one, that other users may enter, as PostgreSQL must."""
-    folder = Path(tempfile.mkdtemp(prefix="layby-e2e-"))
+    """A short path, as Unix sockets need one, that other users may enter, as PostgreSQL must.
+
+    In memory if there is room: a few hundred MiB that are thrown away at once.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+    folder = Path(tempfile.mkdtemp(prefix="layby-e2e-", dir=memory if roomy else None))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

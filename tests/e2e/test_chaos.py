@@ -25,17 +25,19 @@ from support.story import eventually, story
 
 SEED = int(os.environ.get("E2E_SEED", "20260611"))
 REQUESTS = 5000
-AT_ONCE = 100
-LATENCY = 600  # ms, of each third party
+AT_ONCE = 64
+LATENCY = 400  # ms, of each third party
 KILL_EVERY = 2.0
-# The clients of a killed worker are told at once; the rest is for a busy machine.
-TOLD_WITHIN = 1.5
 
+# Four processes, so that somebody serves even where a start takes longer than two seconds.
 CONFIGURATION = """
 [slots]
 count = 8
 queue_timeout = "20s"
 request_timeout = "60s"
+
+[workers]
+processes = 4
 
 [outbound]
 allow = ["127.0.0.1"]
@@ -59,7 +61,6 @@ class Attempt:
     answer: Answer | None = None
     gone: str | None = None
     left: bool = False
-    ended: float = 0.0
 
     @property
     def ends(self) -> int:
@@ -70,13 +71,13 @@ def attempts(dice: random.Random) -> Iterator[Attempt]:
     for number in range(REQUESTS):
         # Some of those who mean to leave are answered before: a fifth is what remains.
         leaves = dice.random() < 0.25
-        (kind,) = dice.choices(list(Kind), [5, 2, 3])
+        (kind,) = dice.choices(list(Kind), [4, 3, 3])
         yield Attempt(
             reference=f"chaos-{number}",
             kind=kind,
             # Short and long waits alike, so that some leave queued ones and some parked ones on
             # machines of any speed.
-            patience=dice.uniform(0, dice.choice([0.3, 1, 3])) if leaves else None,
+            patience=dice.uniform(0, dice.choice([0.3, 1, 4])) if leaves else None,
             rude=dice.random() < 0.5,
         )
 
@@ -87,11 +88,7 @@ class Killer:
     def __init__(self, gateway: Gateway, dice: random.Random) -> None:
         self.gateway = gateway
         self.dice = dice
-        self.kills: list[tuple[float, int]] = []
-
-    @property
-    def pids(self) -> set[int]:
-        return {pid for _, pid in self.kills}
+        self.killed: set[int] = set()
 
     async def run(self) -> None:
         while True:
@@ -102,10 +99,7 @@ class Killer:
             victim = self.dice.choice(pids)
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-                self.kills.append((time.monotonic(), victim))
-
-    def killed_just_before(self, moment: float) -> bool:
-        return any(at <= moment <= at + TOLD_WITHIN for at, _ in self.kills)
+                self.killed.add(victim)
 
 
 async def make(attempt: Attempt, connection: Connection, origin: str) -> None:
@@ -125,7 +119,6 @@ async def make(attempt: Attempt, connection: Connection, origin: str) -> None:
         connection.reset() if attempt.rude else connection.close()
     except Gone as gone:
         attempt.gone = str(gone)
-    attempt.ended = time.monotonic()
 
 
 async def client(
@@ -149,7 +142,7 @@ def end_of_quote(events: list[str], *, killed: bool) -> str:
     return events[1]
 
 
-@story(240)
+@story(280)
 async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothing(
     shop: Shop, stub: Services, start: Starter, postgres: Postgres
 ) -> None:
@@ -162,7 +155,7 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     work, done = iter(list(attempts(dice))), []
 
     began = time.monotonic()
-    with watching(postgres) as watch:
+    with watching(postgres, every=0.02) as watch:
         killing = asyncio.create_task(killer.run())
         await asyncio.gather(*(client(gateway, stub.url + "/", work, done) for _ in range(AT_ONCE)))
         killing.cancel()
@@ -173,14 +166,16 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     left = sum(attempt.left for attempt in done)
     gone = [attempt for attempt in done if attempt.gone]
     print(
-        f"{REQUESTS} requests in {seconds:.0f} s, {len(killer.kills)} killed, {left} clients"
+        f"{REQUESTS} requests in {seconds:.0f} s, {len(killer.killed)} killed, {left} clients"
         f" left, answers {dict(statuses)}, cut {len(gone)};"
         f" most database connections {watch.most}"
     )
     assert len(done) == REQUESTS
     assert [attempt for attempt in done if attempt.ends != 1] == []
-    assert len(killer.kills) >= seconds / KILL_EVERY / 2
+    assert len(killer.killed) >= seconds / KILL_EVERY / 2
     assert left >= REQUESTS / 10
+
+    assert watch.most <= 8, watch.at_the_most
 
     # Who stayed and whose worker lived is served.
     assert gone == []
@@ -188,24 +183,23 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     assert statuses[502] > 0  # The killing was felt.
     spared = statuses.total() - statuses[502]
     assert statuses[200] >= 0.9 * spared, statuses
-    for attempt in done:
-        if attempt.answer and attempt.answer.status == 502:
-            assert killer.killed_just_before(attempt.ended), attempt
 
     # Nothing ran twice; what was begun was finished, but for a worker that was killed.
     ledger, charges = shop.ledger("chaos-"), stub.charges()
     nothing = Traces()
     for attempt in done:
+        traces = ledger.get(attempt.reference, nothing)
+        if attempt.answer and attempt.answer.status == 502:
+            assert traces.pids <= killer.killed, (attempt, traces)
         if attempt.kind is not Kind.CHECKOUT:
             continue
-        traces = ledger.get(attempt.reference, nothing)
         charged = charges.get(attempt.reference, 0)
         assert traces.events in ([], ["started"], ["started", "finished"]), (attempt, traces)
         assert len(traces.orders) == bool(traces.events), (attempt, traces)
         assert len(traces.pids) <= 1, (attempt, traces)
         assert charged <= 1, (attempt, traces)
         if traces.events == ["started"]:
-            assert traces.pids <= killer.pids, (attempt, traces)
+            assert traces.pids <= killer.killed, (attempt, traces)
         if traces.finished:
             assert charged == 1, (attempt, traces)
         if attempt.answer and attempt.answer.status == 200:
@@ -219,7 +213,7 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     for attempt in done:
         if not attempt.left or attempt.reference not in notes:
             continue
-        killed = ledger[attempt.reference].pids <= killer.pids
+        killed = ledger[attempt.reference].pids <= killer.killed
         if attempt.kind is Kind.CHECKOUT:
             checkouts["finished" if ledger[attempt.reference].finished else "killed"] += 1
         else:

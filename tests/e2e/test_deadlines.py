@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from urllib.parse import quote
 
 from conftest import TO_THE_STUB, Starter
@@ -92,6 +93,29 @@ async def test_a_client_that_leaves_cancels_a_parked_get_and_not_a_post(
         "left-POST": ["begun", "fetched", "finally"],
     }
     assert gateway.metric("layby_requests_cancelled_total", phase="parked") == 2
+
+
+@story(60)
+async def test_a_client_that_leaves_before_its_resume_has_a_slot_cancels_it(
+    shop: Shop, stub: Services, start: Starter
+) -> None:
+    gateway = start(flags=("--slots=1",))
+    workers = gateway.worker_pids()
+    url = quote(f"{stub.url}/?latency=500", safe="")
+    leaver = await Connection.open(gateway.address)
+    leaver.send("GET", f"/lab/slow?reference=leaver&url={url}")
+    await eventually("it is not parked", lambda: gateway.parked() == 1, 10)
+    other = await Connection.open(gateway.address)
+    other.send("GET", "/lab/stuck?seconds=3")
+    # The results are in, but the one slot is taken.
+    fetched = partial(gateway.metric, "layby_fetches_total", outcome="ok")
+    await eventually("nothing is fetched", fetched, 10)
+    assert gateway.parked() == 1
+    leaver.reset()
+    assert (await other.answer()).text == "awake"
+    gateway.settles(1)
+    assert shop.notes("leaver") == {"leaver": ["begun", "cancelled", "finally"]}
+    assert gateway.worker_pids() == workers
 
 
 @story(60)

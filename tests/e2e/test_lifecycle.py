@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 
@@ -15,6 +16,8 @@ from support.shop import Shop
 from support.story import eventually, story
 
 CONFIGURATION = f"""
+drain_timeout = "60s"
+
 [slots]
 count = 8
 queue_timeout = "30s"
@@ -43,8 +46,8 @@ async def test_a_reload_under_load_replaces_all_workers_and_loses_nothing(
             turn += 1
 
     with watching(postgres) as watch:
-        clients = [asyncio.create_task(buy(client)) for client in range(40)]
-        await eventually("nobody parks", lambda: gateway.parked() > 20, 10)
+        clients = [asyncio.create_task(buy(client)) for client in range(20)]
+        await eventually("nobody parks", lambda: gateway.parked() > 4, 10)
         gateway.signal(signal.SIGHUP)
         seen: list[int] = []
 
@@ -90,7 +93,7 @@ async def test_a_drain_answers_all_that_was_accepted_and_ends_with_0(
 ) -> None:
     stub.set(latency=4000)
     gateway = start(CONFIGURATION)
-    connections = [await Connection.open(gateway.address) for _ in range(100)]
+    connections = [await Connection.open(gateway.address) for _ in range(60)]
     idle = await Connection.open(gateway.address)
     assert (await idle.ask("GET", "/healthz")).status == 200
     references = [f"drain-{number}" for number in range(len(connections))]
@@ -150,6 +153,43 @@ def alive(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@story(60)
+async def test_a_killed_worker_ends_its_own_requests_at_once_and_no_others(
+    shop: Shop, stub: Services, start: Starter
+) -> None:
+    stub.set(latency=5000)
+    gateway = start(CONFIGURATION)
+    references = [f"killed-{number}" for number in range(30)]
+    connections = [await Connection.open(gateway.address) for _ in references]
+    buying = [
+        asyncio.create_task(check_out(connection, reference))
+        for connection, reference in zip(connections, references, strict=True)
+    ]
+    await eventually("not all are parked", lambda: gateway.parked() == len(references), 5)
+    victim = gateway.worker_pids()[0]
+    traces = shop.ledger("killed-")
+    hit = {reference for reference in references if traces[reference].pids == {victim}}
+    assert 0 < len(hit) < len(references)
+
+    os.kill(victim, signal.SIGKILL)
+    told, waiting = await asyncio.wait(buying, timeout=2)
+    assert len(told) == len(hit)
+    assert {task.result().status for task in told} == {502}
+    answers = dict(zip(references, await asyncio.gather(*buying), strict=True))
+    for reference, answer in answers.items():
+        if reference in hit:
+            assert answer.status == 502, reference
+        else:
+            assert_right(answer, reference)
+    assert len(waiting) == len(references) - len(hit)
+
+    gateway.settles()
+    assert victim not in gateway.worker_pids()
+    assert len(gateway.worker_pids()) == 2
+    assert gateway.metric("layby_worker_restarts_total", reason="crash") == 1
+    assert gateway.metric("layby_requests_total", status="502") == len(hit)
 
 
 @story(60)
