@@ -77,11 +77,8 @@ impl Trouble {
 }
 
 /// The gateway's own answer: JSON for clients that ask for it, else a line of text.
-pub fn own(trouble: Trouble, accept: Option<&HeaderValue>, retry_after: u64) -> Response<Body> {
+pub fn own(trouble: Trouble, json: bool, retry_after: u64) -> Response<Body> {
     let status = trouble.status();
-    let json = accept
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("json"));
     let (media, text) = if json {
         let text = serde_json::json!({ "status": status.as_u16(), "error": trouble.text() });
         ("application/json", format!("{text}\n"))
@@ -107,9 +104,14 @@ pub fn own(trouble: Trouble, accept: Option<&HeaderValue>, retry_after: u64) -> 
     response
 }
 
-/// The Accept line of a request, to be kept for an answer of our own.
-pub fn accept(headers: &HeaderMap) -> Option<HeaderValue> {
-    headers.get(ACCEPT).cloned()
+/// Whether an answer of our own is to be JSON. Asked at the start: to keep the header until then would
+/// keep the buffer that the request was read into.
+pub fn wants_json(headers: &HeaderMap) -> bool {
+    let accept = headers
+        .get(ACCEPT)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
+    accept.windows(b"json".len()).any(|part| part == b"json")
 }
 
 /// A worker's answer as a response.

@@ -137,7 +137,7 @@ impl Downstream {
         let settings = self.settings();
         let method = request.method().clone();
         let mut finish = Finish::new(self.metrics.clone(), Arc::clone(&watch), method.clone());
-        let accept = answers::accept(request.headers());
+        let json = answers::wants_json(request.headers());
         let answered = async {
             let request = self.receive(request, peer, &watch, &settings).await?;
             watch.in_hand();
@@ -153,7 +153,7 @@ impl Downstream {
             Err(trouble) => {
                 log(trouble, &method);
                 let retry_after = settings.retry_after.as_secs().max(1);
-                answers::own(trouble, accept.as_ref(), retry_after)
+                answers::own(trouble, json, retry_after)
             }
         };
         if self.drain.is_cancelled() {
