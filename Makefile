@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DENY := .tools/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-PYTEST := $(CURDIR)/$(PY) $(CURDIR)/scripts/pytest.py
+PYTEST := $(CURDIR)/$(PY) $(CURDIR)/scripts/run_pytest.py
 
 .PHONY: help
 help: ## This list
@@ -23,8 +23,8 @@ run: python release ## The example shop behind layby, until Ctrl-C; with ONCE=1 
 	@exec $(PY) examples/run.py --layby $(TARGET)/release/layby $(if $(filter-out 0,$(ONCE)),--once)
 
 .PHONY: bench
-bench: python-bench postgresql release ## Measure layby against its bounds and against other servers
-	@exec $(PY) benches/run.py --layby $(TARGET)/release/layby $(BENCH)
+bench: python postgresql ## Measure layby against its bounds and other servers; BENCH="--quick main" for a part
+	@exec $(PY) benches/run.py $(BENCH)
 
 # Tests --------------------------------------------------------------------------------------
 
@@ -110,11 +110,9 @@ check-deps: $(DENY)-$(DENY_VERSION)
 
 # Set-up -------------------------------------------------------------------------------------
 
-.PHONY: python python-bench
+.PHONY: python
 python:
 	@scripts/python-env
-python-bench:
-	@scripts/python-env benches/requirements.txt
 
 .PHONY: postgresql
 postgresql:
@@ -127,7 +125,8 @@ release:
 	cargo build --locked --release
 
 $(DENY)-$(DENY_VERSION):
-	cargo install cargo-deny --version $(DENY_VERSION) --locked --root .tools --target-dir .tools/target
+	@# A debug build: cargo-deny runs for a second, and its release build takes minutes.
+	cargo install cargo-deny --version $(DENY_VERSION) --locked --debug --root .tools --target-dir .tools/target
 	rm -rf .tools/target
 	touch $@
 

@@ -33,7 +33,7 @@ def main() -> int:
     except FileNotFoundError as error:
         print(f"bench: not found: {error.filename}", file=sys.stderr)
         return 1
-    python = ENVIRONMENT / "bin" / "python"
+    python = f"{ENVIRONMENT}/bin/python"
     environment = os.environ | {"PYTHONPATH": str(BENCHES)}
     os.execve(python, [python, "-m", "layby_bench", *sys.argv[1:]], environment)
 

@@ -17,4 +17,5 @@ pub mod plan;
 pub mod slots;
 pub mod spool;
 pub mod sweeper;
+pub mod unix_socket;
 pub mod workers;

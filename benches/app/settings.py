@@ -27,6 +27,12 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
+# What a view raises is shown when answers are wrong; Django would mail it to nobody.
+LOGGING = {
+    "version": 1,
+    "handlers": {"log": {"class": "logging.StreamHandler", "level": "ERROR"}},
+    "root": {"handlers": ["log"]},
+}
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",

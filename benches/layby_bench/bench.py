@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,11 @@ class Bench:
         return Server(kind, self.directory, environment)
 
     def put(self, server: Server, load: Load) -> Measured:
-        return put(server, load, self.origin, self.directory)
+        measured = put(server, load, self.origin, self.directory)
+        if measured.errors:
+            self.say(f"{server.kind.name}: {measured.wrong()}; its last words")
+            print(server.process.last_words(), file=sys.stderr, flush=True)
+        return measured
 
     def say(self, what: str) -> None:
         print(f"bench: {what} ...", flush=True)

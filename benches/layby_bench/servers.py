@@ -7,6 +7,8 @@ answered once.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import re
 import sys
@@ -27,6 +29,7 @@ GATEWAY = APP.parent.parent / "target" / "release" / "layby"
 BIN = Path(sys.executable).parent
 READY_WITHIN = 60.0
 SLOTS = 8
+IDLE = 'layby_slots{state="idle"}'
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,17 @@ class Server:
             text: str = response.read().decode()
             return text
 
+    def get_in_turn(self, target: str, times: int) -> None:
+        """Requests of one client, each after the answer to the one before."""
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=READY_WITHIN)
+        with contextlib.closing(client):
+            for _ in range(times):
+                client.request("GET", target)
+                response = client.getresponse()
+                response.read()
+                if response.status != 200:
+                    raise Failed(f"{self.kind.name} answered {target} with {response.status}")
+
     @property
     def gateway(self) -> list[int]:
         """The process between clients and workers, if the server has one."""
@@ -106,6 +120,16 @@ class Server:
         lines = self.get("/metrics", port=self.admin).splitlines()
         series = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in series}
+
+    def metrics_when_quiet(self) -> dict[str, float]:
+        """layby's figures once it has nothing more to do."""
+        give_up = time.monotonic() + READY_WITHIN
+        while time.monotonic() < give_up:
+            metrics = self.metrics()
+            if not metrics["layby_parked_requests"] and metrics[IDLE] == SLOTS:
+                return metrics
+            time.sleep(0.05)
+        raise Failed(f"{self.kind.name} does not come to rest")
 
 
 def _filled(word: str, values: Mapping[str, str]) -> str:

@@ -186,7 +186,30 @@ enum Source {
         reader: Option<AnswerReader>,
         read: Option<BoxFuture<'static, (AnswerReader, std::io::Result<Option<Bytes>>)>>,
         length: Option<u64>,
+        /// So many bytes have been read.
+        passed: u64,
     },
+}
+
+/// The next part of an answer that is to be so long, and has come so far.
+async fn next_part(
+    mut reader: AnswerReader,
+    length: Option<u64>,
+    passed: u64,
+) -> (AnswerReader, std::io::Result<Option<Bytes>>) {
+    let mut part = reader.next().await;
+    if matches!(part, Ok(None)) && length.is_some_and(|length| passed < length) {
+        part = Err(std::io::Error::new(
+            std::io::ErrorKind::UnexpectedEof,
+            "the answer is shorter than its Content-Length",
+        ));
+    }
+    if part.is_err() {
+        // An error ends the connection as it is. What came before it is flushed first, so that the
+        // client sees a cut answer and not just a connection that closed.
+        tokio::task::yield_now().await;
+    }
+    (reader, part)
 }
 
 impl Body {
@@ -203,6 +226,7 @@ impl Body {
                 reader: Some(reader),
                 read: None,
                 length,
+                passed: 0,
             },
             finish: None,
         }
@@ -227,12 +251,14 @@ impl http_body::Body for Body {
         let chunk = match source {
             Source::Whole(bytes) if bytes.is_empty() => None,
             Source::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
-            Source::Spooled { reader, read, .. } => {
-                if let Some(mut reader) = reader.take() {
-                    *read = Some(Box::pin(async move {
-                        let chunk = reader.next().await;
-                        (reader, chunk)
-                    }));
+            Source::Spooled {
+                reader,
+                read,
+                length,
+                passed,
+            } => {
+                if let Some(reader) = reader.take() {
+                    *read = Some(Box::pin(next_part(reader, *length, *passed)));
                 }
                 match read {
                     None => None,
@@ -244,7 +270,8 @@ impl http_body::Body for Body {
                             return Poll::Pending;
                         };
                         *read = None;
-                        if matches!(chunk, Ok(Some(_))) {
+                        if let Ok(Some(chunk)) = &chunk {
+                            *passed += chunk.len() as u64;
                             *reader = Some(done);
                         }
                         chunk.transpose()

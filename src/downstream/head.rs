@@ -11,6 +11,9 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode, Version};
 
+/// Longest target. Browsers and their servers stop earlier; what is longer is an accident or an attack.
+const MAX_TARGET: usize = 32 * 1024;
+
 /// Why a request is refused before anything else happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal(pub StatusCode, pub &'static str);
@@ -129,6 +132,12 @@ fn target(parts: &Parts) -> Result<Target, Refusal> {
         .path_and_query()
         .map_or("/", |target| target.as_str())
         .to_owned();
+    if raw.len() > MAX_TARGET {
+        return Err(Refusal(
+            StatusCode::URI_TOO_LONG,
+            "the request target is too long",
+        ));
+    }
     Ok(Target {
         raw,
         path,

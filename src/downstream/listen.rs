@@ -2,18 +2,18 @@
 
 use std::io;
 use std::net::TcpListener as StdTcp;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_util::task::TaskTracker;
 
 use super::Downstream;
 use super::forwarded::Peer;
 use super::watch::Watch;
 use crate::config::Listen;
+use crate::unix_socket::UnixSocket;
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
 /// would only turn the wheel.
@@ -22,17 +22,7 @@ const BREATHER: Duration = Duration::from_millis(50);
 /// A bound listener.
 pub enum Listener {
     Tcp(TcpListener),
-    /// The file is removed when it is dropped.
-    Unix(UnixListener, SocketFile),
-}
-
-pub struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Somebody may have tidied up before us.
-        let _ = std::fs::remove_file(&self.0);
-    }
+    Unix(UnixSocket),
 }
 
 impl Listener {
@@ -45,43 +35,56 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Ok(Self::Tcp(TcpListener::from_std(listener)?))
             }
-            Listen::Unix(path) => {
-                if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    return Err(io::Error::new(
-                        io::ErrorKind::AddrInUse,
-                        "another process listens there",
-                    ));
-                }
-                match std::fs::remove_file(path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-                let listener = UnixListener::bind(path)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-                Ok(Self::Unix(listener, SocketFile(path.clone())))
-            }
+            // Whoever can reach the path may send requests, as to a port.
+            Listen::Unix(path) => Ok(Self::Unix(UnixSocket::bind(path, 0o666)?)),
         }
     }
 
-    async fn accept(&self) -> io::Result<(Stream, Peer)> {
+    /// Where it listens, with the port that was chosen for port 0.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn address(&self) -> io::Result<Listen> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
+            Self::Unix(listener) => Ok(Listen::Unix(listener.path().to_owned())),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let local = stream.local_addr()?;
-                Ok((Stream::Tcp(stream), Peer::Tcp { peer, local }))
+                Ok((Accepted::Tcp(stream), Peer::Tcp { peer, local }))
             }
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), Peer::Unix))
-            }
+            Self::Unix(listener) => Ok((Accepted::Unix(listener.accept().await?), Peer::Unix)),
         }
     }
 }
 
-enum Stream {
+enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// A connection's bytes.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {
+    /// Ends it so that the client cannot take it for a regular end.
+    fn reset(self);
+}
+
+impl Stream for TcpStream {
+    fn reset(self) {
+        // It may be gone already; then nobody can mistake anything.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Stream for UnixStream {
+    /// Unix sockets know no reset.
+    fn reset(self) {}
 }
 
 /// All listeners, and the connections that came through them.
@@ -92,14 +95,16 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Accepts on this listener until the drain begins.
+    /// Accepts on this listener until the drain has begun.
     pub fn add(&self, listener: Listener, downstream: Arc<Downstream>) {
         let connections = self.connections.clone();
         self.accepting.spawn(async move {
+            let drain = downstream.drain_begun();
+            tokio::pin!(drain);
             loop {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
-                    () = downstream.drain.cancelled() => return,
+                    () = &mut drain => return,
                 };
                 match accepted {
                     Ok((stream, peer)) => {
@@ -127,22 +132,23 @@ impl Listeners {
     }
 }
 
-async fn connection(downstream: Arc<Downstream>, stream: Stream, peer: Peer) {
+async fn connection(downstream: Arc<Downstream>, stream: Accepted, peer: Peer) {
     let watch = Watch::new(downstream.sweeper.alarm());
     // hyper takes its buffers at once; a connection that says nothing should cost nothing.
     let readable = async {
         match &stream {
-            Stream::Tcp(stream) => stream.readable().await,
-            Stream::Unix(stream) => stream.readable().await,
+            Accepted::Tcp(stream) => stream.readable().await,
+            Accepted::Unix(stream) => stream.readable().await,
         }
     };
     tokio::select! {
+        biased; // A request that is there is worth more than a drain that has begun.
         ready = readable => if ready.is_err() { return },
         () = watch.alarm.rang() => return,
-        () = downstream.drain.cancelled() => return,
+        () = downstream.drain_begun() => return,
     }
     match stream {
-        Stream::Tcp(stream) => downstream.serve(stream, peer, watch).await,
-        Stream::Unix(stream) => downstream.serve(stream, peer, watch).await,
+        Accepted::Tcp(stream) => downstream.serve(stream, peer, watch).await,
+        Accepted::Unix(stream) => downstream.serve(stream, peer, watch).await,
     }
 }

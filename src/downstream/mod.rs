@@ -12,16 +12,17 @@ mod watch;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::forwarded::Peer;
+use self::listen::Stream;
 use self::watch::{Finish, STALL, Watch, Watched};
 use crate::config::Trusted;
 use crate::exchange::{self, Exchange};
@@ -34,6 +35,10 @@ pub use listen::{Listener, Listeners};
 
 /// Largest request head.
 const MAX_HEAD: usize = 64 * 1024;
+
+/// What has reached this machine when a drain begins, connections and requests, is taken in within
+/// this time. What comes later meets a closed door.
+const LAST_ARRIVALS: Duration = Duration::from_millis(50);
 
 /// What a reload may change.
 #[derive(Debug, Clone)]
@@ -64,6 +69,12 @@ impl Downstream {
             .expect("no code that holds this lock panics") = Arc::new(settings);
     }
 
+    /// Resolves a moment after the drain was asked for. Cancel safe.
+    async fn drain_begun(&self) {
+        self.drain.cancelled().await;
+        tokio::time::sleep(LAST_ARRIVALS).await;
+    }
+
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(
             &self
@@ -74,12 +85,7 @@ impl Downstream {
     }
 
     /// Serves one connection to its end.
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-        self: Arc<Self>,
-        stream: S,
-        peer: Peer,
-        watch: Arc<Watch>,
-    ) {
+    async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
         let io = TokioIo::new(Watched {
             stream,
             watch: Arc::clone(&watch),
@@ -90,26 +96,35 @@ impl Downstream {
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         http.max_header_size(MAX_HEAD);
-        let mut connection = std::pin::pin!(http.serve_connection(io, service));
+        let mut connection = http.serve_connection(io, service);
+        let drain = self.drain_begun();
+        tokio::pin!(drain);
         let mut draining = false;
-        loop {
+        let cut = loop {
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
+                ended = &mut connection => match ended {
+                    Ok(()) => return,
+                    Err(error) => {
                         tracing::debug!(%error, "connection ended");
+                        // The only such error is that of an answer's body.
+                        break error.is_user();
                     }
-                    return;
-                }
+                },
                 () = watch.alarm.rang() => {
                     tracing::debug!("connection closed: too slow or idle");
-                    return;
+                    break watch.is_sending();
                 }
-                () = self.drain.cancelled(), if !draining => {
+                () = &mut drain, if !draining => {
                     draining = true;
-                    connection.as_mut().graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
             }
+        };
+        if cut {
+            // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
+            // must not end like a whole one.
+            connection.into_parts().io.into_inner().stream.reset();
         }
     }
 
@@ -133,7 +148,7 @@ impl Downstream {
                 .map_err(Trouble::Exchange)?;
             answers::passed_on(answer, &method)
         };
-        let response = match answered.await {
+        let mut response = match answered.await {
             Ok(response) => response,
             Err(trouble) => {
                 log(trouble, &method);
@@ -141,6 +156,10 @@ impl Downstream {
                 answers::own(trouble, accept.as_ref(), retry_after)
             }
         };
+        if self.drain.is_cancelled() {
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         finish.answered(response.status());
         Ok(response.map(|body| body.watched(finish)))
     }

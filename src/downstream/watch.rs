@@ -88,6 +88,11 @@ impl Watch {
         }
     }
 
+    /// An answer is on its way to the client.
+    pub fn is_sending(&self) -> bool {
+        self.is(Phase::Sending)
+    }
+
     fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
     }

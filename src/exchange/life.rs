@@ -13,7 +13,7 @@ use crate::metrics::CancelPhase;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::sweeper::Alarm;
-use crate::workers::{About, Hold, Job, Park, Process, Release, Step, Work};
+use crate::workers::{About, Hold, Job, Park, Release, Step, Work};
 
 pub struct Life {
     exchange: Exchange,
@@ -142,7 +142,12 @@ impl Life {
             self.leave(CancelPhase::Queued);
             return Leaving::Withdrawn;
         }
-        if !unseen && self.cancellable() && slots.withdraw(id).is_some() {
+        if !unseen
+            && self.cancellable()
+            && let Some(job) = slots.withdraw(id)
+        {
+            // Its worker never saw it, so the next job is the one that it expects.
+            self.epoch = job.epoch;
             self.leave(CancelPhase::Parked);
             return Leaving::Ends(self.end(id));
         }
@@ -154,7 +159,7 @@ impl Life {
     async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
         self.shielded = park.shielded;
         let parked = Instant::now();
-        let event = self.plan(park.plan, Some(&park.process)).await;
+        let event = self.plan(park.plan, park.process.gone.cancelled()).await;
         self.exchange.metrics.park(parked.elapsed());
         match event {
             Event::Results(outcomes) => {
@@ -171,39 +176,43 @@ impl Life {
     }
 
     /// Runs the plan of a request that waits in place.
-    async fn hold(&mut self, hold: Hold) -> Turn<Step> {
+    async fn hold(&mut self, mut hold: Hold) -> Turn<Step> {
         self.shielded = hold.shielded;
         let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
-        match self.plan(hold.plan, None).await {
+        match self.plan(hold.plan, hold.held.gone()).await {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
+            // The turn of a worker that is gone says so.
             _ => hold.held.release(Release::Cancel),
         }
     }
 
     /// Serves an application that waits in place while it makes its answer's body. The client has the
     /// head, so the request's deadline is met; each plan gets as long again. A client that stops
-    /// reading is noticed by the slot, which then ends the turn.
+    /// reading is noticed by the slot, which then does not wait any more.
     async fn stream(self, mut turn: Turn<Step>) {
-        while let Ok(Step::Hold(hold)) = turn.step().await {
+        while let Ok(Step::Hold(mut hold)) = turn.step().await {
             let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
             let deadline = Instant::now() + self.timeout;
-            let outcomes = self.exchange.outbound.run(hold.plan, deadline.into()).await;
+            let outcomes = tokio::select! {
+                outcomes = self.exchange.outbound.run(hold.plan, deadline.into()) => outcomes,
+                () = hold.held.gone() => return,
+            };
             turn = hold.held.release(Release::Results(outcomes));
         }
     }
 
     /// Runs a plan, until it is done or there is no more sense in it.
-    async fn plan(&mut self, plan: Plan, process: Option<&Process>) -> Event {
+    async fn plan(&mut self, plan: Plan, worker_gone: impl Future<Output = ()>) -> Event {
         if self.left && self.cancellable() {
             return Event::Left;
         }
         let outbound = self.exchange.outbound.clone();
         let run = outbound.run(plan, self.deadline.into());
-        tokio::pin!(run);
+        tokio::pin!(run, worker_gone);
         loop {
             let event = tokio::select! {
                 biased;
-                () = worker_gone(process) => Event::WorkerGone,
+                () = &mut worker_gone => Event::WorkerGone,
                 outcomes = &mut run => Event::Results(outcomes),
                 () = gone(&self.client), if !self.left => Event::Left,
                 () = self.alarm.rang(), if !self.expired => Event::Expired,
@@ -211,16 +220,26 @@ impl Life {
             match event {
                 Event::Expired => self.expired = true,
                 Event::Left => {}
+                // At the deadline a plan ends by itself, a moment before the alarm rings.
+                Event::Results(_) if !self.expired && Instant::now() >= self.deadline => {
+                    self.expired = true;
+                    return if self.is_moot() { Event::Left } else { event };
+                }
                 _ => return event,
             }
-            if !self.left {
-                self.leave(CancelPhase::Parked);
-            }
-            if self.cancellable() {
+            if self.is_moot() {
                 // Dropping the run aborts its safe fetches.
                 return Event::Left;
             }
         }
+    }
+
+    /// Nobody waits for the results of a plan any more. True if the request need not either.
+    fn is_moot(&mut self) -> bool {
+        if !self.left {
+            self.leave(CancelPhase::Parked);
+        }
+        self.cancellable()
     }
 
     /// The request is unwound on a slot, its results unwanted.
@@ -274,14 +293,6 @@ async fn gone(client: &Client) {
         }
     })
     .await;
-}
-
-async fn worker_gone(process: Option<&Process>) {
-    match process {
-        Some(process) => process.gone.cancelled().await,
-        // A slot that waits in place learns of its worker's death by itself.
-        None => std::future::pending().await,
-    }
 }
 
 /// What results take of the gateway's memory until their request resumes.

@@ -26,9 +26,13 @@ use crate::outbound::Outbound;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spool::Spool;
 use crate::sweeper::Sweeper;
+use crate::unix_socket::UnixSocket;
 use crate::workers::WorkerSlots;
-use crate::workers::link::{Hub, Link, Terms};
+use crate::workers::link::{Hub, Terms};
 use crate::workers::supervise::{Plan, Supervisor};
+
+/// Who can connect to the link can serve requests: owner and group only.
+const LINK_MODE: u32 = 0o660;
 
 /// Threads for spool files: reads and writes of a few hundred KiB, mostly into the page cache.
 const FILE_THREADS: usize = 4;
@@ -197,8 +201,8 @@ impl Gateway {
         .map_err(|error| StartError(error.to_string()))?;
 
         let (path, folder) = link_path(&config)?;
-        let link =
-            Link::bind(&path).map_err(cannot(format_args!("listen on {}", path.display())))?;
+        let link = UnixSocket::bind(&path, LINK_MODE)
+            .map_err(cannot(format_args!("listen on {}", path.display())))?;
         let stop_link = CancellationToken::new();
         tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
         let supervisor = match &config.workers.source {
@@ -225,11 +229,13 @@ impl Gateway {
             drain: CancellationToken::new(),
         });
         let listeners = Listeners::default();
+        let mut listen = Vec::new();
         for listener in bound {
+            let address = listener.address().map_err(cannot("tell the address"))?;
+            listen.push(address.to_string());
             listeners.add(listener, Arc::clone(&downstream));
         }
         state.ready.store(true, Relaxed);
-        let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
         tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
         Ok(Self {
             sources,
@@ -289,12 +295,12 @@ impl Gateway {
     /// Takes nothing new, finishes what is there within the grace, and ends everything.
     async fn drain(self) -> ExitCode {
         let grace = self.config.drain_timeout;
+        self.state.draining.store(true, Relaxed);
+        self.downstream.drain.cancel();
         tracing::info!(
             connections = self.listeners.connections(), queued = self.slots.queued(),
             parked = self.slots.parked(), grace = ?grace, "drain started"
         );
-        self.state.draining.store(true, Relaxed);
-        self.downstream.drain.cancel();
         let over = async {
             self.listeners.finished().await;
             self.exchange.finished().await;

@@ -209,9 +209,7 @@ impl<J, S> Slots<J, S> {
         self.publish(&inner);
         drop(inner);
         for (ticket, shed) in expired {
-            self.metrics.shed(shed.into());
-            // A request that no longer listens has been answered otherwise.
-            let _ = ticket.reply.send(Err(NoTurn::Shed(shed)));
+            self.shed(ticket, shed);
         }
     }
 
@@ -221,9 +219,21 @@ impl<J, S> Slots<J, S> {
         self.deliver(&mut inner);
     }
 
-    /// Sheds every new job from here on.
+    /// Sheds every job that waits for its first slot, now and from here on.
     pub fn drain(&self) {
-        self.lock().scheduler.drain();
+        let mut inner = self.lock();
+        let waiting = inner.scheduler.drain();
+        self.publish(&inner);
+        drop(inner);
+        for ticket in waiting {
+            self.shed(ticket, Shed::Draining);
+        }
+    }
+
+    fn shed(&self, ticket: Ticket<J, S>, shed: Shed) {
+        self.metrics.shed(shed.into());
+        // A request that no longer listens has been answered otherwise.
+        let _ = ticket.reply.send(Err(NoTurn::Shed(shed)));
     }
 
     pub fn add_process(&self, process: ProcessId) {
@@ -336,6 +346,19 @@ impl<J, S> Port<J, S> {
     /// Waits, idle, for a job. None when the slot was taken away. Cancel safe.
     pub async fn next(&mut self) -> Option<Taken<J, S>> {
         self.mailbox.recv().await
+    }
+
+    /// Takes the idle slot out of the scheduler's hands: no job comes from here on. One that was
+    /// handed over already comes back, and then the slot stays as it was.
+    pub fn close(&mut self) -> Option<Taken<J, S>> {
+        let mut inner = self.slots.lock();
+        // Jobs are sent under this lock, so none can come between the look and the removal.
+        if let Ok(taken) = self.mailbox.try_recv() {
+            return Some(taken);
+        }
+        inner.scheduler.remove_slot(self.slot);
+        self.slots.deliver(&mut inner);
+        None
     }
 
     /// The worker is ready and its request over. The next job, if one waits: it is handed

@@ -191,9 +191,16 @@ impl<J> Scheduler<J> {
         self.limits = limits;
     }
 
-    /// From here on every new job is shed; what is queued, running or parked goes on.
-    pub fn drain(&mut self) {
+    /// From here on every new job is shed, first of all those in the queue; what runs or is parked
+    /// goes on.
+    pub fn drain(&mut self) -> Vec<J> {
         self.draining = true;
+        let queue = std::mem::take(&mut self.queue);
+        let shed = |new: NewJob<J>| {
+            self.requests.remove(new.id.place());
+            new.job
+        };
+        queue.into_values().map(shed).collect()
     }
 
     // Requests -------------------------------------------------------------------------

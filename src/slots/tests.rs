@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::Slots;
 use super::scheduler::{
     ENDING_EVERY, Limits, NEW_EVERY, ProcessId, RequestId, Scheduler, Shed, SlotId,
 };
+use crate::metrics::Metrics;
 
 const SLOTS: u16 = 4;
 const QUEUE: usize = 5;
@@ -597,4 +599,22 @@ fn an_overdue_slot_counts_as_lost_until_it_is_ready() {
     assert_eq!(scheduler.count().lost, 1);
     scheduler.done(SlotId(0));
     assert_eq!(scheduler.count().idle, 1);
+}
+
+/// A slot that is taken back while a resume is on its way to it must neither drop that one nor get another.
+#[test]
+fn a_slot_that_is_closed_loses_no_job() {
+    let slots = Slots::<&str, ()>::new(1, roomy(), Metrics::new(&[]));
+    slots.add_process(ProcessId(1));
+    let mut port = slots.open(SlotId(0), ProcessId(1));
+    let (_, _turn) = slots.submit("on its way", 0).expect("there is room");
+
+    let taken = port.close().expect("the job was handed over already");
+    assert_eq!(taken.job, "on its way");
+    assert!(port.done().is_none(), "no other job waits");
+    assert!(port.close().is_none());
+
+    let (late, _turn) = slots.submit("late", 0).expect("there is room");
+    assert_eq!(slots.count().lost, 1);
+    assert_eq!(slots.withdraw(late), Some("late"), "it waits in the queue");
 }

@@ -48,9 +48,24 @@ struct State {
     /// Bytes of file segments not yet read, and where the next one goes.
     disk: u64,
     file_end: u64,
-    file: Option<Arc<File>>,
+    file: Option<Disk>,
     end: Option<End>,
     reader_gone: bool,
+}
+
+/// The file, and what it takes for as long as either end may need it.
+#[derive(Debug)]
+struct Disk {
+    file: Arc<File>,
+    spooled: SpooledBytes,
+    longest: u64,
+}
+
+impl Disk {
+    fn written_to(&mut self, end: u64) {
+        self.spooled.add(end.saturating_sub(self.longest) as usize);
+        self.longest = self.longest.max(end);
+    }
 }
 
 #[derive(Debug)]
@@ -78,8 +93,6 @@ pub fn answer(spool: &Spool) -> (AnswerWriter, AnswerReader) {
     let writer = AnswerWriter {
         pipe: Arc::clone(&pipe),
         spool: spool.clone(),
-        spooled: spool.metrics.spooled_bytes(),
-        longest: 0,
     };
     (writer, AnswerReader { pipe })
 }
@@ -89,9 +102,6 @@ pub fn answer(spool: &Spool) -> (AnswerWriter, AnswerReader) {
 pub struct AnswerWriter {
     pipe: Arc<Pipe>,
     spool: Spool,
-    /// Of the file at its longest.
-    spooled: SpooledBytes,
-    longest: u64,
 }
 
 impl AnswerWriter {
@@ -124,10 +134,12 @@ impl AnswerWriter {
         let mut state = self.pipe.state();
         match written {
             Ok(file) => {
-                let end = offset + len as u64;
-                self.spooled.add(end.saturating_sub(self.longest) as usize);
-                self.longest = self.longest.max(end);
-                state.file = Some(file);
+                let disk = state.file.get_or_insert_with(|| Disk {
+                    file,
+                    spooled: self.spool.metrics.spooled_bytes(),
+                    longest: 0,
+                });
+                disk.written_to(offset + len as u64);
                 state.segments.push_back(Segment::File {
                     offset,
                     len: len as u64,
@@ -167,7 +179,8 @@ impl AnswerWriter {
                     let offset = state.file_end;
                     state.file_end += chunk.len() as u64;
                     state.disk += chunk.len() as u64;
-                    return Ok(Some((state.file.clone(), offset)));
+                    let file = state.file.as_ref().map(|disk| Arc::clone(&disk.file));
+                    return Ok(Some((file, offset)));
                 }
             }
             if !counted {
@@ -252,8 +265,10 @@ impl AnswerReader {
     }
 
     async fn read(&mut self, offset: u64, len: u64) -> io::Result<Bytes> {
-        let file = self.pipe.state().file.clone();
-        let file = file.expect("a file segment is pushed after its file");
+        let file = match &self.pipe.state().file {
+            Some(disk) => Arc::clone(&disk.file),
+            None => unreachable!("a file segment is pushed after its file"),
+        };
         let bytes = off_runtime(move || {
             let mut bytes = vec![0; len as usize];
             file.read_exact_at(&mut bytes, offset)?;

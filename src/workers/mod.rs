@@ -77,6 +77,11 @@ pub struct Hold {
 pub struct Held(oneshot::Sender<(Release, oneshot::Sender<Turned<Step>>)>);
 
 impl Held {
+    /// Resolves when the worker does not wait any more: it died, or nobody reads its answer. Cancel safe.
+    pub async fn gone(&mut self) {
+        self.0.closed().await;
+    }
+
     /// Lets the worker go on; its next step comes with the turn.
     pub fn release(self, release: Release) -> Turn<Step> {
         let (reply, turn) = Turn::pending();

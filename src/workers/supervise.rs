@@ -1,6 +1,6 @@
 //! Worker processes that the gateway starts itself: keeping them alive, one log line for each event.
 //!
-//! A process that dies is started again, at once the first time, then with growing pauses, for
+//! A process that dies is started again, at once if it was of use, else with growing pauses, for
 //! ever. Its successor is started only after it is known to be dead. What a worker says on the
 //! link is not known here, only that it has said hello.
 
@@ -21,12 +21,14 @@ use super::link::Hub;
 use crate::config::{App, Mode};
 use crate::metrics::{Metrics, RestartReason};
 
-/// Pauses before a process is started again, growing from the first to the last.
+/// Pauses before a process is started again, growing from the first to the last while it does not start.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// A process that lived this long had started well: its death is not part of a crash loop.
-const SETTLED: Duration = Duration::from_secs(30);
+/// A process that served this long was of use, and is missed at once. One that ends sooner takes more
+/// from the machine for its start than it gives back.
+const SETTLED: Duration = Duration::from_secs(1);
+const PAUSE_AFTER_A_SHORT_LIFE: Duration = Duration::from_secs(1);
 
 /// Longest line of a worker's output that is passed on in one piece.
 const LINE: u64 = 64 * 1024;
@@ -235,6 +237,7 @@ impl Supervisor {
 struct Running {
     child: Child,
     token: String,
+    /// It is ready, or, before that, started.
     since: Instant,
 }
 
@@ -274,7 +277,6 @@ async fn keep(
         return;
     }
     drop(report);
-    let mut pause = FIRST_PAUSE;
     loop {
         let ended = tokio::select! {
             status = running.child.wait() => Ended::Died(status.unwrap_or_default()),
@@ -285,11 +287,13 @@ async fn keep(
             Ended::Stopped => return shared.reap(running).await,
             Ended::Replaced => running = shared.replace(place, running, &stop).await,
             Ended::Died(status) => {
-                if running.since.elapsed() > SETTLED {
-                    pause = FIRST_PAUSE;
-                }
+                let pause = if running.since.elapsed() > SETTLED {
+                    FIRST_PAUSE
+                } else {
+                    PAUSE_AFTER_A_SHORT_LIFE
+                };
                 tracing::error!(worker = place + 1, %status, restart_in = ?pause, "worker died");
-                running = match shared.restart(place, &mut pause, &stop).await {
+                running = match shared.restart(place, pause, &stop).await {
                     Some(running) => running,
                     None => return,
                 };
@@ -337,6 +341,7 @@ impl Shared {
         loop {
             let changed = self.hub.changed();
             if self.hub.process(&running.token).is_some() {
+                running.since = Instant::now();
                 return Ok(());
             }
             let status = tokio::select! {
@@ -356,19 +361,20 @@ impl Shared {
         }
     }
 
-    /// Starts a dead process again, as often as it takes. None when stopped meanwhile.
+    /// Starts a dead process again, as often as it takes, each time after a longer pause. None when
+    /// stopped meanwhile.
     async fn restart(
         &self,
         place: usize,
-        pause: &mut Duration,
+        mut pause: Duration,
         stop: &CancellationToken,
     ) -> Option<Running> {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(*pause) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return None,
             }
-            *pause = (*pause * 2).min(LAST_PAUSE);
+            pause = (pause * 2).min(LAST_PAUSE);
             self.restarts[place].fetch_add(1, Relaxed);
             self.metrics.worker_restarted(RestartReason::Crash);
             let error = match self.spawn(place).await {
@@ -381,7 +387,7 @@ impl Shared {
             if stop.is_cancelled() {
                 return None;
             }
-            tracing::error!(worker = place + 1, %error, restart_in = ?*pause, "worker did not start");
+            tracing::error!(worker = place + 1, %error, restart_in = ?pause, "worker did not start");
         }
     }
 

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import quote
 
 from conftest import Starter
 from support.checkout import JSON, purchase
@@ -23,8 +25,8 @@ from support.story import eventually, story
 
 SEED = int(os.environ.get("E2E_SEED", "20260611"))
 REQUESTS = 5000
-AT_ONCE = 200
-LATENCY = 300  # ms, of each third party
+AT_ONCE = 100
+LATENCY = 600  # ms, of each third party
 KILL_EVERY = 2.0
 # The clients of a killed worker are told at once; the rest is for a busy machine.
 TOLD_WITHIN = 1.5
@@ -40,12 +42,18 @@ allow = ["127.0.0.1"]
 """
 
 
+class Kind(Enum):
+    CHECKOUT = "a POST that parks"
+    QUOTE = "a GET that parks"
+    PAGE = "a GET that does not"
+
+
 @dataclass
 class Attempt:
     """One request, what its client is up to, and what became of it."""
 
     reference: str
-    unsafe: bool
+    kind: Kind
     patience: float | None  # seconds until the client leaves; None: it stays
     rude: bool  # it leaves with a reset
     answer: Answer | None = None
@@ -60,11 +68,15 @@ class Attempt:
 
 def attempts(dice: random.Random) -> Iterator[Attempt]:
     for number in range(REQUESTS):
-        leaves = dice.random() < 0.2
+        # Some of those who mean to leave are answered before: a fifth is what remains.
+        leaves = dice.random() < 0.25
+        (kind,) = dice.choices(list(Kind), [5, 2, 3])
         yield Attempt(
             reference=f"chaos-{number}",
-            unsafe=dice.random() < 0.5,
-            patience=dice.uniform(0, 2 * LATENCY / 1000) if leaves else None,
+            kind=kind,
+            # Short and long waits alike, so that some leave queued ones and some parked ones on
+            # machines of any speed.
+            patience=dice.uniform(0, dice.choice([0.3, 1, 3])) if leaves else None,
             rude=dice.random() < 0.5,
         )
 
@@ -96,11 +108,15 @@ class Killer:
         return any(at <= moment <= at + TOLD_WITHIN for at, _ in self.kills)
 
 
-async def make(attempt: Attempt, connection: Connection) -> None:
-    if attempt.unsafe:
-        connection.send("POST", "/api/checkout", JSON, purchase(attempt.reference))
-    else:
-        connection.send("GET", "/products/teapot/")
+async def make(attempt: Attempt, connection: Connection, origin: str) -> None:
+    match attempt.kind:
+        case Kind.CHECKOUT:
+            connection.send("POST", "/api/checkout", JSON, purchase(attempt.reference))
+        case Kind.QUOTE:
+            target = f"/lab/slow?reference={attempt.reference}&url={quote(origin, safe='')}"
+            connection.send("GET", target)
+        case Kind.PAGE:
+            connection.send("GET", "/products/teapot/")
     try:
         async with asyncio.timeout(attempt.patience):
             attempt.answer = await connection.answer()
@@ -112,15 +128,25 @@ async def make(attempt: Attempt, connection: Connection) -> None:
     attempt.ended = time.monotonic()
 
 
-async def client(gateway: Gateway, work: Iterator[Attempt], done: list[Attempt]) -> None:
+async def client(
+    gateway: Gateway, origin: str, work: Iterator[Attempt], done: list[Attempt]
+) -> None:
     connection = await Connection.open(gateway.address)
     for attempt in work:
         if connection.closed or connection.transport.is_closing():
             connection = await Connection.open(gateway.address)
-        await make(attempt, connection)
+        await make(attempt, connection, origin)
         assert not connection.surplus, (attempt, bytes(connection.surplus[:500]))
         done.append(attempt)
     connection.close()
+
+
+def end_of_quote(events: list[str], *, killed: bool) -> str:
+    """What a quote came to whose client had left: it is unwound to its end, unless killed."""
+    if events[-1] != "finally" and killed:
+        return "killed"
+    assert events in (["begun", "fetched", "finally"], ["begun", "cancelled", "finally"])
+    return events[1]
 
 
 @story(240)
@@ -138,7 +164,7 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     began = time.monotonic()
     with watching(postgres) as watch:
         killing = asyncio.create_task(killer.run())
-        await asyncio.gather(*(client(gateway, work, done) for _ in range(AT_ONCE)))
+        await asyncio.gather(*(client(gateway, stub.url + "/", work, done) for _ in range(AT_ONCE)))
         killing.cancel()
     seconds = time.monotonic() - began
     gateway.settles(seconds=60)
@@ -154,6 +180,7 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     assert len(done) == REQUESTS
     assert [attempt for attempt in done if attempt.ends != 1] == []
     assert len(killer.kills) >= seconds / KILL_EVERY / 2
+    assert left >= REQUESTS / 10
 
     # Who stayed and whose worker lived is served.
     assert gone == []
@@ -169,7 +196,7 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     ledger, charges = shop.ledger("chaos-"), stub.charges()
     nothing = Traces()
     for attempt in done:
-        if not attempt.unsafe:
+        if attempt.kind is not Kind.CHECKOUT:
             continue
         traces = ledger.get(attempt.reference, nothing)
         charged = charges.get(attempt.reference, 0)
@@ -186,13 +213,21 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
             assert attempt.answer.json()["reference"] == attempt.reference
         if attempt.answer and attempt.answer.status == 503:
             assert traces.events == [], (attempt, traces)
-    finished = sum(
-        ledger.get(attempt.reference, nothing).finished
-        for attempt in done
-        if attempt.left and attempt.unsafe
-    )
-    assert finished > 0
-    print(f"of the checkouts whose client left {finished} finished")
+    # Of those whose client left, checkouts go on and quotes are unwound; their code is not cut.
+    notes = shop.notes("chaos-")
+    checkouts, quotes = Counter[str](), Counter[str]()
+    for attempt in done:
+        if not attempt.left or attempt.reference not in notes:
+            continue
+        killed = ledger[attempt.reference].pids <= killer.pids
+        if attempt.kind is Kind.CHECKOUT:
+            checkouts["finished" if ledger[attempt.reference].finished else "killed"] += 1
+        else:
+            quotes[end_of_quote(notes[attempt.reference], killed=killed)] += 1
+    print(f"whose client left when they had begun: checkouts {checkouts}, quotes {quotes}")
+    # Else they left too early for this to mean anything.
+    assert checkouts["finished"] > 0
+    assert quotes["cancelled"] > 0
 
     # Nothing of it is left. The gateway keeps connections to origins for a while; ours goes now.
     stub.end()

@@ -29,11 +29,6 @@ def slow(stub: Services, reference: str) -> str:
     return f"/lab/slow?reference={reference}&url={quote(url, safe='')}"
 
 
-def notes(shop: Shop, reference: str) -> list[str]:
-    rows = shop.query("SELECT event FROM lab_trace WHERE reference = %s ORDER BY id", reference)
-    return [event for (event,) in rows]
-
-
 @story(60)
 async def test_an_unsafe_request_past_its_time_is_answered_504_and_runs_to_its_end(
     shop: Shop, stub: Services, start: Starter
@@ -52,8 +47,9 @@ async def test_an_unsafe_request_past_its_time_is_answered_504_and_runs_to_its_e
     for answer in answers:
         assert_on_time(answer)
     gateway.settles(4)
+    notes = shop.notes("post-")
     for reference in references:
-        seen = notes(shop, reference)
+        seen = notes[reference]
         assert seen[0] == "begun", seen
         assert seen[1].startswith("timeout in phase"), seen
         assert seen[2:] == ["finally"], seen
@@ -71,7 +67,7 @@ async def test_a_safe_request_past_its_time_is_unwound(
     assert_on_time(await connection.ask("GET", slow(stub, "get")))
     gateway.settles(4)
     # What it waited for and itself are over at the same moment; it learns of one or the other.
-    begun, how, last = notes(shop, "get")
+    begun, how, last = shop.notes("get")["get"]
     assert (begun, last) == ("begun", "finally")
     assert how == "cancelled" or how.startswith("timeout in phase")
     # The connection goes on.
@@ -91,8 +87,10 @@ async def test_a_client_that_leaves_cancels_a_parked_get_and_not_a_post(
         connection.reset()
         await connection.ended()
         gateway.settles()
-    assert notes(shop, "left-GET") == ["begun", "cancelled", "finally"]
-    assert notes(shop, "left-POST") == ["begun", "fetched", "finally"]
+    assert shop.notes("left-") == {
+        "left-GET": ["begun", "cancelled", "finally"],
+        "left-POST": ["begun", "fetched", "finally"],
+    }
     assert gateway.metric("layby_requests_cancelled_total", phase="parked") == 2
 
 

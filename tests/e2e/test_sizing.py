@@ -15,7 +15,8 @@ from support.story import story
 
 def configuration(count: int | str, shop: Shop) -> str:
     count = f'"{count}"' if isinstance(count, str) else count
-    return f'[slots]\ncount = {count}\n\n{TO_THE_STUB}\n[database]\nurl = "{shop.url}"\n'
+    slots = f'[slots]\ncount = {count}\nqueue_timeout = "30s"\n'
+    return f'{slots}\n{TO_THE_STUB}\n[database]\nurl = "{shop.url}"\n'
 
 
 @story(90)

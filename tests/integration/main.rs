@@ -1,4 +1,15 @@
 //! All integration tests, in one binary.
 
+mod answers;
+mod bodies;
+mod connections;
 mod database;
+mod heads;
+mod leaving;
+mod lifecycle;
+mod parking;
+mod policy;
+mod queue;
+mod run;
 mod support;
+mod workers;

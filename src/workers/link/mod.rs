@@ -11,15 +11,12 @@ mod slot;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,6 +28,7 @@ use super::{Board, Process, WorkerSlots};
 use crate::metrics::Metrics;
 use crate::slots::{ProcessId, SlotId};
 use crate::spool::Spool;
+use crate::unix_socket::UnixSocket;
 
 /// A new connection must say what it is within this time.
 const GREETING: Duration = Duration::from_secs(5);
@@ -113,48 +111,6 @@ pub struct Hub {
     tasks: TaskTracker,
 }
 
-/// The socket that workers connect to; its file is removed on drop.
-#[derive(Debug)]
-pub struct Link {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Link {
-    /// # Errors
-    /// When the path is taken by a live listener, or cannot be made.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another process listens there",
-            ));
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path)?;
-        // Who can connect can serve requests: owner and group only.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        // It may be gone already; then there is nothing to tidy.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 impl Hub {
     pub fn new(
         count: u16,
@@ -180,14 +136,14 @@ impl Hub {
     }
 
     /// Accepts workers until cancelled. Their tasks belong to the hub.
-    pub async fn accept(self: Arc<Self>, link: Link, stop: CancellationToken) {
+    pub async fn accept(self: Arc<Self>, link: UnixSocket, stop: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = link.listener.accept() => accepted,
+                accepted = link.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     self.tasks.spawn(Arc::clone(&self).greet(stream));
                 }
                 Err(error) => {

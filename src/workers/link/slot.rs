@@ -86,7 +86,11 @@ impl SlotTask {
                     }
                     Event::Frame(Ok(frame)) => return Err(Broken::Unexpected(frame.header)),
                     Event::Frame(Err(broken)) => return Err(broken),
-                    Event::Retire => return self.retire().await,
+                    // A job that came in the same moment goes first: it belongs to this slot.
+                    Event::Retire => match self.port.close() {
+                        Some(taken) => taken,
+                        None => return self.retire().await,
+                    },
                 },
             };
             let gone = self.process.gone.clone();
@@ -202,7 +206,10 @@ impl SlotTask {
                     };
                     return Ok(Left::Parked(reply, park, retained));
                 }
-                Kind::Hold => reply = self.hold(tag, header, &head, &body, reply).await?,
+                Kind::Hold => {
+                    let nobody = std::future::pending();
+                    reply = self.hold(tag, header, &head, &body, reply, nobody).await?;
+                }
                 Kind::Ready => {
                     let _ = reply.send(Ok(Step::Ended));
                     return Ok(Left::Done);
@@ -257,7 +264,8 @@ impl SlotTask {
         self.channel.send_with_file(header, head, &file.file).await
     }
 
-    /// The worker waits in place: the request's side runs the plan, and its reply goes back.
+    /// The worker waits in place: the request's side runs the plan, and its reply goes back. No longer
+    /// than until `unread`.
     async fn hold(
         &mut self,
         tag: Tag,
@@ -265,6 +273,7 @@ impl SlotTask {
         head: &bytes::Bytes,
         body: &bytes::Bytes,
         reply: Reply,
+        unread: impl Future<Output = ()>,
     ) -> Result<Reply, Broken> {
         let mut plan = plan::decode(head, body).map_err(Broken::content)?;
         let Some(plan::Hold { reason, source }) = plan.hold.take() else {
@@ -281,10 +290,11 @@ impl SlotTask {
         };
         // Nobody owns the request any more: its worker unwinds.
         let _ = reply.send(Ok(Step::Hold(hold)));
-        let (release, reply) = match released.await {
-            Ok(released) => released,
-            Err(_) => (Release::Cancel, oneshot::channel().0),
+        let released = tokio::select! {
+            released = released => released.ok(),
+            () = unread => None,
         };
+        let (release, reply) = released.unwrap_or_else(|| (Release::Cancel, oneshot::channel().0));
         match release {
             Release::Results(outcomes) => {
                 self.send_results(tag.header(Kind::Results), &outcomes)
@@ -341,7 +351,10 @@ impl SlotTask {
                         .send(tag.header(Kind::Cancel), |_, _| {}, &[])
                         .await?;
                 }
-                Kind::Hold => reply = self.hold(tag, header, &head, &body, reply).await?,
+                Kind::Hold => {
+                    let unread = writer.gone();
+                    reply = self.hold(tag, header, &head, &body, reply, unread).await?;
+                }
                 _ => return Err(Broken::Unexpected(header)),
             }
         }

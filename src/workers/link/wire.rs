@@ -252,6 +252,7 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, WireError> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -298,6 +299,83 @@ mod tests {
             let mut buffer = BytesMut::from(&bytes[..]);
             while let Ok(Some(_)) = decode(&mut buffer) {}
             prop_assert!(buffer.capacity() <= HEADER + MAX_HEAD + MAX_PLAN + 400);
+        }
+    }
+
+    /// What a file of `tests/wire/` decodes to, in the words of its JSON.
+    fn decoded(bytes: &[u8], begins: bool) -> serde_json::Value {
+        let mut buffer = BytesMut::from(bytes);
+        let frame = match begins.then(|| preamble(&mut buffer)) {
+            None | Some(Ok(true)) => decode(&mut buffer),
+            Some(Ok(false)) => Ok(None),
+            Some(Err(error)) => Err(error),
+        };
+        let text = |bytes: &[u8]| bytes.iter().copied().map(char::from).collect::<String>();
+        match frame {
+            Ok(Some(Frame { header, head, body })) => {
+                assert!(buffer.is_empty(), "more than a frame");
+                json!({
+                    "type": header.kind as u8, "flags": header.flags, "aux": header.aux,
+                    "request": header.request, "epoch": header.epoch,
+                    "head": text(&head), "body": text(&body),
+                })
+            }
+            Ok(None) => json!({ "error": "truncated" }),
+            Err(WireError::Preamble(_)) => json!({ "error": "preamble" }),
+            Err(WireError::Kind(_)) => json!({ "error": "kind" }),
+            Err(WireError::Flags(..)) => json!({ "error": "flags" }),
+            Err(WireError::Head(..)) => json!({ "error": "head" }),
+            Err(WireError::Body(..)) => json!({ "error": "body" }),
+        }
+    }
+
+    #[test]
+    fn the_files_of_bytes_decode_as_they_say() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire");
+        let mut files = 0;
+        for entry in std::fs::read_dir(&folder).expect("the folder is there") {
+            let path = entry.expect("it can be listed").path();
+            if path.extension().is_none_or(|extension| extension != "bin") {
+                continue;
+            }
+            let bytes = std::fs::read(&path).expect("a file");
+            let json = std::fs::read(path.with_extension("json")).expect("beside it");
+            let mut expected: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+            let fields = expected.as_object_mut().expect("an object");
+            let begins = fields.remove("preamble") == Some(true.into());
+            assert_eq!(fields.remove("max_plan"), Some(MAX_PLAN.into()));
+            files += 1;
+            let decoded = decoded(&bytes, begins);
+            if expected["error"] == "pairs" {
+                // A frame like any other: its reader, the worker, counts the pairs.
+                assert_eq!(decoded["type"], Kind::Request as u8, "{}", path.display());
+            } else {
+                assert_eq!(decoded, expected, "{}", path.display());
+            }
+        }
+        assert!(files > 50, "only {files} files");
+    }
+
+    #[test]
+    fn the_files_of_bytes_encode_again_to_what_they_are() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire");
+        for name in [
+            "welcome",
+            "grant",
+            "request",
+            "resume-fd",
+            "cancel",
+            "retire",
+            "stop",
+        ] {
+            let bytes = std::fs::read(folder.join(name).with_extension("bin")).expect("a file");
+            let mut buffer = BytesMut::from(&bytes[..]);
+            let frame = decode(&mut buffer).expect("a frame").expect("a whole one");
+            let mut encoded = BytesMut::new();
+            frame.header.encode(&mut encoded);
+            encoded.put_slice(&frame.head);
+            encoded.put_slice(&frame.body);
+            assert_eq!(encoded[..], bytes[..], "{name}");
         }
     }
 

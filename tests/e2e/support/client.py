@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
     def send(self, method: str, path: str, headers: Headers = (), body: bytes = b"") -> None:
         """Send a request; its answer is waited for with `answer()`."""
         assert self._waiting is None, "one request at a time"
+        assert not self.surplus, f"more than one answer: {bytes(self.surplus[:500])!r}"
         lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1"]
         lines += [f"{name}: {value}" for name, value in headers]
         if body or method in ("POST", "PUT", "PATCH"):

@@ -56,6 +56,8 @@ class HoldingOrigin:
 
     async def __aexit__(self, *_: object) -> None:
         self.server.close()
+        for connection in self.held:
+            connection.transport.abort()
 
     def take(self, connection: Held, target: str) -> None:
         if self.released:

@@ -60,6 +60,17 @@ class Shop:
         with self.server.connect() as connection:
             connection.execute(f"ALTER DATABASE {self.database} CONNECTION LIMIT {most}")  # type: ignore[arg-type]
 
+    def notes(self, prefix: str) -> dict[str, list[str]]:
+        """What the views of the lab wrote down, in order, by reference."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        rows = self.query(
+            "SELECT reference, event FROM lab_trace WHERE reference LIKE %s ORDER BY id",
+            f"{prefix}%",
+        )
+        for reference, event in rows:
+            found[reference].append(event)
+        return dict(found)
+
     def ledger(self, prefix: str) -> dict[str, Traces]:
         """What checkouts left behind, by reference."""
         found: defaultdict[str, Traces] = defaultdict(Traces)
@@ -69,10 +80,8 @@ class Shop:
         )
         for reference, event in rows:
             found[reference].events.append(event)
-        rows = self.query(
-            "SELECT reference, event, pid FROM lab_trace WHERE reference LIKE %s", like
-        )
-        for reference, _, pid in rows:
+        rows = self.query("SELECT reference, pid FROM lab_trace WHERE reference LIKE %s", like)
+        for reference, pid in rows:
             found[reference].pids.add(pid)
         rows = self.query("SELECT reference, status FROM store_order WHERE reference LIKE %s", like)
         for reference, status in rows:

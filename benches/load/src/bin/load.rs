@@ -6,7 +6,7 @@
 //! answers that end within the measured time count, each with its own latency: nothing
 //! is sampled. On standard output, for a program; see `benches/layby_bench/load.py`.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap};
 use std::env;
 use std::error::Error;
@@ -251,8 +251,11 @@ impl Load {
         else {
             return self.fail(number, "unframed");
         };
-        if received.len() < head + body {
-            return self.wait_for_more(number, socket, length);
+        match received.len().cmp(&(head + body)) {
+            Ordering::Less => return self.wait_for_more(number, socket, length),
+            Ordering::Equal => {}
+            // Nothing was asked for that could be in these bytes.
+            Ordering::Greater => return self.fail(number, "surplus"),
         }
         client.partial.clear();
         self.answered(number, &parsed);

@@ -13,8 +13,7 @@ use layby_bench_load::{Interest, Poll, head_length};
 
 const LISTENER: usize = usize::MAX;
 const MOST_HEAD: usize = 64 * 1024;
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
-    content-length: 50\r\n\r\n{\"carrier\": \"Postal Owl\", \"days\": 2, \"cents\": 390}\n";
+const BODY: &str = r#"{"carrier": "Postal Owl", "days": 2, "cents": 390}"#;
 
 /// A client; one request at a time.
 struct Client {
@@ -25,6 +24,7 @@ struct Client {
 }
 
 struct Origin {
+    answer: Vec<u8>,
     poll: Poll,
     listener: TcpListener,
     clients: Vec<Option<Client>>,
@@ -39,7 +39,10 @@ fn main() -> io::Result<()> {
     rustix::net::listen(&listener, 4096)?;
     listener.set_nonblocking(true)?;
     println!("origin on port {}", listener.local_addr()?.port());
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json";
+    let length = BODY.len();
     Origin {
+        answer: format!("{head}\r\ncontent-length: {length}\r\n\r\n{BODY}").into_bytes(),
         poll: Poll::new()?,
         listener,
         clients: Vec::new(),
@@ -125,7 +128,7 @@ impl Origin {
                 continue;
             };
             // An answer this small always fits the socket's buffer.
-            if client.since == since && client.socket.write_all(ANSWER).is_err() {
+            if client.since == since && client.socket.write_all(&self.answer).is_err() {
                 self.forget(number);
             }
         }

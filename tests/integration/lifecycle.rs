@@ -1,0 +1,333 @@
+//! Starting, reloading, draining, and what the admin listener says meanwhile.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::gate::Gate;
+use crate::support::http::Body;
+use crate::support::worker::Answer;
+use crate::support::{gateway, origin, takes, worker};
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_queued_running_and_parked() {
+    let origin = origin::stalled().await;
+    let gate = Gate::new();
+    let mut gateway = gateway::new(1).run().await;
+    let worker = worker::new(1)
+        .fetches("/quote", &origin.url("/"))
+        .waits("/slow", &gate)
+        .run(&gateway)
+        .await;
+
+    let parked = gateway.get("/quote").spawn();
+    origin.received(1).await;
+    let running = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+    let queued = gateway.get("/ping").spawn();
+    gateway
+        .until("the request in the queue", |s| s.queued == 1)
+        .await;
+
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    assert_eq!(gateway.admin("/readyz").await.status(), 503);
+    assert_eq!(gateway.admin("/livez").await.status(), 200);
+    assert_eq!(gateway.status_json().await["draining"], true);
+    gateway.refuses().await;
+
+    gate.open();
+    assert_eq!(running.await.ok(), "done");
+    assert_eq!(queued.await.ok(), "pong");
+    origin.release("12");
+    assert_eq!(parked.await.ok(), "12");
+    worker.released().await;
+    let status = gateway.ended().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(!gateway.link().exists());
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_nobody_waits_for() {
+    let origin = origin::stalled().await;
+    let done = Gate::new();
+    let mut gateway = gateway::new(1).run().await;
+    let (at_end, url) = (done.clone(), origin.url("/"));
+    let _worker = worker::new(1)
+        .on("/pay", move |mut job| {
+            let (at_end, url) = (at_end.clone(), url.clone());
+            async move {
+                job.park(&crate::support::plan::Plan::get(&url)).await?;
+                at_end.pass().await;
+                job.answer(200, "for nobody").await
+            }
+        })
+        .run(&gateway)
+        .await;
+    let leaver = gateway.post("/pay", "").spawn();
+    origin.received(1).await;
+    leaver.leave().await;
+    let series = "layby_requests_cancelled_total{phase=\"parked\"}";
+    gateway.until_metric(series, |left| left == 1.0).await;
+
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    origin.release("paid");
+    done.reached(1).await;
+    done.open();
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_drain_lets_a_slow_reader_finish() {
+    let body = vec![b'x'; 8_000_000];
+    let answer = Answer::new(200).body(&body);
+    let mut gateway = gateway::new(1).run().await;
+    let _worker = worker::new(1)
+        .on("/x", move |job| {
+            let answer = answer.clone();
+            async move { job.respond(answer).await }
+        })
+        .run(&gateway)
+        .await;
+    let mut reader = crate::support::http::Connection::narrow(gateway.tcp()).await;
+    reader.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let head = reader.head().await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    assert!(reader.body(&head, "GET").await == Body::Whole(body));
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_drain_ends_idle_connections_at_once() {
+    let mut gateway = gateway::new(1).run().await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let mut silent = gateway.connect().await;
+    let mut kept = gateway.connect().await;
+    kept.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    kept.response().await.ok();
+    gateway.signal(Signal::INT);
+    assert_eq!(silent.closed().await, b"");
+    assert_eq!(kept.closed().await, b"");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn requests_that_were_sent_before_the_drain_are_answered() {
+    let gate = Gate::new();
+    let mut gateway = gateway::new(1).run().await;
+    let _worker = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(gateway.connect().await);
+    }
+    // Stopped, the gateway cannot have read anything when the signal comes.
+    gateway.signal(Signal::STOP);
+    for client in &mut clients {
+        client.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    }
+    // These are not even accepted yet.
+    for _ in 0..20 {
+        let mut client = gateway.connect().await;
+        client.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        clients.push(client);
+    }
+    gateway.signal(Signal::TERM);
+    gateway.signal(Signal::CONT);
+    gateway.logged("drain started").await;
+    gate.open();
+    slow.await.ok();
+    for mut client in clients {
+        let answer = client.response().await;
+        assert_eq!(answer.ok(), "pong");
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_does_not_finish_within_the_grace_is_cut_and_said() {
+    let (stuck, waits) = (Gate::new(), Gate::new());
+    let mut gateway = gateway::new(2).set("drain_timeout", "300ms").run().await;
+    let _worker = worker::new(2)
+        .waits("/stuck", &stuck)
+        .waits("/slow", &waits)
+        .run(&gateway)
+        .await;
+    let stuck_ones = [gateway.get("/stuck").spawn(), gateway.get("/stuck").spawn()];
+    stuck.reached(2).await;
+    let queued = gateway.get("/ping").spawn();
+    gateway
+        .until("the request in the queue", |s| s.queued == 1)
+        .await;
+
+    gateway.signal(Signal::TERM);
+    let status = gateway.ended().await;
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(gateway.log_lines("drain timeout").len(), 1);
+    for request in stuck_ones {
+        assert!(request.ended_without_answer().await);
+    }
+    assert_eq!(queued.await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_at_once() {
+    let gate = Gate::new();
+    let mut gateway = gateway::new(1).run().await;
+    let _worker = worker::new(1).waits("/stuck", &gate).run(&gateway).await;
+    let stuck = gateway.get("/stuck").spawn();
+    gate.reached(1).await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert!(stuck.ended_without_answer().await);
+}
+
+#[tokio::test]
+async fn a_reload_applies_what_it_can_and_says_what_it_cannot() {
+    let file = |queue: u32, admin: &str| format!("{admin}\n[slots]\nqueue = {queue}\n");
+    let gateway = gateway::new(1)
+        .unset("slots.queue")
+        .file(&file(10, ""))
+        .run()
+        .await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let limit = async || gateway.status_json().await["queue"]["limit"].clone();
+    assert_eq!(limit().await, 10);
+
+    gateway.rewrite(&file(20, "drain_timeout = \"20s\"\nlog_format = \"json\""));
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    assert_eq!(limit().await, 20);
+    assert_eq!(gateway.log_lines("only a restart applies it").len(), 1);
+
+    gateway.rewrite(&file(30, "surprise = 1"));
+    gateway.signal(Signal::HUP);
+    let line = gateway.logged("reload refused").await;
+    assert!(line.contains("the old configuration stays"), "{line}");
+    assert!(gateway.logged("surprise").await.contains("layby.toml"));
+    assert_eq!(limit().await, 20);
+    assert_eq!(gateway.get("/ping").await.ok(), "pong");
+}
+
+#[tokio::test]
+async fn a_reload_loses_no_request() {
+    let origin = origin::stalled().await;
+    let gate = Gate::new();
+    let gateway = gateway::new(1).file("").run().await;
+    let _worker = worker::new(1)
+        .fetches("/quote", &origin.url("/"))
+        .waits("/slow", &gate)
+        .run(&gateway)
+        .await;
+    let parked = gateway.get("/quote").spawn();
+    origin.received(1).await;
+    let running = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+    let queued = gateway.get("/ping").spawn();
+    gateway
+        .until("the request in the queue", |s| s.queued == 1)
+        .await;
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    gate.open();
+    origin.release("12");
+    assert_eq!(running.await.ok(), "done");
+    assert_eq!(queued.await.ok(), "pong");
+    assert_eq!(parked.await.ok(), "12");
+}
+
+#[tokio::test]
+async fn a_reload_changes_what_fetches_may_reach() {
+    let origin = origin::answering("12").await;
+    let gateway = gateway::new(1)
+        .unset("outbound.allow")
+        .file("outbound.allow = [\"127.0.0.1\"]")
+        .run()
+        .await;
+    let plan = crate::support::plan::Plan::get(&origin.url("/"));
+    let _worker = worker::new(1).tells("/quote", plan).run(&gateway).await;
+    let quote = async || gateway.get("/quote").await.json()["results"][0].clone();
+    assert_eq!(quote().await["status"], 200);
+    gateway.rewrite("outbound.allow = [\"public\"]");
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    assert_eq!(quote().await["error"], "refused");
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn the_admin_listener_answers_while_every_slot_is_busy() {
+    let gate = Gate::new();
+    let gateway = gateway::new(2).run().await;
+    let _worker = worker::new(2).waits("/slow", &gate).run(&gateway).await;
+    let slow: Vec<_> = (0..20).map(|_| gateway.get("/slow").spawn()).collect();
+    gate.reached(2).await;
+    gateway.until("a queue", |s| s.queued == 18).await;
+    takes(Duration::ZERO, async || {
+        // A busy replica must not be pulled from the balancer.
+        assert_eq!(gateway.admin("/readyz").await.status(), 200);
+        assert_eq!(gateway.admin("/livez").await.status(), 200);
+        assert_eq!(gateway.metric("layby_slots{state=\"busy\"}").await, 2.0);
+        assert_eq!(gateway.metric("layby_queue_length").await, 18.0);
+    })
+    .await;
+    let job = gateway.status_json().await["slots"]["list"][0]["job"].clone();
+    assert_eq!(
+        (&job["method"], &job["path"]),
+        (&"GET".into(), &"/slow".into())
+    );
+    gate.open();
+    for slow in slow {
+        slow.await.ok();
+    }
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_gateway_without_workers_is_alive_but_not_ready() {
+    let gateway = gateway::new(1).run().await;
+    let ready = gateway.admin("/readyz").await;
+    assert_eq!(
+        (ready.status(), ready.text()),
+        (503, "not ready: no worker is connected\n")
+    );
+    assert_eq!(gateway.admin("/livez").await.status(), 200);
+    let worker = worker::new(1).run(&gateway).await;
+    assert_eq!(gateway.admin("/readyz").await.status(), 200);
+    worker.kill().await;
+    gateway
+        .until("the worker's end", |s| s.processes == 0)
+        .await;
+    assert_eq!(gateway.admin("/readyz").await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_page_of_another_name_cannot_ask_the_admin_listener() {
+    let gateway = gateway::new(1).run().await;
+    for path in ["/", "/metrics", "/api/status", "/livez"] {
+        assert_eq!(gateway.admin_as("evil.example", path).await.status(), 421);
+        assert_eq!(gateway.admin_as("127.0.0.1", path).await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn mistakes_in_the_configuration_are_all_told_at_once() {
+    let (status, log) = gateway::new(1)
+        .set("slots.count", "0")
+        .set("max_body", "much")
+        .file("surprise = 1\n[outbound]\ntimeout = 5\n")
+        .fail()
+        .await;
+    assert_eq!(status.code(), Some(1));
+    for part in ["LAYBY_SLOTS_COUNT", "LAYBY_MAX_BODY", "surprise", "timeout"] {
+        assert!(log.contains(part), "{part} is not in {log}");
+    }
+    assert!(!log.contains("panicked"), "{log}");
+}

@@ -1,0 +1,249 @@
+//! `layby run`: real Python workers, supervised.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::gateway::{self, Gateway};
+use crate::support::{origin, takes, within};
+
+const APP: &str = r#"
+import os
+import sys
+import urllib.parse
+
+import layby
+
+print("shop is open", flush=True)
+
+
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    query = dict(urllib.parse.parse_qsl(environ["QUERY_STRING"]))
+    if path == "/fetch":
+        text = layby.get(query["url"]).result().text
+    elif path == "/die":
+        os._exit(7)
+    elif path == "/say":
+        print(query["text"], file=sys.stderr, flush=True)
+        text = "said"
+    else:
+        text = str(os.getpid())
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [text.encode()]
+"#;
+
+fn app(slots: u16, processes: u16) -> gateway::Builder {
+    python(gateway::run("shop", slots))
+        .beside("shop.py", APP)
+        .set("workers.processes", processes.to_string())
+}
+
+fn python(builder: gateway::Builder) -> gateway::Builder {
+    let python = std::env::var_os("LAYBY_TEST_PYTHON");
+    let python = python.expect(
+        "LAYBY_TEST_PYTHON is to name a Python that has layby installed: run `make test`, which sets it",
+    );
+    builder.set("workers.python", python)
+}
+
+async fn pids(gateway: &Gateway) -> Vec<i32> {
+    let processes = gateway.status_json().await["processes"].clone();
+    let processes = processes.as_array().expect("an array");
+    let pid = |process: &serde_json::Value| process["pid"].as_i64().expect("a number") as i32;
+    processes.iter().map(pid).collect()
+}
+
+fn kill(pid: i32) {
+    let pid = Pid::from_raw(pid).expect("not 0");
+    kill_process(pid, Signal::KILL).expect("it is there");
+}
+
+/// Waits until none of these processes runs any more.
+async fn gone(pids: &[i32]) {
+    // A zombie has ended; whoever inherits it will bury it.
+    let runs = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| !rest.starts_with('Z') && !rest.is_empty())
+    };
+    let ending = async {
+        while pids.iter().any(runs) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("the end of the workers", ending).await;
+}
+
+#[tokio::test]
+async fn an_application_is_served_by_as_many_processes_as_asked_for() {
+    let gateway = app(3, 2).run().await;
+    let workers = pids(&gateway).await;
+    assert_eq!(workers.len(), 2);
+    let answer = gateway.get("/").await;
+    assert!(workers.iter().any(|pid| pid.to_string() == answer.ok()));
+    gateway.logged("[worker 1] shop is open").await;
+    gateway.logged("[worker 2] shop is open").await;
+    assert_eq!(gateway.get("/say?text=hello").await.ok(), "said");
+    assert!(gateway.logged("] hello").await.starts_with("[worker "));
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_wait_in_place_is_done_by_the_gateway_and_counted_with_its_line() {
+    let origin = origin::answering("12").await;
+    let gateway = app(1, 1).run().await;
+    let answer = gateway
+        .get(&format!("/fetch?url={}", origin.url("/")))
+        .await;
+    assert_eq!(answer.ok(), "12");
+    let series = "layby_waits_in_place_total{reason=\"mode\"}";
+    assert_eq!(gateway.metric(series).await, 1.0);
+    let wait = gateway.status_json().await["waits_in_place"][0].clone();
+    let source = wait["source"].as_str().expect("a string").to_owned();
+    assert!(source.contains("shop.py:15"), "{source}");
+}
+
+#[tokio::test]
+async fn an_application_that_cannot_be_imported_ends_the_gateway_with_one_line() {
+    let builder = python(gateway::run("shop:app", 2)).beside("shop.py", "import no_such_module\n");
+    let (status, log) = builder.set("workers.processes", "2").fail().await;
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("No module named 'no_such_module'"), "{log}");
+    let ours: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(ours.len(), 1, "{log}");
+    assert!(
+        ours[0].contains("the application shop:app cannot be imported"),
+        "{log}"
+    );
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[tokio::test]
+async fn an_interpreter_that_is_not_there_ends_the_gateway_with_one_line() {
+    let builder = gateway::run("shop", 1).set("workers.python", "/nowhere/python");
+    let (status, log) = builder.fail().await;
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("cannot run /nowhere/python"), "{log}");
+    assert!(log.contains("--python"), "{log}");
+}
+
+#[tokio::test]
+async fn a_killed_worker_costs_what_it_held_and_is_started_again() {
+    let origin = origin::stalled().await;
+    let gateway = app(2, 1).run().await;
+    let target = format!("/fetch?url={}", origin.url("/"));
+    let held = [gateway.get(&target).spawn(), gateway.get(&target).spawn()];
+    origin.received(2).await;
+    let queued = gateway.get("/").spawn();
+    gateway
+        .until("the request in the queue", |s| s.queued == 1)
+        .await;
+
+    let before = pids(&gateway).await;
+    kill(before[0]);
+    takes(Duration::ZERO, async || {
+        gateway.until("lost slots", |s| s.lost == 2).await;
+    })
+    .await;
+    for request in held {
+        assert_eq!(request.await.status(), 502);
+    }
+    let answered = queued.await;
+    assert_ne!(answered.ok(), before[0].to_string());
+    gateway.rests().await;
+    let series = "layby_worker_restarts_total{reason=\"crash\"}";
+    assert_eq!(gateway.metric(series).await, 1.0);
+    assert_eq!(gateway.log_lines(" worker died ").len(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_keeps_dying_is_started_again_and_again() {
+    let gateway = app(1, 1).run().await;
+    for death in 1..=4 {
+        assert_eq!(gateway.get("/die").await.status(), 502);
+        let series = "layby_worker_restarts_total{reason=\"crash\"}";
+        gateway
+            .until_metric(series, |count| count == f64::from(death))
+            .await;
+    }
+    assert!(gateway.get("/").await.ok().parse::<u32>().is_ok());
+    gateway.rests().await;
+    let pauses: Vec<_> = gateway.log_lines("restart_in=");
+    assert!(pauses.len() >= 4, "{pauses:?}");
+}
+
+#[tokio::test]
+async fn a_reload_replaces_every_worker_while_requests_flow() {
+    let origin = origin::answering("12").await;
+    let gateway = app(4, 2).run().await;
+    let before = pids(&gateway).await;
+    let target = format!("/fetch?url={}", origin.url("/"));
+    let client = async || {
+        let mut statuses = Vec::new();
+        loop {
+            statuses.push(gateway.get(&target).await.status());
+            statuses.push(gateway.get("/").await.status());
+            let after = gateway.log_lines("worker replaced").len();
+            if after == 2 {
+                return statuses;
+            }
+        }
+    };
+    let reload = async {
+        gateway.signal(Signal::HUP);
+        gateway.logged("configuration reloaded").await;
+    };
+    let (one, two, three, ()) = tokio::join!(client(), client(), client(), reload);
+    for statuses in [one, two, three] {
+        assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    }
+    let after = gateway.until("four idle slots", |s| s.idle == 4).await;
+    assert_eq!(after.processes, 2);
+    assert!(pids(&gateway).await.iter().all(|pid| !before.contains(pid)));
+    gone(&before).await;
+    let series = "layby_worker_restarts_total{reason=\"reload\"}";
+    assert_eq!(gateway.metric(series).await, 2.0);
+}
+
+#[tokio::test]
+async fn a_reload_that_cannot_import_keeps_the_old_workers() {
+    let gateway = app(1, 1).run().await;
+    let before = pids(&gateway).await;
+    let shop: &Path = &gateway.folder().join("shop.py");
+    std::fs::write(shop, "syntax error\n").expect("the folder is ours");
+    gateway.signal(Signal::HUP);
+    gateway.logged("the old worker stays").await;
+    assert_eq!(gateway.get("/").await.ok(), before[0].to_string());
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_the_workers_too() {
+    let origin = origin::stalled().await;
+    let mut gateway = app(2, 2).run().await;
+    let workers = pids(&gateway).await;
+    let held = gateway
+        .get(&format!("/fetch?url={}", origin.url("/")))
+        .spawn();
+    origin.received(1).await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    origin.release("12");
+    assert_eq!(held.await.ok(), "12");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    gone(&workers).await;
+    assert_eq!(gateway.log_lines(" worker died "), Vec::<String>::new());
+    assert_eq!(gateway.log_lines("worker killed"), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn workers_do_not_outlive_a_gateway_that_was_killed() {
+    let mut gateway = app(2, 2).run().await;
+    let workers = pids(&gateway).await;
+    gateway.signal(Signal::KILL);
+    gateway.ended().await;
+    gone(&workers).await;
+}

@@ -1,0 +1,713 @@
+//! A worker process that does what the test's scripts say, over its own reading of
+//! `docs/protocol.md`.
+//!
+//! A script is the application code of one path: an async function of its [`Job`]. Jobs of one
+//! slot come one at a time; what scripts do besides is their business. A worker dies when it is
+//! dropped: every connection of it closes at once, as after SIGKILL.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::future::Future;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::frames::{Frame, Line, PREAMBLE, flag, kind};
+use super::gate::Gate;
+use super::gateway::Gateway;
+use super::plan::{Plan, Results};
+use super::within;
+
+/// How a script ends: with its answer given, or cancelled by the gateway.
+pub type Ended = Result<(), Cancelled>;
+
+type Script = Arc<dyn Fn(Job) -> Pin<Box<dyn Future<Output = Ended> + Send>> + Send + Sync>;
+
+/// The largest body of one ANSWER or BODY frame.
+const CHUNK: usize = 256 << 10;
+
+pub struct Builder {
+    threads: u16,
+    scripts: BTreeMap<String, Script>,
+    retiring: Option<Gate>,
+}
+
+/// A worker with so many threads. It answers `/ping` with `pong`, `/environ` with its environ as
+/// JSON, and `/echo` with the request's body.
+pub fn new(threads: u16) -> Builder {
+    let builder = Builder {
+        threads,
+        scripts: BTreeMap::new(),
+        retiring: None,
+    };
+    builder
+        .answers("/ping", "pong")
+        .on("/environ", async |job| {
+            let environ: serde_json::Map<_, _> = job
+                .environ
+                .iter()
+                .map(|(name, value)| (name.clone(), Value::from(value.clone())))
+                .collect();
+            job.answer(200, Value::Object(environ).to_string()).await
+        })
+        .on("/echo", async |job| job.answer(200, &job.body).await)
+}
+
+impl Builder {
+    /// What happens to requests for this path.
+    pub fn on<F>(mut self, path: &str, script: impl Fn(Job) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Ended> + Send + 'static,
+    {
+        let script: Script = Arc::new(move |job| Box::pin(script(job)));
+        self.scripts.insert(path.to_owned(), script);
+        self
+    }
+
+    pub fn answers(self, path: &str, text: &'static str) -> Self {
+        self.on(path, move |job| async move { job.answer(200, text).await })
+    }
+
+    /// Waits at the gate, in its slot, and answers `done`.
+    pub fn waits(self, path: &str, gate: &Gate) -> Self {
+        let gate = gate.clone();
+        self.on(path, move |job| {
+            let gate = gate.clone();
+            async move {
+                gate.pass().await;
+                job.answer(200, "done").await
+            }
+        })
+    }
+
+    /// Parks with the plan and answers with the body of its first fetch.
+    pub fn parks(self, path: &str, plan: Plan) -> Self {
+        self.on(path, move |mut job| {
+            let plan = plan.clone();
+            async move {
+                let results = job.park(&plan).await?;
+                job.answer(200, results.text(0)).await
+            }
+        })
+    }
+
+    /// Parks to fetch this URL.
+    pub fn fetches(self, path: &str, url: &str) -> Self {
+        self.parks(path, Plan::get(url))
+    }
+
+    /// Answers with the results of the plan, as JSON.
+    pub fn tells(self, path: &str, plan: Plan) -> Self {
+        self.on(path, move |mut job| {
+            let plan = plan.clone();
+            async move {
+                let results = job.park(&plan).await?;
+                job.answer(200, results.json.to_string()).await
+            }
+        })
+    }
+
+    /// Waits in place with the plan and answers with the body of its first fetch.
+    pub fn holds(self, path: &str, plan: Plan) -> Self {
+        self.on(path, move |mut job| {
+            let plan = plan.clone();
+            async move {
+                let results = job.hold(&plan).await?;
+                job.answer(200, results.text(0)).await
+            }
+        })
+    }
+
+    /// Gives slots back only after the gate, as a thread does whose connection closes slowly.
+    pub fn retires_at(mut self, gate: &Gate) -> Self {
+        self.retiring = Some(gate.clone());
+        self
+    }
+
+    /// A worker whose every slot is idle: as many as it has threads, or as the gateway has left.
+    pub async fn run(self, gateway: &Gateway) -> Worker {
+        let before = gateway.status().await;
+        let count = u64::from(self.threads).min(before.lost);
+        let worker = self.connect(gateway).await;
+        gateway
+            .until(&format!("{count} new idle slots"), |status| {
+                status.idle >= before.idle + count
+            })
+            .await;
+        worker
+    }
+
+    /// A worker that has been welcomed; slots come as the gateway grants them.
+    pub async fn connect(self, gateway: &Gateway) -> Worker {
+        let control = Line::connect(gateway.link()).await;
+        let hello = json!({
+            "pid": std::process::id(), "threads": self.threads, "mode": "coroutine",
+            "app": "scripts", "version": "test", "token": "",
+        });
+        control.send_bytes(PREAMBLE).await;
+        control
+            .send(&Frame {
+                head: hello.to_string().into_bytes(),
+                ..Frame::new(kind::HELLO)
+            })
+            .await;
+        let welcome = within("a WELCOME", control.frame()).await;
+        let welcome = welcome.expect("the gateway answers a HELLO");
+        assert_eq!(welcome.kind, kind::WELCOME);
+        let welcome: Value = serde_json::from_slice(&welcome.head).expect("JSON");
+        let shared = Arc::new(Shared {
+            link: gateway.link().to_owned(),
+            process: welcome["process"].as_u64().expect("a number"),
+            key: welcome["key"].as_str().expect("a string").to_owned(),
+            welcome,
+            control,
+            scripts: self.scripts,
+            retiring: self.retiring,
+            waiting: Mutex::default(),
+            stops: Mutex::default(),
+            seen: watch::Sender::default(),
+            tasks: Mutex::default(),
+        });
+        shared.spawn(Arc::clone(&shared).control());
+        Worker { shared }
+    }
+}
+
+/// What has happened to a worker so far.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// `METHOD target`, in the order in which they began.
+    pub requests: Vec<String>,
+    /// Types of all frames that the gateway has sent.
+    pub frames: Vec<u8>,
+    /// Slots whose connection is open now.
+    pub open: BTreeSet<u16>,
+    /// Jobs that run now, and the most that ever ran at once.
+    pub running: usize,
+    pub most: usize,
+    /// Scripts that have ended because the gateway cancelled them.
+    pub cancelled: usize,
+    /// The control connection has ended.
+    pub released: bool,
+}
+
+impl Seen {
+    pub fn count(&self, kind: u8) -> usize {
+        self.frames.iter().filter(|seen| **seen == kind).count()
+    }
+}
+
+pub struct Worker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    link: PathBuf,
+    process: u64,
+    key: String,
+    welcome: Value,
+    control: Line,
+    scripts: BTreeMap<String, Script>,
+    retiring: Option<Gate>,
+    /// Parked and held requests, by id.
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Woken>>>,
+    /// Streams that can be stopped, by id.
+    stops: Mutex<HashMap<u64, Arc<Notify>>>,
+    seen: watch::Sender<Seen>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// A job's way on: the frame that says how, and the slot that it came on.
+struct Woken {
+    place: Place,
+    frame: Frame,
+}
+
+/// Where a job runs, and as what.
+#[derive(Debug, Clone)]
+struct Place {
+    line: Arc<Line>,
+    slot: u16,
+    request: u64,
+    epoch: u32,
+}
+
+impl Worker {
+    /// What it was told when it arrived.
+    pub fn welcome(&self) -> &Value {
+        &self.shared.welcome
+    }
+
+    pub fn requests(&self) -> Vec<String> {
+        self.shared.seen.borrow().requests.clone()
+    }
+
+    /// Types of all frames that the gateway has sent, in their order.
+    pub fn frames(&self) -> Vec<u8> {
+        self.shared.seen.borrow().frames.clone()
+    }
+
+    pub fn cancelled_now(&self) -> usize {
+        self.shared.seen.borrow().cancelled
+    }
+
+    pub fn open_slots(&self) -> BTreeSet<u16> {
+        self.shared.seen.borrow().open.clone()
+    }
+
+    /// The most jobs that ran at once.
+    pub fn most(&self) -> usize {
+        self.shared.seen.borrow().most
+    }
+
+    pub fn process(&self) -> u64 {
+        self.shared.process
+    }
+
+    pub fn key(&self) -> &str {
+        &self.shared.key
+    }
+
+    /// Waits until so much has happened.
+    pub async fn until(&self, what: &str, enough: impl Fn(&Seen) -> bool) {
+        let mut seen = self.shared.seen.subscribe();
+        let happened = seen.wait_for(|seen| enough(seen));
+        within(what, happened).await.expect("we keep the sender");
+    }
+
+    /// Waits until so many requests have been ended by a CANCEL.
+    pub async fn cancelled(&self, count: usize) {
+        self.until(&format!("{count} cancelled requests"), |seen| {
+            seen.cancelled >= count
+        })
+        .await;
+    }
+
+    /// Waits until the gateway has sent so many frames of this kind.
+    pub async fn received(&self, kind: u8, count: usize) {
+        self.until(&format!("{count} frames of type {kind:#04x}"), |seen| {
+            seen.count(kind) >= count
+        })
+        .await;
+    }
+
+    /// Says something on the control connection.
+    pub async fn say(&self, frame: &Frame) {
+        self.shared.control.send(frame).await;
+    }
+
+    /// Waits until the gateway has let it go.
+    pub async fn released(&self) {
+        self.until("the end of the control connection", |seen| seen.released)
+            .await;
+    }
+
+    /// Every connection closes at once.
+    pub async fn kill(self) {
+        let mut tasks = std::mem::take(&mut *self.shared.tasks());
+        tasks.shutdown().await;
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.tasks().abort_all();
+    }
+}
+
+impl Shared {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks().spawn(task);
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().expect("nothing panics with it held")
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Woken>>> {
+        self.waiting.lock().expect("nothing panics with it held")
+    }
+
+    fn stops(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Notify>>> {
+        self.stops.lock().expect("nothing panics with it held")
+    }
+
+    async fn control(self: Arc<Self>) {
+        while let Some(frame) = self.control.frame().await {
+            self.seen.send_modify(|seen| seen.frames.push(frame.kind));
+            match frame.kind {
+                kind::GRANT => self.spawn(Arc::clone(&self).slot(frame.aux)),
+                kind::DRAIN => {}
+                other => panic!("type {other:#04x} on a control connection"),
+            }
+        }
+        self.seen.send_modify(|seen| seen.released = true);
+    }
+
+    async fn slot(self: Arc<Self>, slot: u16) {
+        let line = Arc::new(Line::connect(&self.link).await);
+        let head = json!({ "process": self.process, "key": self.key });
+        line.send_bytes(PREAMBLE).await;
+        line.send(&Frame {
+            aux: slot,
+            head: head.to_string().into_bytes(),
+            ..Frame::new(kind::SLOT)
+        })
+        .await;
+        self.seen.send_modify(|seen| {
+            assert!(seen.open.insert(slot), "slot {slot} was granted twice");
+        });
+        while let Some(frame) = line.frame().await {
+            self.seen.send_modify(|seen| seen.frames.push(frame.kind));
+            let place = Place {
+                line: Arc::clone(&line),
+                slot,
+                request: frame.request,
+                epoch: frame.epoch,
+            };
+            match frame.kind {
+                kind::REQUEST => self.begin(place, frame),
+                kind::RESUME | kind::RESULTS | kind::CANCEL => {
+                    let waiting = self.waiting().remove(&frame.request);
+                    let waiting = waiting.expect("only what waits is woken");
+                    // The script may have been given up by its test.
+                    let _ = waiting.send(Woken { place, frame });
+                }
+                kind::STOP => {
+                    if let Some(stop) = self.stops().get(&frame.request) {
+                        stop.notify_one();
+                    }
+                }
+                kind::RETIRE => {
+                    if let Some(gate) = &self.retiring {
+                        gate.pass().await;
+                    }
+                    // Gone from here before the gateway can grant it anew.
+                    self.seen.send_modify(|seen| {
+                        seen.open.remove(&slot);
+                    });
+                    line.send(&Frame::new(kind::RETIRED)).await;
+                    line.close();
+                    return;
+                }
+                other => panic!("type {other:#04x} on a slot connection"),
+            }
+        }
+        self.seen.send_modify(|seen| {
+            seen.open.remove(&slot);
+        });
+    }
+
+    fn begin(self: &Arc<Self>, place: Place, frame: Frame) {
+        let environ = environ(&frame);
+        let by_descriptor = frame.file.is_some();
+        let body = frame.file.map_or(frame.body, |file| whole(&file.into()));
+        let job = Job {
+            shared: Arc::clone(self),
+            place,
+            environ,
+            body,
+            by_descriptor,
+        };
+        let target = job.environ("REQUEST_URI").to_owned();
+        let line = format!("{} {target}", job.environ("REQUEST_METHOD"));
+        self.seen.send_modify(|seen| seen.requests.push(line));
+        let path = target.split('?').next().unwrap_or_default();
+        let script = self.scripts.get(path).cloned();
+        let shared = Arc::clone(self);
+        self.runs(true);
+        self.spawn(async move {
+            let ended = match script {
+                Some(script) => script(job).await,
+                None => job.answer(404, "no script for this path").await,
+            };
+            if let Err(Cancelled(place)) = ended {
+                shared.runs(false);
+                shared.seen.send_modify(|seen| seen.cancelled += 1);
+                place.send(Frame::new(kind::READY)).await;
+            }
+        });
+    }
+
+    fn runs(&self, more: bool) {
+        self.seen.send_modify(|seen| {
+            if more {
+                seen.running += 1;
+                seen.most = seen.most.max(seen.running);
+            } else {
+                seen.running -= 1;
+            }
+        });
+    }
+}
+
+fn environ(frame: &Frame) -> Vec<(String, String)> {
+    let mut fields = frame.head.split(|byte| *byte == 0).map(|field| {
+        let text: String = field.iter().map(|byte| char::from(*byte)).collect();
+        text
+    });
+    let mut pairs = Vec::new();
+    for _ in 0..frame.aux {
+        let pair = fields.next().zip(fields.next());
+        pairs.push(pair.expect("as many pairs as were announced"));
+    }
+    assert_eq!(fields.next().as_deref(), Some(""), "the last NUL");
+    assert_eq!(fields.next(), None, "more pairs than were announced");
+    pairs
+}
+
+fn whole(file: &File) -> Vec<u8> {
+    let len = file.metadata().expect("a file").len();
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0).expect("it is all there");
+    bytes
+}
+
+/// The gateway ended the request. The slot is given back when the script has ended.
+#[derive(Debug)]
+pub struct Cancelled(Place);
+
+impl Place {
+    async fn send(&self, frame: Frame) {
+        let frame = Frame {
+            request: self.request,
+            epoch: self.epoch,
+            ..frame
+        };
+        self.line.send(&frame).await;
+    }
+}
+
+/// One request in the hands of its script.
+pub struct Job {
+    shared: Arc<Shared>,
+    place: Place,
+    pub environ: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    pub by_descriptor: bool,
+}
+
+impl Job {
+    /// A variable of the environ; empty if it is not there.
+    pub fn environ(&self, name: &str) -> &str {
+        let pair = self.environ.iter().find(|(known, _)| known == name);
+        pair.map_or("", |(_, value)| value)
+    }
+
+    /// The slot that it runs on now.
+    pub fn slot(&self) -> u16 {
+        self.place.slot
+    }
+
+    /// Parks, and goes on when the results are in, maybe in another slot.
+    pub async fn park(&mut self, plan: &Plan) -> Result<Results, Cancelled> {
+        self.park_with(plan, 0).await
+    }
+
+    pub async fn park_with(&mut self, plan: &Plan, flags: u8) -> Result<Results, Cancelled> {
+        let woken = self.waits();
+        self.shared.runs(false);
+        self.send_plan(kind::PARK, flags, plan).await;
+        let woken = woken.await.expect("the worker lives");
+        self.shared.runs(true);
+        self.place = woken.place;
+        assert!(
+            woken.frame.kind != kind::RESULTS,
+            "RESULTS for a parked request"
+        );
+        self.went_on(woken.frame)
+    }
+
+    /// Waits in place.
+    pub async fn hold(&mut self, plan: &Plan) -> Result<Results, Cancelled> {
+        self.hold_with(plan, 0).await
+    }
+
+    pub async fn hold_with(&mut self, plan: &Plan, flags: u8) -> Result<Results, Cancelled> {
+        let woken = self.waits();
+        self.send_plan(kind::HOLD, flags, plan).await;
+        let woken = woken.await.expect("the worker lives");
+        let before = (self.place.slot, self.place.epoch);
+        assert_eq!((woken.place.slot, woken.place.epoch), before);
+        assert!(
+            woken.frame.kind != kind::RESUME,
+            "RESUME for a held request"
+        );
+        self.went_on(woken.frame)
+    }
+
+    /// Registers before the gateway can know: it may answer at once.
+    fn waits(&self) -> oneshot::Receiver<Woken> {
+        let (wake, woken) = oneshot::channel();
+        self.shared.waiting().insert(self.place.request, wake);
+        woken
+    }
+
+    async fn send_plan(&self, kind: u8, flags: u8, plan: &Plan) {
+        let frame = Frame {
+            flags,
+            head: plan.json.to_string().into_bytes(),
+            body: plan.bodies.clone(),
+            ..Frame::new(kind)
+        };
+        self.place.send(frame).await;
+    }
+
+    fn went_on(&self, frame: Frame) -> Result<Results, Cancelled> {
+        if frame.kind == kind::CANCEL {
+            return Err(Cancelled(self.place.clone()));
+        }
+        Ok(Results {
+            json: serde_json::from_slice(&frame.head).expect("results are JSON"),
+            by_descriptor: frame.file.is_some(),
+            bytes: frame.file.map_or(frame.body, |file| whole(&file.into())),
+        })
+    }
+
+    /// A text, and the slot is ready.
+    pub async fn answer(&self, status: u16, body: impl AsRef<[u8]>) -> Ended {
+        let answer = Answer::new(status).header("Content-Type", "text/plain");
+        self.respond(answer.body(body)).await
+    }
+
+    /// A whole answer, and the slot is ready.
+    pub async fn respond(&self, answer: Answer) -> Ended {
+        self.shared.runs(false);
+        let mut chunks = answer.body.chunks(CHUNK).peekable();
+        let first = chunks.next().unwrap_or_default();
+        let last = |more: bool| if more { flag::MORE } else { flag::READY };
+        let mut frame = answer.head();
+        frame.flags = last(chunks.peek().is_some());
+        frame.body = first.to_vec();
+        self.place.send(frame).await;
+        while let Some(chunk) = chunks.next() {
+            self.place
+                .send(Frame {
+                    flags: last(chunks.peek().is_some()),
+                    body: chunk.to_vec(),
+                    ..Frame::new(kind::BODY)
+                })
+                .await;
+        }
+        Ok(())
+    }
+
+    /// The head and first part of an answer that goes on.
+    pub async fn begin(&self, answer: Answer) {
+        let mut frame = answer.head();
+        frame.flags = flag::MORE;
+        frame.body = answer.body;
+        self.place.send(frame).await;
+    }
+
+    /// Another part.
+    pub async fn more(&self, part: impl AsRef<[u8]>) {
+        self.send(kind::BODY, flag::MORE, part).await;
+    }
+
+    /// The last part, and the slot is ready.
+    pub async fn end(&self, part: impl AsRef<[u8]>) -> Ended {
+        self.shared.runs(false);
+        self.send(kind::BODY, flag::READY, part).await;
+        Ok(())
+    }
+
+    /// The answer ends unfinished, and the slot is ready.
+    pub async fn broken(&self) -> Ended {
+        self.shared.runs(false);
+        self.send(kind::BODY, flag::BROKEN | flag::READY, b"").await;
+        Ok(())
+    }
+
+    /// The slot is ready, after an answer that did not say so.
+    pub async fn ready(&self) -> Ended {
+        self.shared.runs(false);
+        self.send(kind::READY, 0, b"").await;
+        Ok(())
+    }
+
+    /// A frame without a head, for this job.
+    pub async fn send(&self, kind: u8, flags: u8, body: impl AsRef<[u8]>) {
+        let frame = Frame {
+            flags,
+            body: body.as_ref().to_vec(),
+            ..Frame::new(kind)
+        };
+        self.place.send(frame).await;
+    }
+
+    /// Any frame, as it is.
+    pub async fn send_raw(&self, frame: &Frame) {
+        self.place.line.send(frame).await;
+    }
+
+    pub fn tag(&self) -> (u64, u32) {
+        (self.place.request, self.place.epoch)
+    }
+
+    /// Resolves when the gateway has said STOP. Ask for it before the answer begins.
+    pub fn stop(&self) -> Arc<Notify> {
+        let stop = Arc::new(Notify::new());
+        self.shared
+            .stops()
+            .insert(self.place.request, Arc::clone(&stop));
+        stop
+    }
+}
+
+/// An answer to be.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    status: u16,
+    reason: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn new(status: u16) -> Self {
+        Self {
+            status,
+            reason: String::new(),
+            headers: Vec::new(),
+            body: Vec::new(),
+        }
+    }
+
+    pub fn reason(mut self, reason: &str) -> Self {
+        reason.clone_into(&mut self.reason);
+        self
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn body(mut self, body: impl AsRef<[u8]>) -> Self {
+        self.body = body.as_ref().to_vec();
+        self
+    }
+
+    /// An ANSWER without its body.
+    pub fn head(&self) -> Frame {
+        let mut head = self.reason.clone().into_bytes();
+        head.push(0);
+        for (name, value) in &self.headers {
+            for field in [name, value] {
+                head.extend(field.chars().map(|c| u8::try_from(c).expect("ISO-8859-1")));
+                head.push(0);
+            }
+        }
+        Frame {
+            aux: self.status,
+            head,
+            ..Frame::new(kind::ANSWER)
+        }
+    }
+}
