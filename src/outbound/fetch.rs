@@ -237,3 +237,22 @@ impl Drop for Share<'_> {
         self.held.fetch_sub(*self.mine.get_mut(), Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_share_a_bound_on_bytes_and_give_back_their_part() {
+        let held = AtomicU64::new(0);
+        let other = Share::of(&held);
+        assert!(other.take(HELD - 10));
+        let share = Share::of(&held);
+        assert!(share.take(10));
+        assert!(!share.take(1));
+        drop(share);
+        assert!(other.take(10));
+        drop(other);
+        assert_eq!(held.into_inner(), 0);
+    }
+}
