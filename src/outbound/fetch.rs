@@ -28,24 +28,47 @@ const HELD: u64 = 1 << 30;
 /// Room for a body of a known length that is made before its first byte is in.
 const TRUSTED_LENGTH: u64 = 64 << 10;
 
-/// Where a fetch starts.
-pub(super) struct Target {
-    /// Vetted, without user and password.
-    pub(super) url: Url,
-    authorization: Option<HeaderValue>,
-}
-
 /// What one plan has of [`HELD`]. Dropping it gives it back.
 pub(super) struct Share<'t> {
     held: &'t AtomicU64,
     mine: AtomicU64,
 }
 
+/// The first request of a fetch, with a vetted URL.
+pub(super) fn first_hop(fetch: &Fetch, settings: &Settings) -> Result<Box<Hop>, Fault> {
+    let mut url = Url::parse(&fetch.url)
+        .map_err(|error| Fault::new(FailureKind::Failed, Phase::Url, error))?;
+    vet(&mut url, &settings.policy, Phase::Url)?;
+    let mut headers = headers::outgoing(&fetch.headers, &url)?;
+    if !url.username().is_empty() || url.password().is_some() {
+        // As browsers and Python's clients do: basic authentication, unless the plan brings its
+        // own. The client knows how to write it.
+        let request = settings.client.get(url.clone()).build();
+        let request = request.map_err(|error| Fault::of(&error, Phase::Url))?;
+        if let Some(basic) = request.headers().get(AUTHORIZATION) {
+            headers
+                .entry(AUTHORIZATION)
+                .or_insert_with(|| basic.clone());
+        }
+        // Neither can fail on a URL that has a host.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+    }
+    Ok(Box::new(Hop {
+        method: fetch.method.clone(),
+        url,
+        headers,
+        body: fetch.body.clone(),
+    }))
+}
+
 /// Runs a fetch until `until`. Dropping the future closes its connection, or resets its
 /// HTTP/2 stream.
+// Hops are boxed, here and below, to keep this future small: it is moved into its plan, one
+// per fetch, and past a kilobyte the allocator takes its slow path.
 pub(super) async fn fetch(
     fetch: &Fetch,
-    target: Target,
+    hop: Box<Hop>,
     settings: &Settings,
     share: &Share<'_>,
     until: Instant,
@@ -58,7 +81,14 @@ pub(super) async fn fetch(
     }
     let progress = Progress::new();
     let mut redirected = None;
-    let exchange = exchange(fetch, target, settings, share, &progress, &mut redirected);
+    let exchange = exchange(
+        hop,
+        fetch.follow,
+        settings,
+        share,
+        &progress,
+        &mut redirected,
+    );
     let ended = timeout_at(until, progress.watch(exchange))
         .await
         .unwrap_or_else(|_| {
@@ -72,54 +102,43 @@ pub(super) async fn fetch(
             ..response
         }),
         Err(fault) => {
-            let url = redirected.as_ref().map_or(fetch.url.as_str(), Url::as_str);
+            let url = redirected.as_ref().map_or(&*fetch.url, |url| url.as_str());
             fault.at(url, elapsed)
         }
     }
 }
 
 async fn exchange(
-    fetch: &Fetch,
-    target: Target,
+    mut hop: Box<Hop>,
+    follow: bool,
     settings: &Settings,
     share: &Share<'_>,
     progress: &Progress,
-    redirected: &mut Option<Url>,
+    redirected: &mut Option<Box<Url>>,
 ) -> Result<Response, Fault> {
-    let mut headers = headers::outgoing(&fetch.headers, &target.url)?;
-    if let Some(authorization) = target.authorization {
-        headers.entry(AUTHORIZATION).or_insert(authorization);
-    }
-    let mut hop = Hop {
-        method: fetch.method.clone(),
-        url: target.url,
-        headers,
-        body: fetch.body.clone(),
-    };
     let mut redirects = 0;
     loop {
         progress.reached(Phase::Head);
-        let kept = fetch.follow.then(|| hop.clone());
-        let response = settings
+        let kept = follow.then(|| hop.clone());
+        let mut response = settings
             .client
-            .execute(request(hop))
+            .execute(request(*hop))
             .await
             .map_err(|error| Fault::of(&error, progress.phase()))?;
 
-        let hops = kept.filter(|_| is_redirect(response.status(), response.headers()));
-        let Some(here) = hops else {
+        let here = kept.filter(|_| is_redirect(response.status(), response.headers()));
+        let Some(here) = here else {
             progress.reached(Phase::Body);
-            return whole(response, redirects, settings.max_response, share).await;
+            return whole(&mut response, redirects, settings.max_response, share).await;
         };
         if redirects == redirect::AT_MOST {
             let message = format!("more than {} redirects", redirect::AT_MOST);
             return Err(Fault::new(FailureKind::Failed, Phase::Redirect, message));
         }
         redirects += 1;
-        hop = here.next(response.status(), response.headers())?;
-        let next = redirected.insert(hop.url);
-        vet(next, &settings.policy, Phase::Redirect)?;
-        hop.url = next.clone();
+        *hop = here.next(response.status(), response.headers())?;
+        *redirected = Some(Box::new(hop.url.clone()));
+        vet(&mut hop.url, &settings.policy, Phase::Redirect)?;
     }
 }
 
@@ -138,7 +157,7 @@ fn request(mut hop: Hop) -> Request {
 
 /// Reads the body to its end.
 async fn whole(
-    mut response: reqwest::Response,
+    response: &mut reqwest::Response,
     redirects: u32,
     max: u64,
     share: &Share<'_>,
@@ -201,26 +220,6 @@ fn vet(url: &mut Url, policy: &Policy, phase: Phase) -> Result<(), Fault> {
     }
 }
 
-impl Target {
-    pub(super) fn parse(text: &str, settings: &Settings) -> Result<Self, Fault> {
-        let mut url =
-            Url::parse(text).map_err(|error| Fault::new(FailureKind::Failed, Phase::Url, error))?;
-        vet(&mut url, &settings.policy, Phase::Url)?;
-        let mut authorization = None;
-        if !url.username().is_empty() || url.password().is_some() {
-            // As browsers and Python's clients do: basic authentication, unless the plan
-            // brings its own. The client knows how to write it.
-            let request = settings.client.get(url.clone()).build();
-            let request = request.map_err(|error| Fault::of(&error, Phase::Url))?;
-            authorization = request.headers().get(AUTHORIZATION).cloned();
-            // Neither can fail on a URL that has a host.
-            let _ = url.set_username("");
-            let _ = url.set_password(None);
-        }
-        Ok(Self { url, authorization })
-    }
-}
-
 impl<'t> Share<'t> {
     pub(super) fn of(held: &'t AtomicU64) -> Self {
         let mine = AtomicU64::new(0);
@@ -236,5 +235,24 @@ impl<'t> Share<'t> {
 impl Drop for Share<'_> {
     fn drop(&mut self) {
         self.held.fetch_sub(*self.mine.get_mut(), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_share_a_bound_on_bytes_and_give_back_their_part() {
+        let held = AtomicU64::new(0);
+        let other = Share::of(&held);
+        assert!(other.take(HELD - 10));
+        let share = Share::of(&held);
+        assert!(share.take(10));
+        assert!(!share.take(1));
+        drop(share);
+        assert!(other.take(10));
+        drop(other);
+        assert_eq!(held.into_inner(), 0);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use tokio::task_local;
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt};
 
 use crate::plan::Phase;
 
@@ -25,8 +25,10 @@ pub(super) struct Progress(Arc<AtomicU8>);
 #[derive(Clone, Copy)]
 pub(super) struct WatchConnects;
 
-#[derive(Clone)]
-pub(super) struct WatchedConnector<S>(S);
+/// The client clones its connector several times for every request, also when it needs no
+/// connection, and a connector is a deep nest of boxes. So clones share one, and only
+/// who connects copies it.
+pub(super) struct WatchedConnector<S>(Arc<S>);
 
 impl Progress {
     pub(super) fn new() -> Self {
@@ -64,29 +66,36 @@ impl<S> Layer<S> for WatchConnects {
     type Service = WatchedConnector<S>;
 
     fn layer(&self, connector: S) -> Self::Service {
-        WatchedConnector(connector)
+        WatchedConnector(Arc::new(connector))
+    }
+}
+
+impl<S> Clone for WatchedConnector<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 }
 
 impl<S, R> Service<R> for WatchedConnector<S>
 where
-    S: Service<R>,
-    S::Future: Send + 'static,
+    S: Service<R> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    R: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: R) -> Self::Future {
         let progress = Progress::current();
         progress.reached(Phase::Connect);
-        let connecting = self.0.call(request);
+        let connector = S::clone(&self.0);
         Box::pin(async move {
-            let connected = connecting.await;
+            let connected = connector.oneshot(request).await;
             if connected.is_ok() {
                 progress.reached(Phase::Head);
             }

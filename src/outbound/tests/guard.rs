@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::origin::redirect;
 use super::*;
-use crate::outbound::fetch::Target;
+use crate::outbound::fetch::first_hop;
 use crate::outbound::resolve;
 use crate::outbound::settings::Settings;
 use crate::plan::{FailureKind, Phase};
@@ -296,7 +296,7 @@ proptest! {
         port in prop_oneof![Just(""), Just(":80"), Just(":8080")],
     ) {
         let url = format!("http://{userinfo}{host}{port}/");
-        let refused = Target::parse(&url, public_only()).map(|target| target.url).expect_err(&url);
+        let refused = first_hop(&get(&*url), public_only()).expect_err(&url);
         prop_assert_eq!(refused.kind, FailureKind::Refused, "{}: {:?}", url, refused);
     }
 
@@ -309,6 +309,6 @@ proptest! {
             _ => format!("[2606:4700::{last:x}]"),
         };
         let url = format!("http://{host}/");
-        prop_assert!(Target::parse(&url, public_only()).is_ok(), "{}", url);
+        prop_assert!(first_hop(&get(&*url), public_only()).is_ok(), "{}", url);
     }
 }
