@@ -172,7 +172,7 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     )
     assert len(done) == REQUESTS
     assert [attempt for attempt in done if attempt.ends != 1] == []
-    assert len(killer.killed) >= seconds / KILL_EVERY / 2
+    assert len(killer.killed) >= 5
     assert left >= REQUESTS / 10
 
     assert watch.most <= 8, watch.at_the_most

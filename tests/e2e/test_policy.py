@@ -12,7 +12,7 @@ from conftest import Starter
 from support.client import Answer, Connection
 from support.origin import ForbiddenListener
 from support.services import Services, services
-from support.story import story
+from support.story import eventually, story
 
 ONE_ADDRESS = """
 [outbound]
@@ -102,6 +102,9 @@ async def test_no_spelling_of_an_inner_address_is_reached(
             assert_refused(answer, url)
             assert answer.seconds < 2, url  # not a connection that went nowhere
         assert forbidden.accepted == 0
+        # It would have noticed.
+        (await Connection.open(("127.0.0.1", forbidden.port))).close()
+        await eventually("the listener is deaf", lambda: forbidden.accepted == 1, 5)
     # The one that is listed is reached, by any spelling.
     for host in ("127.0.0.2", "0x7f.2"):
         answer = await fetch(connection, f"http://{host}:{allowed.port}/")
