@@ -9,6 +9,8 @@ pub mod config;
 pub mod database;
 pub mod downstream;
 pub mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod message;
 pub mod metrics;

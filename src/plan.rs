@@ -131,6 +131,39 @@ impl Fetch {
     }
 }
 
+impl Outcome {
+    /// The same, with every response in it turned into this failure.
+    #[must_use]
+    pub fn without_response(self, kind: FailureKind, phase: Phase, message: &str) -> Self {
+        match self {
+            Self::Response(response) => Self::Failed(Failure {
+                kind,
+                phase,
+                message: message.to_owned(),
+                url: without_secrets(&response.url),
+                elapsed: response.elapsed,
+            }),
+            Self::Gathered(outcomes) => {
+                let outcomes = outcomes.into_iter();
+                let failed = |outcome: Self| outcome.without_response(kind, phase, message);
+                Self::Gathered(outcomes.map(failed).collect())
+            }
+            other => other,
+        }
+    }
+}
+
+/// Scheme, host and path: where secrets are not.
+fn without_secrets(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let shown = &url[..end];
+    if shown.contains('@') {
+        "***".to_owned()
+    } else {
+        shown.to_owned()
+    }
+}
+
 impl FailureKind {
     pub fn as_str(self) -> &'static str {
         match self {

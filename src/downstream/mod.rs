@@ -4,8 +4,8 @@
 //! wire. Slots and workers are not known here.
 
 mod answers;
-mod forwarded;
-mod head;
+pub(crate) mod forwarded;
+pub(crate) mod head;
 mod listen;
 mod watch;
 

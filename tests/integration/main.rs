@@ -11,5 +11,6 @@ mod parking;
 mod policy;
 mod queue;
 mod run;
+mod scarcity;
 mod support;
 mod workers;

@@ -423,6 +423,46 @@ async fn a_slot_is_granted_anew_only_once_its_thread_has_closed_it() {
 }
 
 #[tokio::test]
+async fn a_process_that_loses_one_thread_loses_all() {
+    let origin = origin::stalled().await;
+    let gateway = gateway::new(2).run().await;
+    let worker = worker::new(2)
+        .fetches("/quote", &origin.url("/"))
+        .on("/x", async |job| {
+            job.hang_up();
+            Ok(())
+        })
+        .run(&gateway)
+        .await;
+    let parked = gateway.get("/quote").spawn();
+    origin.received(1).await;
+    assert_eq!(gateway.get("/x").await.status(), 502);
+    assert_eq!(parked.await.status(), 502);
+    worker.released().await;
+    worker.kill().await;
+    let _next = worker::new(2).run(&gateway).await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_slot_whose_thread_may_live_is_not_granted_anew() {
+    let gate = Gate::new();
+    let gateway = gateway::new(1).run().await;
+    let old = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+    old.hang_up();
+    assert_eq!(slow.await.status(), 502);
+    let new = worker::new(1).connect(&gateway).await;
+    // Its thread, and the database connection that it has, are still there.
+    assert_eq!(gateway.status().await.lost, 1);
+    assert!(new.open_slots().is_empty());
+    old.kill().await;
+    new.until("the slot", |seen| seen.open.len() == 1).await;
+    assert_eq!(gateway.get("/ping").await.ok(), "pong");
+}
+
+#[tokio::test]
 async fn a_draining_worker_finishes_what_it_has_and_takes_nothing_new() {
     let origin = origin::stalled().await;
     let gateway = gateway::new(2).run().await;

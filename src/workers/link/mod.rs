@@ -4,11 +4,11 @@
 //! takes slots back. What stays true: a slot number is given out again only after the connection of
 //! the thread that had it is closed from the worker's side, so its database connection is gone too.
 
-mod answer;
+pub(crate) mod answer;
 mod channel;
-mod environ;
+pub(crate) mod environ;
 mod slot;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -7,16 +7,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
 use super::channel::{Broken, Channel};
-use super::wire::{Frame, Header, Kind, MAX_CHUNK, flag};
+use super::wire::{Frame, Header, Kind, MAX_CHUNK, MAX_HEAD, flag};
 use super::{answer, environ};
 use crate::message::{Answer, AnswerBody, Request};
 use crate::metrics::Metrics;
-use crate::plan::{self, Outcome};
+use crate::plan::{self, FailureKind, Outcome, Phase};
 use crate::slots::{Port, Taken, Turn, Turned};
-use crate::spool::{self, AnswerWriter, Body, Spool, Upload};
+use crate::spool::{self, AnswerWriter, Body, Spool, SpoolFile, Upload};
 use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
 
 type Reply = oneshot::Sender<Turned<Step>>;
@@ -222,7 +223,7 @@ impl SlotTask {
     async fn hand_over(&mut self, tag: Tag, job: Job) -> Result<(), Broken> {
         match job.work {
             Work::Begin(request) => self.send_request(tag, &request).await,
-            Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), &outcomes).await,
+            Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::End => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])
@@ -243,25 +244,54 @@ impl SlotTask {
         }
     }
 
-    async fn send_results(
-        &mut self,
-        mut header: Header,
-        outcomes: &[Outcome],
-    ) -> Result<(), Broken> {
-        let (json, bodies, len) = plan::encode(outcomes);
-        let head = |_: &mut Header, out: &mut bytes::BytesMut| out.extend_from_slice(&json);
-        if len <= MAX_CHUNK as u64 {
-            return self.channel.send(header, head, &bodies.concat()).await;
-        }
+    async fn send_results(&mut self, header: Header, outcomes: Vec<Outcome>) -> Result<(), Broken> {
+        let (json, bodies, len) = plan::encode(&outcomes);
+        let failure = if json.len() > MAX_HEAD {
+            (FailureKind::TooLarge, Phase::Head, "too large together")
+        } else if len <= MAX_CHUNK as u64 {
+            return self.send_json(header, &json, &bodies.concat()).await;
+        } else {
+            match self.spooled(bodies).await {
+                Ok(file) => {
+                    let header = Header {
+                        flags: flag::FD,
+                        ..header
+                    };
+                    let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(&json);
+                    return self.channel.send_with_file(header, head, &file.file).await;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "results lost: the spool folder takes no more");
+                    (FailureKind::Failed, Phase::Body, "no room for them")
+                }
+            }
+        };
+        // The application can deal with that; its worker need not die of it.
+        let (kind, phase, why) = failure;
+        let message = format!("the gateway cannot hand over the responses of this plan: {why}");
+        let failed = |outcome: Outcome| outcome.without_response(kind, phase, &message);
+        let outcomes: Vec<_> = outcomes.into_iter().map(failed).collect();
+        let (json, _, _) = plan::encode(&outcomes);
+        self.send_json(header, &json, &[]).await
+    }
+
+    async fn send_json(&mut self, header: Header, json: &[u8], body: &[u8]) -> Result<(), Broken> {
+        let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(json);
+        self.channel.send(header, head, body).await
+    }
+
+    /// The bodies, one after the other, in a file.
+    async fn spooled(&self, bodies: Vec<Bytes>) -> std::io::Result<Arc<SpoolFile>> {
         let mut upload = Upload::new(&self.spool);
         for body in bodies {
             upload.push(body).await?;
         }
-        let Body::File(file) = upload.finish().await? else {
-            unreachable!("results past the bound of a frame are past the bound of memory");
-        };
-        header.flags = flag::FD;
-        self.channel.send_with_file(header, head, &file.file).await
+        match upload.finish().await? {
+            Body::File(file) => Ok(file),
+            Body::Memory(_) => {
+                unreachable!("results past the bound of a frame are past the bound of memory")
+            }
+        }
     }
 
     /// The worker waits in place: the request's side runs the plan, and its reply goes back. No longer
@@ -270,8 +300,8 @@ impl SlotTask {
         &mut self,
         tag: Tag,
         header: Header,
-        head: &bytes::Bytes,
-        body: &bytes::Bytes,
+        head: &Bytes,
+        body: &Bytes,
         reply: Reply,
         unread: impl Future<Output = ()>,
     ) -> Result<Reply, Broken> {
@@ -297,7 +327,7 @@ impl SlotTask {
         let (release, reply) = released.unwrap_or_else(|| (Release::Cancel, oneshot::channel().0));
         match release {
             Release::Results(outcomes) => {
-                self.send_results(tag.header(Kind::Results), &outcomes)
+                self.send_results(tag.header(Kind::Results), outcomes)
                     .await?
             }
             Release::Cancel => {

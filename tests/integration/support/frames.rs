@@ -92,8 +92,18 @@ impl Frame {
                 .iter()
                 .fold(0u64, |number, byte| number << 8 | u64::from(*byte))
         };
-        let body_at = HEADER + number(4..8) as usize;
-        let end = body_at + number(8..12) as usize;
+        let (head, body) = (number(4..8) as usize, number(8..12) as usize);
+        let most = if header[0] == kind::REQUEST {
+            64 << 10
+        } else {
+            256 << 10
+        };
+        assert!(
+            head <= 4 << 20 && body <= most,
+            "a frame beyond its bounds: {head}, {body}"
+        );
+        let body_at = HEADER + head;
+        let end = body_at + body;
         let content = bytes.get(HEADER..end)?;
         let (head, body) = content.split_at(body_at - HEADER);
         let frame = Self {

@@ -78,16 +78,6 @@ impl Builder {
         self
     }
 
-    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
-        self.variables.insert(name.to_owned(), value.into());
-        self
-    }
-
-    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
-        self.arguments.push(argument.into());
-        self
-    }
-
     /// The configuration file.
     pub fn file(mut self, text: &str) -> Self {
         self.file = Some(text.to_owned());
@@ -317,6 +307,10 @@ impl Gateway {
     }
 
     // The admin listener ---------------------------------------------------------------
+
+    pub async fn connect_admin(&self) -> Connection {
+        Connection::open(&self.admin).await
+    }
 
     pub async fn admin(&self, target: &str) -> Response {
         self.admin_as("localhost", target).await

@@ -49,6 +49,12 @@ pub async fn redirecting(to: &str) -> Origin {
     start(Some(response("302 Found", &location, b""))).await
 }
 
+/// Answers everything with headers of this size.
+pub async fn verbose(size: usize) -> Origin {
+    let line = format!("X-Much: {}\r\n", "x".repeat(4000));
+    start(Some(response("200 OK", &line.repeat(size / 4000), b""))).await
+}
+
 /// Answers everything with these bytes, and closes.
 pub async fn saying(bytes: &[u8]) -> Origin {
     start(Some(bytes.to_vec())).await

@@ -301,6 +301,11 @@ impl Worker {
         self.shared.control.send(frame).await;
     }
 
+    /// Closes the control connection alone.
+    pub fn hang_up(&self) {
+        self.shared.control.close();
+    }
+
     /// Waits until the gateway has let it go.
     pub async fn released(&self) {
         self.until("the end of the control connection", |seen| seen.released)
@@ -515,11 +520,9 @@ impl Job {
         self.send_plan(kind::PARK, flags, plan).await;
         let woken = woken.await.expect("the worker lives");
         self.shared.runs(true);
+        assert_ne!(woken.frame.kind, kind::RESULTS, "this request is parked");
+        assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
         self.place = woken.place;
-        assert!(
-            woken.frame.kind != kind::RESULTS,
-            "RESULTS for a parked request"
-        );
         self.went_on(woken.frame)
     }
 
@@ -534,9 +537,10 @@ impl Job {
         let woken = woken.await.expect("the worker lives");
         let before = (self.place.slot, self.place.epoch);
         assert_eq!((woken.place.slot, woken.place.epoch), before);
-        assert!(
-            woken.frame.kind != kind::RESUME,
-            "RESUME for a held request"
+        assert_ne!(
+            woken.frame.kind,
+            kind::RESUME,
+            "this request waits in place"
         );
         self.went_on(woken.frame)
     }
@@ -644,6 +648,11 @@ impl Job {
     /// Any frame, as it is.
     pub async fn send_raw(&self, frame: &Frame) {
         self.place.line.send(frame).await;
+    }
+
+    /// Closes the connection of the slot that it runs on.
+    pub fn hang_up(&self) {
+        self.place.line.close();
     }
 
     pub fn tag(&self) -> (u64, u32) {
