@@ -70,8 +70,8 @@ def parse() -> argparse.Namespace:
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}")
-    if options.write and (options.quick or options.names):
-        parser.error("--write is for a whole run, without names and without --quick")
+    if options.write and options.names:
+        parser.error("--write is for a whole run, without names")
     options.names = options.names or list(BENCHMARKS)
     return options
 
@@ -84,10 +84,10 @@ def run(directory: Path, names: list[str], quick: bool) -> tuple[list[Table], li
         with origin.process:
             bench = Bench(database, origin, directory, quick)
             tables = [benchmark(bench) for name in names for benchmark in BENCHMARKS[name]]
-        return tables, heading(database, busy)
+        return tables, heading(database, busy, quick)
 
 
-def heading(database: Postgres, busy: float) -> list[str]:
+def heading(database: Postgres, busy: float, quick: bool) -> list[str]:
     """When, where and with what; no more of the machine than its size."""
     gateway = subprocess.run([GATEWAY, "--version"], capture_output=True, text=True, check=True)
     peers = ("Django", "gunicorn", "granian", "uvicorn", "httpx", "requests", "psycopg")
@@ -98,6 +98,7 @@ def heading(database: Postgres, busy: float) -> list[str]:
         f" server, database and third party. Before it began the machine was {busy:.0%} busy.",
         f"{gateway.stdout.strip()}, Python {platform.python_version()}, PostgreSQL"
         f" {database.version()}, {versions}.",
+        *(["A short run (`--quick`): each row was measured for a few seconds only."] * quick),
     ]
 
 
