@@ -152,7 +152,8 @@ async def test_killed_workers_and_leaving_clients_lose_nothing_and_repeat_nothin
     gateway = start(CONFIGURATION)
     descriptors = gateway.descriptors()
     killer = Killer(gateway, random.Random(dice.random()))
-    work, done = iter(list(attempts(dice))), []
+    work = iter(list(attempts(dice)))
+    done: list[Attempt] = []
 
     began = time.monotonic()
     with watching(postgres, every=0.02) as watch:

@@ -62,7 +62,7 @@ class Postgres:
         self.run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def run(self, program: str, *arguments: str) -> None:
-        command = [self.bin / program, "-D", self.data, *arguments]
+        command: list[str | Path] = [self.bin / program, "-D", self.data, *arguments]
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **self.identity)
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
@@ -82,7 +82,7 @@ class Postgres:
         """A new database of the application's role; its name."""
         self.made += 1
         name = f"shop{self.made}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER {ROLE}")  # type: ignore[arg-type]
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER {ROLE}")
         return name
 
 

@@ -53,12 +53,12 @@ class Shop:
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Asked by a superuser, who does not count as the application."""
         with self.server.connect(self.database) as connection:
-            return connection.execute(statement, values).fetchall()  # type: ignore[arg-type]
+            return connection.execute(statement, values).fetchall()
 
     def allow_connections(self, most: int) -> None:
         """From here on PostgreSQL itself refuses one more. Sampling could miss it."""
         with self.server.connect() as connection:
-            connection.execute(f"ALTER DATABASE {self.database} CONNECTION LIMIT {most}")  # type: ignore[arg-type]
+            connection.execute(f"ALTER DATABASE {self.database} CONNECTION LIMIT {most}")
 
     def notes(self, prefix: str) -> dict[str, list[str]]:
         """What the views of the lab wrote down, in order, by reference."""
