@@ -42,6 +42,11 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def obey_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class RunTest(unittest.TestCase):
     def setUp(self) -> None:
         directory = tempfile.TemporaryDirectory()
@@ -53,7 +58,10 @@ class RunTest(unittest.TestCase):
         self.layby.write_text(gateway)
         self.layby.chmod(0o755)
         command = [sys.executable, run.__file__, "--layby", self.layby, "--data", self.data]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        # Who runs the tests may ignore signals, as under nohup, and the child would inherit that.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, preexec_fn=obey_signals
+        )
         self.addCleanup(process.kill)
         return process
 
