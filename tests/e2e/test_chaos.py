@@ -69,15 +69,15 @@ class Attempt:
 
 def attempts(dice: random.Random) -> Iterator[Attempt]:
     for number in range(REQUESTS):
-        # Some of those who mean to leave are answered before: a fifth is what remains.
-        leaves = dice.random() < 0.25
+        # Many of those who mean to leave are answered before: about a fifth is what remains.
+        leaves = dice.random() < 0.4
         (kind,) = dice.choices(list(Kind), [4, 3, 3])
         yield Attempt(
             reference=f"chaos-{number}",
             kind=kind,
             # Short and long waits alike, so that some leave queued ones and some parked ones on
             # machines of any speed.
-            patience=dice.uniform(0, dice.choice([0.3, 1, 4])) if leaves else None,
+            patience=dice.uniform(0, dice.choice([0.1, 0.3, 1, 4])) if leaves else None,
             rude=dice.random() < 0.5,
         )
 
