@@ -26,18 +26,23 @@ REFUSED: Final = 0x04
 GRANT: Final = 0x05
 DRAIN: Final = 0x06
 BYE: Final = 0x07
+WANT: Final = 0x08
+CALL: Final = 0x09
+STACK: Final = 0x0A
 REQUEST: Final = 0x10
 RESUME: Final = 0x11
 CANCEL: Final = 0x12
 RESULTS: Final = 0x13
 RETIRE: Final = 0x14
 STOP: Final = 0x15
+RUN: Final = 0x16
 ANSWER: Final = 0x20
 BODY: Final = 0x21
 PARK: Final = 0x22
 HOLD: Final = 0x23
 READY: Final = 0x24
 RETIRED: Final = 0x25
+RELAY: Final = 0x26
 
 NAMES: Final = {
     number: name
@@ -55,18 +60,25 @@ FLAG_READY: Final = 0x04
 FLAG_BROKEN: Final = 0x08
 # A client that leaves must not cancel this request now.
 FLAG_SHIELDED: Final = 0x10
+# Only this slot can take the request's next job.
+FLAG_PINNED: Final = 0x20
+# The request waits for something in its own process.
+FLAG_LOCAL: Final = 0x40
+# The request's body is not here yet; or: it waits for that.
+FLAG_LAZY: Final = 0x80
 
 # The flags that may stand on a frame of this type; none on the others.
 _FLAGS: Final = {
-    REQUEST: FLAG_FD,
+    REQUEST: FLAG_FD | FLAG_LAZY,
     RESUME: FLAG_FD,
     RESULTS: FLAG_FD,
-    ANSWER: FLAG_MORE | FLAG_READY,
+    ANSWER: FLAG_FD | FLAG_MORE | FLAG_READY,
     BODY: FLAG_MORE | FLAG_READY | FLAG_BROKEN,
-    PARK: FLAG_SHIELDED,
-    HOLD: FLAG_SHIELDED,
+    PARK: FLAG_SHIELDED | FLAG_PINNED | FLAG_LOCAL | FLAG_LAZY,
+    HOLD: FLAG_SHIELDED | FLAG_LOCAL | FLAG_LAZY,
+    RELAY: FLAG_READY,
 }
-# Largest body by type; the others have none. PARK and HOLD depend on the gateway.
+# Largest body by type; the others have none. PARK, HOLD and RELAY depend on the gateway.
 _MAX_BODY: Final = {
     REQUEST: MAX_REQUEST,
     RESUME: MAX_CHUNK,
@@ -135,7 +147,7 @@ class Decoder:
     def __init__(self, *, preamble: bool = False, max_plan: int = 0) -> None:
         self._buffer = bytearray()
         self._preamble = preamble
-        self._max_body = {**_MAX_BODY, PARK: max_plan, HOLD: max_plan}
+        self._max_body = {**_MAX_BODY, PARK: max_plan, HOLD: max_plan, RELAY: max_plan}
 
     @property
     def empty(self) -> bool:
@@ -163,7 +175,9 @@ class Decoder:
             raise WireError("flags", f"flags {flags:#04x} on a {NAMES[type]} frame")
         if head_length > MAX_HEAD:
             raise WireError("head", f"{NAMES[type]} frame with a head of {head_length} bytes")
-        if body_length > self._max_body.get(type, 0) or (flags & FLAG_FD and body_length):
+        if body_length > self._max_body.get(type, 0) or (
+            flags & FLAG_FD and body_length and type != ANSWER
+        ):
             raise WireError("body", f"{NAMES[type]} frame with a body of {body_length} bytes")
         middle = 24 + head_length
         end = middle + body_length

@@ -14,7 +14,7 @@ pub const MAX_HEAD: usize = 4 << 20;
 pub const MAX_CHUNK: usize = 256 << 10;
 /// Largest body of a `REQUEST` inside the frame.
 pub const MAX_REQUEST: usize = 64 << 10;
-/// Largest body of a `PARK` or `HOLD`: the request bodies of a plan's fetches together.
+/// Largest body of a `PARK`, `HOLD` or `RELAY`: the request bodies of a plan's fetches together.
 pub const MAX_PLAN: usize = 32 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,22 +27,27 @@ pub enum Kind {
     Grant = 0x05,
     Drain = 0x06,
     Bye = 0x07,
+    Want = 0x08,
+    Call = 0x09,
+    Stack = 0x0a,
     Request = 0x10,
     Resume = 0x11,
     Cancel = 0x12,
     Results = 0x13,
     Retire = 0x14,
     Stop = 0x15,
+    Run = 0x16,
     Answer = 0x20,
     Body = 0x21,
     Park = 0x22,
     Hold = 0x23,
     Ready = 0x24,
     Retired = 0x25,
+    Relay = 0x26,
 }
 
 impl Kind {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 24] = [
         Self::Hello,
         Self::Slot,
         Self::Welcome,
@@ -50,18 +55,23 @@ impl Kind {
         Self::Grant,
         Self::Drain,
         Self::Bye,
+        Self::Want,
+        Self::Call,
+        Self::Stack,
         Self::Request,
         Self::Resume,
         Self::Cancel,
         Self::Results,
         Self::Retire,
         Self::Stop,
+        Self::Run,
         Self::Answer,
         Self::Body,
         Self::Park,
         Self::Hold,
         Self::Ready,
         Self::Retired,
+        Self::Relay,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -71,10 +81,13 @@ impl Kind {
     /// The flags that may stand on a frame of this kind.
     fn flags(self) -> u8 {
         match self {
-            Self::Request | Self::Resume | Self::Results => flag::FD,
-            Self::Answer => flag::MORE | flag::READY,
+            Self::Request => flag::FD | flag::LAZY,
+            Self::Resume | Self::Results => flag::FD,
+            Self::Answer => flag::FD | flag::MORE | flag::READY,
             Self::Body => flag::MORE | flag::READY | flag::BROKEN,
-            Self::Park | Self::Hold => flag::SHIELDED,
+            Self::Park => flag::SHIELDED | flag::PINNED | flag::LOCAL | flag::LAZY,
+            Self::Hold => flag::SHIELDED | flag::LOCAL | flag::LAZY,
+            Self::Relay => flag::READY,
             _ => 0,
         }
     }
@@ -83,7 +96,7 @@ impl Kind {
         match self {
             Self::Answer | Self::Body | Self::Resume | Self::Results => MAX_CHUNK,
             Self::Request => MAX_REQUEST,
-            Self::Park | Self::Hold => MAX_PLAN,
+            Self::Park | Self::Hold | Self::Relay => MAX_PLAN,
             _ => 0,
         }
     }
@@ -100,6 +113,12 @@ pub mod flag {
     pub const BROKEN: u8 = 0x08;
     /// A client that leaves must not cancel this request now.
     pub const SHIELDED: u8 = 0x10;
+    /// Only this slot can take the request's next job.
+    pub const PINNED: u8 = 0x20;
+    /// The request waits for something in its own process.
+    pub const LOCAL: u8 = 0x40;
+    /// The request's body is not here yet; or: it waits for that.
+    pub const LAZY: u8 = 0x80;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
