@@ -22,6 +22,7 @@ from layby._exceptions import (
     TooLarge,
 )
 from layby._job import shield
+from layby._patch import patch, unpatch
 from layby._plan import (
     Fetch,
     Gather,
@@ -31,7 +32,6 @@ from layby._plan import (
     gather,
     get,
     head,
-    patch,
     post,
     put,
     request,
@@ -66,4 +66,5 @@ __all__ = [
     "request",
     "shield",
     "sleep",
+    "unpatch",
 ]

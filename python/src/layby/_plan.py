@@ -445,8 +445,14 @@ class _Body:
         self.length = 0
 
 
+# Runs the plans that no gateway is there for in place of `_outside`: layby.testing's answers.
+stand_in: Callable[[Gather], list[Outcome]] | None = None
+
+
 def run_outside(root: Gather) -> list[Outcome]:
     """Run a plan that no gateway is there for."""
+    if stand_in is not None:
+        return stand_in(root)
     # Here and not above: it is built on the things of this module.
     from layby import _outside
 
