@@ -176,7 +176,8 @@ class _Hop(HTTPConnectionPool):
         if not url.startswith("/"):
             return url
         host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port is None else f":{self.port}"
+        default = self.port in (None, 443 if self.scheme == "https" else 80)
+        port = "" if default else f":{self.port}"
         return f"{self.scheme}://{host}{port}{url}"
 
 
