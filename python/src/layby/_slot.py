@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
@@ -94,6 +95,7 @@ class Slot:
         welcome: Welcome,
         runner: Runner,
         parking: ParkingRunner | None,
+        on_request: Callable[[], None] | None = None,
     ) -> None:
         self.number = number
         self.channel = channel
@@ -103,6 +105,7 @@ class Slot:
         self._runner = runner
         # The same runner, if its requests park.
         self._parking = parking
+        self._on_request = on_request
         self._broken = False
         self._environ: dict[str, Any] = {
             "wsgi.version": (1, 0),
@@ -176,6 +179,8 @@ class Slot:
             slot=self.number,
         )
         job.body = file
+        if self._on_request is not None:
+            self._on_request()
         tls.job = job
         try:
             self._runner.begin(self, job)
