@@ -81,7 +81,11 @@ class CoroutineRunner:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        job.awaited.abandon()
+        if not job.awaited.abandon():
+            # Its coroutine is still running: all that can be done is to let go of it.
+            self._leave(job)
+            Answer(slot.channel, job).ready()
+            return
         self._go_on(slot, job, None, Cancelled("the client has left"))
 
     def _go_on(
@@ -156,6 +160,7 @@ class CoroutineRunner:
         obstacle = job.context.run(self._parking.leave, job)
         if obstacle is not None:
             return obstacle
+        suspend.prepare(job, job.coroutine)
         job.awaited = suspend
         request = job.request
         self._parked[request] = job
@@ -165,7 +170,7 @@ class CoroutineRunner:
             # The gateway never got it, so nobody will ever resume it.
             self._parked.pop(request, None)
             raise
-        suspend.parked(job)
+        suspend.parked()
         return None
 
     def _answer(self, answer: Answer, job: Job, response: AppResponse) -> None:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
-
+from layby._answer import Answer
 from layby._channel import Closed
 from layby._drive import wait_in_place
 from layby._exceptions import Cancelled
@@ -100,13 +100,18 @@ class GreenletRunner:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        job.awaited.abandon()
-        _switch(job, None)
+        if job.awaited.abandon():
+            _switch(job, None)
+            return
+        # A coroutine that it steps is still running elsewhere: nothing of it may be run.
+        self._hubs[slot.number].stuck.append(job)
+        job.end()
+        Answer(slot.channel, job).ready()
 
     def close(self, slot: Slot) -> None:
         """End what is parked on this slot: no other thread can."""
         tls.park = None
-        hub = self._hubs.pop(slot.number, None)
+        hub = self._hubs.get(slot.number)
         if hub is None:
             return
         for job in list(hub.parked.values()):
@@ -120,6 +125,7 @@ class GreenletRunner:
                 tls.job = None
         while hub.idle:
             hub.idle.pop().throw()
+        del self._hubs[slot.number]
 
     def _carry(self, work: tuple[Slot, _Hub, Job]) -> BaseException | None:
         """What every greenlet runs: one request after the other.
@@ -141,7 +147,7 @@ class GreenletRunner:
             hub.idle.append(carrier)
             # An idle greenlet keeps nothing of its last request alive.
             del work, job, carrier
-            work = hub.greenlet.switch()
+            work = hub.greenlet.switch(None)
 
     def _wait(
         self,
@@ -157,6 +163,7 @@ class GreenletRunner:
             obstacle = self._parking.leave(job)
         if obstacle is not None:
             return wait_in_place(slot, job, suspend, stepped, obstacle.reason, obstacle.detail)
+        suspend.prepare(job, stepped)
         hub = self._hubs[slot.number]
         job.awaited = suspend
         hub.add(job)
@@ -170,8 +177,8 @@ class GreenletRunner:
             # The gateway never got it, so nobody will ever resume it.
             hub.remove(job)
             raise slot.lost(job, error) from error
-        suspend.parked(job)
-        value = hub.greenlet.switch()
+        suspend.parked()
+        value = hub.greenlet.switch(None)
         # Before anything else, also for a request that is being ended: its `finally`
         # blocks need their state.
         self._parking.enter(job)
@@ -197,6 +204,8 @@ class _Hub:
         self.greenlet = getcurrent()
         self.parked: dict[int, Job] = {}
         self.idle: list[greenlet] = []
+        # Never to go on. Dropped, they would be run to their end.
+        self.stuck: list[Job] = []
 
     def add(self, job: Job) -> None:
         self.parked[job.request] = job

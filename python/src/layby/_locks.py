@@ -51,7 +51,7 @@ def watch() -> None:
         made[lock] = _source.application_line()
         return lock
 
-    threading.RLock = make  # type: ignore[assignment, misc]
+    threading.RLock = make  # type: ignore[assignment]
 
 
 def held() -> list[str]:

@@ -12,12 +12,13 @@ import asyncio
 import json as jsonlib
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from enum import Enum
 from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar
 
-from layby import _drive, _exceptions, _request, _source, _urls, _wire
+from layby import _drive, _exceptions, _job, _request, _source, _urls, _wire
 from layby._direct import Failure
 from layby._exceptions import Error, FetchError, NotInASlot
 from layby._job import Suspend, tls
@@ -488,7 +489,16 @@ class PlanWait(Suspend):
 
 
 def run_outside(root: Gather) -> list[Outcome]:
-    """Run a plan that no gateway is there for."""
+    """Run a plan that no gateway is there for.
+
+    Raises `NotInASlot` on a thread that the application started in a worker: its fetches
+    would go around the gateway, its policy and its metrics.
+    """
+    if _job.in_worker and threading.current_thread() is not threading.main_thread():
+        raise NotInASlot(
+            "this thread is no slot: wait in the view itself, and use gather for what is to run"
+            " side by side"
+        )
     # Here and not above: it is built on the things of this module.
     from layby import _outside
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
-from layby._job import Job, Reason, Suspend, slot_closers, slot_openers, tls
+from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
     FLAG_LOCAL,
@@ -99,6 +99,7 @@ class Slot:
         runner: Runner,
         parking: ParkingRunner | None,
         on_request: Callable[[], None] | None = None,
+        process: Process | None = None,
     ) -> None:
         self.number = number
         self.channel = channel
@@ -109,6 +110,7 @@ class Slot:
         # The same runner, if its requests park.
         self._parking = parking
         self._on_request = on_request
+        self._process = process
         self._broken = False
         self._environ: dict[str, Any] = {
             "wsgi.version": (1, 0),
@@ -183,6 +185,7 @@ class Slot:
             slot=self.number,
         )
         job.body = file
+        job.process = self._process
         if self._on_request is not None:
             self._on_request()
         tls.job = job
