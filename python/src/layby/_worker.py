@@ -263,10 +263,14 @@ class Worker:
         for thread in self._slots:
             thread.join(max(0.0, deadline - time.monotonic()))
         stuck = [thread.name for thread in self._slots if thread.is_alive()]
-        status = 0 if self._draining and not stuck else 1
+        # The gateway ends the control connection when nothing is left to be done here.
+        drained = self._lost and self._draining and not stuck
+        status = 0 if drained else 1
+        if self._control is not None:
+            self._control.shut()
         if stuck:
             log.error("ended while %s still ran", ", ".join(stuck))
-        if stuck or not self._draining:
+        if not drained:
             # Nothing of ours runs after this: parked requests are lost anyway, and what their
             # coroutines would do while the interpreter is torn down is anyone's guess.
             atexit.register(_leave_at_once, status)
