@@ -381,16 +381,16 @@ def test_a_socket_of_its_own_is_warned_of(pair: Pair) -> None:
         ({"LAYBY_LINK": "tcp://x:1"}, "plain", 1, "unix:PATH, the link of `layby serve`, not tcp"),
         ({"LAYBY_WORKERS_MODE": "fast"}, "plain", 1, "LAYBY_WORKERS_MODE must be auto,"),
         ({"LAYBY_WORKERS_MODE": "coroutine"}, "plain", 3, "needs Django's own WSGI application"),
-        ({}, "broken", 3, "RuntimeError: the shop burnt down"),
     ],
 )
 def test_a_start_that_cannot_succeed_ends_it(
     pair: Pair, environment: dict[str, str], app: str, status: int, why: str
 ) -> None:
-    gunicorn = pair.gunicorn(app=app, environment=environment)
+    # Gunicorn trips over two that fail at once.
+    gunicorn = pair.gunicorn(configuration="bind = []\n", app=app, environment=environment)
     assert gunicorn.wait() == status
     assert why in gunicorn.log
-    assert ("Traceback" in gunicorn.log) == (app == "broken")
+    assert "Traceback" not in gunicorn.log
 
 
 @story(60)
@@ -405,6 +405,6 @@ async def test_a_gateway_that_refuses_it_ends_it(pair: Pair) -> None:
 
     server = await asyncio.start_unix_server(refuse, pair.link)
     async with server:
-        gunicorn = pair.gunicorn()
+        gunicorn = pair.gunicorn(configuration="bind = []\n")
         assert await asyncio.to_thread(gunicorn.wait) == 3
     assert "refused by the gateway: speaks version 2" in gunicorn.log
