@@ -155,7 +155,11 @@ class Obstacle:
 
 
 class AppResponse(Protocol):
-    """What a coroutine application returns."""
+    """What a coroutine application returns.
+
+    It may have an attribute `filelike`: something that, read, gives the same bytes as
+    iterating. If there is a file on disk in it, the gateway reads that itself.
+    """
 
     status: str
     """Status line without the version: "200 OK"."""

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 from layby import _plan
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
+from layby._files import FileWrapper
 from layby._job import Job, Reason, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
@@ -38,7 +39,6 @@ from layby._wire import (
     encode,
     fill_environ,
 )
-from layby._wsgi import FileWrapper
 
 log = logging.getLogger("layby")
 

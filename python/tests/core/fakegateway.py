@@ -171,6 +171,21 @@ class Connection:
             self.expect("READY")
         return first, body
 
+    def file_answer(self) -> tuple[Frame, int, int, int]:
+        """An answer whose body is a part of a file: descriptor, offset and length."""
+        data, ancillary, _, _ = self.socket.recvmsg(24, socket.CMSG_SPACE(4))
+        kind, flags, aux, head, body, request, epoch = HEADER.unpack(data)
+        assert (TYPES[kind], flags & FD, flags & MORE, body) == ("ANSWER", FD, 0, 16)
+        [(_, _, rights)] = ancillary
+        [descriptor] = array.array("i", rights)
+        frame = Frame(
+            "ANSWER", flags, aux, request, epoch, self._exactly(head), self._exactly(body)
+        )
+        offset, length = struct.unpack(">QQ", frame.body)
+        if not flags & READY:
+            self.expect("READY")
+        return frame, descriptor, offset, length
+
     def close(self) -> None:
         self.socket.close()
 
