@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from layby._answer import Answer
+from layby._body import LazyBody
 from layby._channel import Closed
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
@@ -72,6 +73,9 @@ class WsgiRunner:
         answer = _WsgiAnswer(slot.channel, job)
         result: Iterable[bytes] | None = None
         try:
+            if isinstance(job.body, LazyBody) and "CONTENT_LENGTH" not in job.environ:
+                # Without one applications take it that there is no body.
+                job.body.wait()
             result = self._app(job.environ, answer.start_response)
             kind = type(result)
             if kind is list or kind is tuple:
