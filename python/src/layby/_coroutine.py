@@ -85,7 +85,11 @@ class CoroutineRunner:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        job.awaited.abandon()
+        if not job.awaited.abandon():
+            # Its coroutine is still running: all that can be done is to let go of it.
+            self._leave(job)
+            Answer(slot.channel, job).ready()
+            return
         self._enter(job)
         self._step(slot, job, None, Cancelled("the client has left"))
 
@@ -172,6 +176,7 @@ class CoroutineRunner:
         frame = encode(
             PARK, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body
         )
+        suspend.prepare(job, job.coroutine)
         for hook in on_leave:
             job.context.run(hook, job)
         self._locals.leave(job)
@@ -184,7 +189,7 @@ class CoroutineRunner:
             # The gateway never got it, so nobody will ever resume it.
             self._parked.pop(request, None)
             raise
-        suspend.parked(job)
+        suspend.parked()
 
     def _answer(self, answer: Answer, job: Job, response: AppResponse) -> None:
         """Send what the application returned; in the job's context, for it may be lazy."""

@@ -38,6 +38,7 @@ class Job:
         "epoch",
         "inline",
         "locals",
+        "process",
         "request",
         "scratch",
         "shields",
@@ -60,6 +61,8 @@ class Job:
         self.cancelled = False
         # Depth of `with layby.shield()`.
         self.shields = 0
+        # The way to ask the gateway for more than a slot's frames can; None in tests.
+        self.process: Process | None = None
         # Room for integrations.
         self.scratch: dict[str, Any] = {}
         # Why it cannot park now, innermost last; not empty means: wait in place.
@@ -86,7 +89,7 @@ class Suspend(ABC):
 
     Whoever steps the coroutine sends back in what came of it, or throws. How that is
     waited for is up to the stepper, and all that it needs for it is here: a park (`encode`,
-    `parked`, then `decode` or `abandon`), a wait in place (`encode`, and `decode`), or
+    `prepare`, `parked`, then `decode` or `abandon`), a wait in place (`encode`, and `decode`), or
     no gateway at all (`outside`). The family is closed: `_plan.PlanWait` (a plan, run by the
     gateway), `_local.LocalWait` (something in this process, flag LOCAL) and the
     request's body (flag LAZY).
@@ -123,11 +126,34 @@ class Suspend(ABC):
         coroutine that yielded this; None for code that just calls.
         """
 
-    def parked(self, job: Job) -> None:  # noqa: B027 - most have nothing to do
-        """PARK is out. `job` may have been resumed or cancelled by now, on another thread."""
+    def prepare(self, job: Job, stepped: Coroutine[Any, Any, Any] | None) -> None:  # noqa: B027
+        """`job` is about to park: note what of it is needed later.
 
-    def abandon(self) -> None:  # noqa: B027 - most have nothing here
-        """The parked request is cancelled: end what still runs for it here, and wait for that."""
+        After PARK it belongs to another thread.
+        """
+
+    def parked(self) -> None:  # noqa: B027 - most have nothing to do
+        """PARK is out. The request may have been resumed or cancelled by now, elsewhere."""
+
+    def abandon(self) -> bool:
+        """The parked request is cancelled: end what still runs for it here, and wait for that.
+
+        False when that will not end: then nothing of the request may be run any more.
+        """
+        return True
+
+
+class Process(Protocol):
+    """What a worker can say on its control connection about a request parked LOCAL.
+
+    Both may be called on any thread, and do nothing once the gateway is gone.
+    """
+
+    def want(self, request: int, epoch: int) -> None:
+        """It can go on: let it resume."""
+
+    def call(self, request: int, epoch: int, number: int) -> None:
+        """It wants a slot for something of its own, known by `number`."""
 
 
 class Waiter(Protocol):

@@ -22,7 +22,7 @@ from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
-from layby._job import Job, Reason, Suspend, slot_closers, slot_openers, tls
+from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
     FLAG_LAZY,
@@ -98,6 +98,7 @@ class Slot:
         runner: Runner,
         parking: ParkingRunner | None,
         on_request: Callable[[], None] | None = None,
+        process: Process | None = None,
     ) -> None:
         self.number = number
         self.channel = channel
@@ -108,6 +109,7 @@ class Slot:
         # The same runner, if its requests park.
         self._parking = parking
         self._on_request = on_request
+        self._process = process
         self._broken = False
         self._environ: dict[str, Any] = {
             "wsgi.version": (1, 0),
@@ -181,6 +183,7 @@ class Slot:
             slot=self.number,
         )
         job.body = environ["wsgi.input"] if frame.flags & FLAG_LAZY else file
+        job.process = self._process
         if self._on_request is not None:
             self._on_request()
         tls.job = job

@@ -30,7 +30,19 @@ from layby._coroutine import CoroutineRunner
 from layby._exceptions import AsgirefUnsupported
 from layby._locals import ThreadLocals, UnknownLocal
 from layby._slot import Runner, Slot, Welcome
-from layby._wire import BYE, DRAIN, GRANT, HELLO, REFUSED, WELCOME, Frame, WireError, encode
+from layby._wire import (
+    BYE,
+    CALL,
+    DRAIN,
+    GRANT,
+    HELLO,
+    REFUSED,
+    WANT,
+    WELCOME,
+    Frame,
+    WireError,
+    encode,
+)
 from layby._wsgi import WsgiRunner
 
 log = logging.getLogger("layby")
@@ -70,6 +82,34 @@ def main(arguments: list[str] | None = None) -> int:
         return error.status
 
 
+class Voice:
+    """What this process says on its control connection, from whatever thread."""
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        # Reentrant, because a signal may come while its own thread is sending.
+        self._lock = threading.RLock()
+
+    def bye(self) -> None:
+        """Ask for a drain."""
+        self._send(encode(BYE))
+
+    def want(self, request: int, epoch: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(WANT, request=request, epoch=epoch))
+
+    def call(self, request: int, epoch: int, number: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(CALL, request=request, epoch=epoch, aux=number))
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            with self._lock:
+                self._control.send(frame)
+        except Closed:
+            pass  # Who reads from it finds that out.
+
+
 class Worker:
     """The process as the gateway sees it: its control connection and its slots.
 
@@ -98,6 +138,7 @@ class Worker:
         self._slots: dict[threading.Thread, Slot] = {}
         # There once the gateway knows of this process: after HELLO.
         self._control: Channel | None = None
+        self._voice: Voice | None = None
         # Both there once the gateway said welcome.
         self._welcome: Welcome | None = None
         self._runner: Runner | None = None
@@ -165,14 +206,11 @@ class Worker:
 
         False when it has been asked before, or does not know of this process: it is of no use.
         """
-        if self._control is None or self._asked_to_drain:
+        if self._voice is None or self._asked_to_drain:
             return False
         self._asked_to_drain = True
         if not self._draining:
-            try:
-                self._control.send(encode(BYE))
-            except Closed:
-                pass  # Who reads from it finds that out.
+            self._voice.bye()
         return True
 
     def _lose(self, error: Closed | WireError) -> None:
@@ -198,7 +236,7 @@ class Worker:
         ours = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         control.send(encode(HELLO, head=json.dumps(hello).encode()))
-        self._control = control
+        self._control, self._voice = control, Voice(control)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         frame, _ = control.receive()
         if frame.type == REFUSED:
@@ -249,6 +287,7 @@ class Worker:
             runner=runner,
             parking=runner if isinstance(runner, CoroutineRunner) else None,
             on_request=self._on_request,
+            process=self._voice,
         )
         # Daemons, because one that is stuck must not keep the process from ending.
         thread = threading.Thread(target=slot.run, name=f"layby-slot-{number}", daemon=True)
