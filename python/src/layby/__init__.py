@@ -10,6 +10,7 @@ the fetch in place.
 __version__ = "0.1.0"
 
 from layby._exceptions import (
+    BodyNotReady,
     Cancelled,
     ConnectError,
     Error,
@@ -39,8 +40,10 @@ from layby._plan import (
     sleep,
 )
 from layby._response import Headers, Response
+from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [
+    "BodyNotReady",
     "Cancelled",
     "ConnectError",
     "Error",
@@ -57,6 +60,7 @@ __all__ = [
     "Timeout",
     "TooLarge",
     "UnusedWarning",
+    "body_ready",
     "delete",
     "gather",
     "get",
@@ -66,6 +70,7 @@ __all__ = [
     "patch",
     "post",
     "put",
+    "read_uploaded_file",
     "request",
     "shield",
     "sleep",

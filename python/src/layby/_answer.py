@@ -11,12 +11,15 @@ import logging
 import re
 from http import HTTPStatus
 
+from layby import _files
 from layby._channel import Channel
 from layby._job import Job
 from layby._wire import (
     ANSWER,
     BODY,
+    FILE_PART,
     FLAG_BROKEN,
+    FLAG_FD,
     FLAG_MORE,
     FLAG_READY,
     HEADER,
@@ -60,7 +63,7 @@ _MAX_KNOWN_NAMES = 1024
 
 
 class Answer:
-    """An answer: `begin`, then `write` and `end`, or `whole`; last of all `ready`."""
+    """An answer: `begin`, then `whole`, or `file`, or `write` and `end`; last of all `ready`."""
 
     __slots__ = (
         "_bodyless",
@@ -163,6 +166,38 @@ class Answer:
         self.end()
         if ready:
             self.ready()
+
+    def file(self, body: object) -> bool:
+        """Have the gateway read the body, if it is a file on disk. False when it must be read.
+
+        That is from the file's position on, as many bytes as Content-Length says; the rest
+        of the file without one.
+        """
+        if self._head is None or self.sent or self._bodyless or self._job.cancelled:
+            return False
+        part = _files.part_of(body)
+        if part is None:
+            return False
+        length = part.length if self._left is None else self._left
+        # A file that says it is empty may have content all the same (those in /proc do),
+        # and one shorter than its Content-Length is seen to where it is read.
+        if not length or length > part.length:
+            return False
+        if self._left is None:
+            self._head += b"Content-Length\0%d\0" % length
+        job = self._job
+        frame = encode(
+            ANSWER,
+            flags=FLAG_FD,
+            aux=self._code,
+            request=job.request,
+            epoch=job.epoch,
+            head=self._head,
+            body=FILE_PART.pack(part.offset, length),
+        )
+        self._channel.send_file(frame, part.descriptor)
+        self.sent = self.ended = True
+        return True
 
     def end(self) -> None:
         """The body is over. It is cut, for the client to see, if more was promised."""

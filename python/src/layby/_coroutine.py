@@ -186,7 +186,7 @@ class CoroutineRunner:
                     response.close()
                     close = None
                     answer.whole(body, ready=True)
-                else:
+                elif not answer.file(getattr(response, "filelike", None)):
                     for chunk in response:
                         if not answer.write(chunk):
                             break

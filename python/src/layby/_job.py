@@ -11,13 +11,14 @@ at every park and resume, so their functions must be cheap and must not raise.
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar, Literal, Protocol
+from typing import IO, Any, BinaryIO, ClassVar, Literal, Protocol
 
 from layby._wire import Frame
 
@@ -79,8 +80,8 @@ class Job:
         self.locals: dict[str, dict[str, Any]] = {}
         # What it waits for while it is parked.
         self.awaited: Suspend | None = None
-        # The request's body when it came as a file.
-        self.body: BinaryIO | None = None
+        # The request's body when it came as a file, or may still come.
+        self.body: IO[bytes] | io.IOBase | None = None
 
     def end(self) -> None:
         """The request is over: close what was opened for it."""
@@ -234,7 +235,11 @@ class Obstacle:
 
 
 class AppResponse(Protocol):
-    """What a coroutine application returns."""
+    """What a coroutine application returns.
+
+    It may have an attribute `filelike`: something that, read, gives the same bytes as
+    iterating. If there is a file on disk in it, the gateway reads that itself.
+    """
 
     status: str
     """Status line without the version: "200 OK"."""

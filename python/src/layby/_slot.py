@@ -19,11 +19,14 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
+from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
+from layby._files import FileWrapper
 from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
+    FLAG_LAZY,
     FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
@@ -40,7 +43,6 @@ from layby._wire import (
     encode,
     fill_environ,
 )
-from layby._wsgi import FileWrapper
 
 log = logging.getLogger("layby")
 
@@ -118,7 +120,7 @@ class Slot:
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
-            # The whole body is there, and its end is the end of the input.
+            # The whole body is there, or comes whole; its end is the end of the input.
             "wsgi.input_terminated": True,
             "wsgi.file_wrapper": FileWrapper,
         }
@@ -184,7 +186,7 @@ class Slot:
             context=self._context if self._parking is None else Context(),
             slot=self.number,
         )
-        job.body = file
+        job.body = environ["wsgi.input"] if frame.flags & FLAG_LAZY else file
         job.process = self._process
         if self._on_request is not None:
             self._on_request()
@@ -198,6 +200,11 @@ class Slot:
     def _environ_of(self, frame: Frame, file: BinaryIO | None) -> dict[str, Any]:
         environ = self._environ.copy()
         fill_environ(environ, frame.head, frame.aux)
+        if frame.flags & FLAG_LAZY:
+            if file is not None or frame.body:
+                raise WireError("body", f"{frame!r} with a body that is to come later")
+            environ["wsgi.input"] = LazyBody(environ)
+            return environ
         environ["wsgi.input"] = file or io.BytesIO(frame.body)
         length = int(environ.get("CONTENT_LENGTH") or 0)
         if length != (os.fstat(file.fileno()).st_size if file else len(frame.body)):

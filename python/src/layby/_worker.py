@@ -332,10 +332,14 @@ class Worker:
         for thread in self._slots:
             thread.join(max(0.0, deadline - time.monotonic()))
         stuck = [thread.name for thread in self._slots if thread.is_alive()]
-        status = 0 if self._draining and not stuck else 1
+        # The gateway ends the control connection when nothing is left to be done here.
+        drained = self._lost and self._draining and not stuck
+        status = 0 if drained else 1
+        if self._control is not None:
+            self._control.shut()
         if stuck:
             log.error("ended while %s still ran", ", ".join(stuck))
-        if stuck or not self._draining:
+        if not drained:
             # Nothing of ours runs after this: parked requests are lost anyway, and what their
             # coroutines would do while the interpreter is torn down is anyone's guess.
             atexit.register(_leave_at_once, status)
@@ -483,15 +487,20 @@ def _path(link: str) -> str:
 def set_up_log(*handlers: logging.Handler, level: int = logging.INFO) -> None:
     """Make sure that our own lines are seen, whatever the application did to logging.
 
-    By the handlers given, else on stderr, unless the application has handlers for them.
+    By the handlers given, which are the server's own, else on stderr; unless the application
+    has handlers of its own for them.
     """
     # Django's LOGGING disables loggers that were there before it, unless told otherwise.
     log.disabled = False
-    if not log.hasHandlers():
+    if handlers and not log.handlers:
+        for handler in handlers:
+            log.addHandler(handler)
+        # Not a second time by the handlers of the application's root logger.
+        log.propagate = False
+    elif not log.hasHandlers():
         own = logging.StreamHandler()
         own.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        for handler in handlers or (own,):
-            log.addHandler(handler)
+        log.addHandler(own)
     if log.level == logging.NOTSET:
         debug = os.environ.get("LAYBY_DEBUG") == "1"
         log.setLevel(logging.DEBUG if debug else level)
