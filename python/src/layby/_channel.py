@@ -46,6 +46,10 @@ class Channel:
             raise
         return cls(sock)
 
+    def fileno(self) -> int:
+        """The connection's descriptor, to wait on; frames may be buffered here before it."""
+        return self._socket.fileno()
+
     def receive(self) -> tuple[Frame, BinaryIO | None]:
         """The next frame, and its body when that came as a file.
 
@@ -85,6 +89,16 @@ class Channel:
                 sent = len(first)
             if sent < len(first) + len(second):
                 self._socket.sendall(memoryview(second)[sent - len(first) :])
+        except OSError as error:
+            raise Closed from error
+
+    def send_file(self, frame: bytes, descriptor: int) -> None:
+        """Send a frame with a descriptor, which may be closed once this returns."""
+        rights = array.array("i", [descriptor]).tobytes()
+        try:
+            sent = self._socket.sendmsg((frame,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights),))
+            if sent < len(frame):
+                self._socket.sendall(frame[sent:])
         except OSError as error:
             raise Closed from error
 

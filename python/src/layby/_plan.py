@@ -11,18 +11,21 @@ from __future__ import annotations
 import asyncio
 import json as jsonlib
 import math
+import os
+import threading
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from enum import Enum
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar
 
-from layby import _exceptions, _request, _source, _urls, _wire
+from layby import _drive, _exceptions, _job, _request, _source, _urls, _wire
 from layby._direct import Failure
 from layby._exceptions import Error, FetchError, NotInASlot
 from layby._job import Suspend, tls
 from layby._request import Content, HeaderTypes
 from layby._response import Response
 from layby._urls import Params
+from layby._wire import Frame, WireError
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -81,11 +84,10 @@ class Thing(Generic[T_co]):
                     elif asyncio._get_running_loop() is not None:
                         # Inside an asyncio.run() of a view: that loop steps us, and it
                         # knows nothing of parking.
-                        outcomes = waiter.wait_in_place(
-                            job, root, "unsupported", _source.application_line()
-                        )
+                        wait = PlanWait(root, _source.application_line())
+                        outcomes = waiter.wait_in_place(job, wait, "unsupported")
                     else:
-                        outcomes = yield Suspend(root, _source.application_line())
+                        outcomes = yield PlanWait(root, _source.application_line())
                 except BaseException:
                     root._drop()
                     raise
@@ -93,9 +95,11 @@ class Thing(Generic[T_co]):
         return self._outcome()
 
     def result(self) -> T_co:
-        """Wait for it, holding the slot (outside layby: do it now), and return its result.
+        """Wait for it, and return its result.
 
-        Raises `NotInASlot` under a running event loop, which this would block.
+        Parks in greenlet mode, else holds the slot; outside layby it is done now. Raises
+        `NotInASlot` under a running event loop, which this would block, and on threads of
+        a worker that are no slots.
         """
         if self._state is not _State.ENDED:
             if asyncio._get_running_loop() is not None:
@@ -104,13 +108,7 @@ class Thing(Generic[T_co]):
             root = self._root()
             if root._begin():
                 try:
-                    job, waiter = tls.job, tls.waiter
-                    if job is None or waiter is None:
-                        outcomes = run_outside(root)
-                    else:
-                        outcomes = waiter.wait_in_place(
-                            job, root, "mode", _source.application_line()
-                        )
+                    outcomes = _drive.wait(PlanWait(root, _source.application_line()))
                 except BaseException:
                     root._drop()
                     raise
@@ -445,14 +443,68 @@ class _Body:
         self.length = 0
 
 
-# Runs the plans that no gateway is there for in place of `_outside`: layby.testing's answers.
+class PlanWait(Suspend):
+    """Waits for a gather that the gateway runs; gives the outcomes of its things."""
+
+    __slots__ = ("gather",)
+
+    def __init__(self, gather: Gather, source: str) -> None:
+        super().__init__(source)
+        self.gather = gather
+
+    def encode(self, *, limit: int, hold: Mapping[str, str] | None = None) -> tuple[bytes, bytes]:
+        """The plan. Raises `TooLarge` when its bodies pass `limit` bytes."""
+        return encode(self.gather, limit=limit, hold=hold)
+
+    def decode(self, frame: Frame, file: BinaryIO | None) -> list[Outcome]:
+        """The outcomes that the results say."""
+
+        def read_file(offset: int, length: int) -> bytes:
+            assert file is not None
+            data = os.pread(file.fileno(), length, offset)
+            while len(data) < length:
+                more = os.pread(file.fileno(), length - len(data), offset + len(data))
+                if not more:
+                    raise ValueError("the file of the results is too short")
+                data += more
+            return data
+
+        def read_frame(offset: int, length: int) -> bytes:
+            data = frame.body[offset : offset + length]
+            if len(data) != length:
+                raise ValueError("the body of the results is too short")
+            return data
+
+        try:
+            return decode(frame.head, read_frame if file is None else read_file)
+        except (ValueError, KeyError, TypeError) as error:
+            raise WireError("head", f"{frame!r} with results that are none: {error!r}") from error
+        finally:
+            if file is not None:
+                file.close()
+
+    def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> list[Outcome]:
+        """The outcomes, by fetches of our own."""
+        return run_outside(self.gather)
+
+
+# Answers the plans that no gateway is there for, if set: layby.testing does.
 stand_in: Callable[[Gather], list[Outcome]] | None = None
 
 
 def run_outside(root: Gather) -> list[Outcome]:
-    """Run a plan that no gateway is there for."""
+    """Run a plan that no gateway is there for.
+
+    Raises `NotInASlot` on a thread that the application started in a worker: its fetches
+    would go around the gateway, its policy and its metrics.
+    """
     if stand_in is not None:
         return stand_in(root)
+    if _job.in_worker and threading.current_thread() is not threading.main_thread():
+        raise NotInASlot(
+            "this thread is no slot: wait in the view itself, and use gather for what is to run"
+            " side by side"
+        )
     # Here and not above: it is built on the things of this module.
     from layby import _outside
 

@@ -8,21 +8,26 @@ to the gateway in no other way than by what the runner sends last (READY or PARK
 from __future__ import annotations
 
 import contextvars
+import functools
 import io
 import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
-from layby import _plan
+from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
-from layby._job import Job, Reason, slot_closers, slot_openers, tls
+from layby._files import FileWrapper
+from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
+    FLAG_LAZY,
+    FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
     REFUSED,
@@ -38,24 +43,25 @@ from layby._wire import (
     encode,
     fill_environ,
 )
-from layby._wsgi import FileWrapper
 
 log = logging.getLogger("layby")
 
 
 class Runner(Protocol):
-    """What a mode does with a new request; every call ends with READY or PARK sent."""
+    """What a mode does with a new request; `begin` ends with READY or PARK sent."""
 
     parks: bool
 
+    def open(self, slot: Slot) -> None: ...
     def begin(self, slot: Slot, job: Job) -> None: ...
+    def close(self, slot: Slot) -> None: ...
 
 
 class ParkingRunner(Runner, Protocol):
     """A runner whose requests park."""
 
     def unpark(self, request: int, epoch: int) -> Job: ...
-    def resume(self, slot: Slot, job: Job, outcomes: list[_plan.Outcome]) -> None: ...
+    def resume(self, slot: Slot, job: Job, value: Any) -> None: ...
     def cancel(self, slot: Slot, job: Job) -> None: ...
 
 
@@ -94,6 +100,8 @@ class Slot:
         welcome: Welcome,
         runner: Runner,
         parking: ParkingRunner | None,
+        on_request: Callable[[], None] | None = None,
+        process: Process | None = None,
     ) -> None:
         self.number = number
         self.channel = channel
@@ -103,6 +111,8 @@ class Slot:
         self._runner = runner
         # The same runner, if its requests park.
         self._parking = parking
+        self._on_request = on_request
+        self._process = process
         self._broken = False
         self._environ: dict[str, Any] = {
             "wsgi.version": (1, 0),
@@ -110,7 +120,7 @@ class Slot:
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
-            # The whole body is there, and its end is the end of the input.
+            # The whole body is there, or comes whole; its end is the end of the input.
             "wsgi.input_terminated": True,
             "wsgi.file_wrapper": FileWrapper,
         }
@@ -120,6 +130,7 @@ class Slot:
         """The thread's life: open, serve until retired or closed, close."""
         tls.waiter = self
         try:
+            self._runner.open(self)
             self._run_openers()
             self.channel.send(encode(SLOT, aux=self.number, head=self._opening))
             while self._serve():
@@ -175,7 +186,10 @@ class Slot:
             context=self._context if self._parking is None else Context(),
             slot=self.number,
         )
-        job.body = file
+        job.body = environ["wsgi.input"] if frame.flags & FLAG_LAZY else file
+        job.process = self._process
+        if self._on_request is not None:
+            self._on_request()
         tls.job = job
         try:
             self._runner.begin(self, job)
@@ -186,6 +200,11 @@ class Slot:
     def _environ_of(self, frame: Frame, file: BinaryIO | None) -> dict[str, Any]:
         environ = self._environ.copy()
         fill_environ(environ, frame.head, frame.aux)
+        if frame.flags & FLAG_LAZY:
+            if file is not None or frame.body:
+                raise WireError("body", f"{frame!r} with a body that is to come later")
+            environ["wsgi.input"] = LazyBody(environ)
+            return environ
         environ["wsgi.input"] = file or io.BytesIO(frame.body)
         length = int(environ.get("CONTENT_LENGTH") or 0)
         if length != (os.fstat(file.fileno()).st_size if file else len(frame.body)):
@@ -194,12 +213,18 @@ class Slot:
         return environ
 
     def _resume(self, runner: ParkingRunner, frame: Frame, file: BinaryIO | None) -> None:
-        outcomes = _outcomes(frame, file)
-        job = runner.unpark(frame.request, frame.epoch)
+        try:
+            job = runner.unpark(frame.request, frame.epoch)
+        except WireError:
+            if file is not None:
+                file.close()
+            raise
+        assert job.awaited is not None
+        value = job.awaited.decode(frame, file)
         job.slot = self.number
         tls.job = job
         try:
-            runner.resume(self, job, outcomes)
+            runner.resume(self, job, value)
         finally:
             tls.job = None
         self._check()
@@ -214,24 +239,24 @@ class Slot:
             tls.job = None
         self._check()
 
-    def wait_in_place(
-        self, job: Job, gather: _plan.Gather, reason: Reason, source: str, detail: str = ""
-    ) -> list[_plan.Outcome]:
+    def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
         """See `_job.Waiter`."""
-        _note_wait(reason, source, detail)
-        head, body = _plan.encode(
-            gather, limit=self.max_plan, hold={"reason": reason, "source": source}
+        _note_wait(reason, suspend.source, detail)
+        head, body = suspend.encode(
+            limit=self.max_plan, hold={"reason": reason, "source": suspend.source}
         )
-        flags = FLAG_SHIELDED if job.shields else 0
+        flags = suspend.flags | (FLAG_SHIELDED if job.shields else 0)
         hold = encode(HOLD, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body)
         try:
             self.channel.send(hold)
+            if flags & FLAG_LOCAL:
+                return None
             while True:
                 frame, file = self.channel.receive()
                 if frame.type == RESULTS and frame.request == job.request:
                     if frame.epoch != job.epoch:
                         raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
-                    return _outcomes(frame, file)
+                    return suspend.decode(frame, file)
                 if frame.type == CANCEL and frame.request == job.request:
                     if frame.epoch != job.epoch:
                         raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
@@ -240,14 +265,20 @@ class Slot:
                 if frame.type != STOP:
                     raise WireError("kind", f"{frame!r} while waiting in place")
         except (Closed, WireError) as error:
-            # The application must not take this for a failure of its own call, or go on.
-            self._broken = True
-            job.cancelled = True
-            level = logging.ERROR if isinstance(error, WireError) else logging.DEBUG
-            log.log(level, "slot %d: lost while waiting in place: %r", self.number, error)
-            raise Cancelled("the gateway is gone") from error
+            raise self.lost(job, error) from error
         job.cancelled = True
         raise Cancelled("the client has left")
+
+    def lost(self, job: Job, error: Exception) -> Cancelled:
+        """The gateway is gone, in the middle of the job: what to raise in it.
+
+        The application must not take it for a failure of its own call, or go on.
+        """
+        self._broken = True
+        job.cancelled = True
+        level = logging.ERROR if isinstance(error, WireError) else logging.DEBUG
+        log.log(level, "slot %d: lost while waiting in place or parking: %r", self.number, error)
+        return Cancelled("the gateway is gone")
 
     def _check(self) -> None:
         if self._broken:
@@ -263,41 +294,15 @@ class Slot:
     def _run_closers(self) -> bool:
         """Close what this thread holds. False when something could not be closed."""
         done = True
-        for closer in slot_closers:
+        # First the requests that can only go on here: they may still use the rest.
+        closers: list[Callable[[], None]] = [functools.partial(self._runner.close, self)]
+        for closer in closers + slot_closers:
             try:
                 closer()
             except Exception as error:
                 done = False
                 log.error("slot %d: could not be closed", self.number, exc_info=error)
         return done
-
-
-def _outcomes(frame: Frame, file: BinaryIO | None) -> list[_plan.Outcome]:
-    """What the results in a RESUME or RESULTS say. WireError when they say nonsense."""
-
-    def read_file(offset: int, length: int) -> bytes:
-        assert file is not None
-        data = os.pread(file.fileno(), length, offset)
-        while len(data) < length:
-            more = os.pread(file.fileno(), length - len(data), offset + len(data))
-            if not more:
-                raise ValueError("the file of the results is too short")
-            data += more
-        return data
-
-    def read_frame(offset: int, length: int) -> bytes:
-        data = frame.body[offset : offset + length]
-        if len(data) != length:
-            raise ValueError("the body of the results is too short")
-        return data
-
-    try:
-        return _plan.decode(frame.head, read_frame if file is None else read_file)
-    except (ValueError, KeyError, TypeError) as error:
-        raise WireError("head", f"{frame!r} with results that are none: {error!r}") from error
-    finally:
-        if file is not None:
-            file.close()
 
 
 _noted: set[tuple[str, str]] = set()

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from os.path import dirname, join, realpath
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from layby import _plan, _request, _source
 from layby._drive import drive
 from layby._exceptions import FetchError, TooLarge
-from layby._job import in_slot, tls
+from layby._job import Suspend, in_slot, tls
 from layby._plan import Fetch, Sleep, Thing
 from layby._response import Response
-from layby._slot import _note_wait
+from layby._wire import FLAG_LOCAL, Frame, WireError
 
 T = TypeVar("T")
 
@@ -173,7 +174,26 @@ def note_real_call(why: object) -> None:
     """Count a request of a slot that the library makes itself."""
     job, waiter = tls.job, tls.waiter
     if job is not None and waiter is not None:
-        _note_wait("unsupported", _source.application_line(), f"the real call is made for {why}")
+        waiter.wait_in_place(
+            job, _RealCall(_source.application_line()), "unsupported", f"the real call for {why}"
+        )
+
+
+class _RealCall(Suspend):
+    """What the library does itself meanwhile; the gateway is only told that the slot is held."""
+
+    __slots__ = ()
+
+    flags = FLAG_LOCAL
+
+    def encode(self, *, limit: int, hold: Mapping[str, str] | None = None) -> tuple[bytes, bytes]:
+        return json.dumps({"hold": hold}).encode(), b""
+
+    def decode(self, frame: Frame, file: BinaryIO | None) -> None:
+        raise WireError("kind", f"{frame!r} for a call that the gateway does not make")
+
+    def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> None:
+        """The library does it."""
 
 
 async def _awaited(thing: Thing[T]) -> T:

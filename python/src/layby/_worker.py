@@ -9,7 +9,9 @@ usage, 3 the application cannot be imported, 4 refused by the gateway.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -19,19 +21,40 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
-from layby import __version__
+from layby import __version__, _job, _locks, _stacks
 from layby._channel import Channel, Closed
 from layby._coroutine import CoroutineRunner
 from layby._exceptions import AsgirefUnsupported
 from layby._locals import ThreadLocals, UnknownLocal
-from layby._slot import Runner, Slot, Welcome
-from layby._wire import BYE, DRAIN, GRANT, HELLO, REFUSED, WELCOME, WireError, encode
+from layby._slot import ParkingRunner, Runner, Slot, Welcome
+from layby._wire import (
+    BYE,
+    CALL,
+    DRAIN,
+    GRANT,
+    HELLO,
+    REFUSED,
+    STACK,
+    WANT,
+    WELCOME,
+    Frame,
+    WireError,
+    encode,
+)
 from layby._wsgi import WsgiRunner
 
 log = logging.getLogger("layby")
+
+# Libraries whose connections and views must be known of before a request parks.
+_INTEGRATIONS = {
+    "sqlalchemy": "layby.sqlalchemy",
+    "psycopg": "layby._psycopg",
+    "flask": "layby._flask",
+}
 
 # How long a gateway that is being started is waited for, in seconds.
 _CONNECT_PATIENCE = 30.0
@@ -50,61 +73,173 @@ class StartError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker until it is drained; returns the exit status."""
     options = _parse(arguments)
+    # Before the application is imported, and makes its own.
+    _locks.watch_if_wanted()
     # Applications in the current directory can be imported, however this was started.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         app = _import_app(options.app)
-        _set_up_log()
-        mode, handler = _choose_mode(app, options.app, options.mode)
-        worker = Worker(options, mode, handler)
+        set_up_log()
+        mode, runs = choose_mode(app, options.app, options.mode)
+        worker = Worker(
+            link=options.link, threads=options.threads, name=options.app, mode=mode, app=runs
+        )
+        _handle_signals(worker)
         return worker.run()
     except StartError as error:
-        _set_up_log()
+        set_up_log()
         log.critical("%s", error)
         return error.status
 
 
-class Worker:
-    """The process as the gateway sees it: its control connection and its slots."""
+class Voice:
+    """What this process says on its control connection, from whatever thread."""
 
-    def __init__(self, options: argparse.Namespace, mode: str, app: Any) -> None:
-        self._options = options
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        # Reentrant, because a signal may come while its own thread is sending.
+        self._lock = threading.RLock()
+
+    def bye(self) -> None:
+        """Ask for a drain."""
+        self._send(encode(BYE))
+
+    def want(self, request: int, epoch: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(WANT, request=request, epoch=epoch))
+
+    def call(self, request: int, epoch: int, number: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(CALL, request=request, epoch=epoch, aux=number))
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            with self._lock:
+                self._control.send(frame)
+        except Closed:
+            pass  # Who reads from it finds that out.
+
+
+class Worker:
+    """The process as the gateway sees it: its control connection and its slots.
+
+    `run` is its whole life. Who has a loop of its own calls `connect`, `join`, `obey` for
+    as long as it returns True, and `end`; `fileno` can be waited on in between.
+    """
+
+    def __init__(
+        self,
+        *,
+        link: str,
+        threads: int,
+        name: str,
+        mode: str,
+        app: Any,
+        on_request: Callable[[], None] | None = None,
+    ) -> None:
+        self._link = _path(link)
+        self._threads = threads
+        self._name = name
         self._mode = mode
         self._app = app
+        # Called on the slot's thread for every new request.
+        self._on_request = on_request
         self._token = os.environ.get("LAYBY_TOKEN", "")
         self._slots: dict[threading.Thread, Slot] = {}
         # There once the gateway knows of this process: after HELLO.
         self._control: Channel | None = None
+        self._voice: Voice | None = None
         # Both there once the gateway said welcome.
         self._welcome: Welcome | None = None
         self._runner: Runner | None = None
         self._draining = False
-        self._asked_to_end = False
+        self._asked_to_drain = False
+        self._lost = False
 
     def run(self) -> int:
-        """Join the gateway and serve until it lets go."""
-        self._handle_signals()
-        control = _connect(self._options.link)
+        """Join the gateway and serve until it lets go; the exit status."""
+        self.join(self._connect_patiently())
+        while self.obey():
+            pass
+        return self.end()
+
+    def connect(self) -> Channel:
+        """A connection to the gateway; OSError while there is none."""
+        return Channel.connect(self._link)
+
+    def _connect_patiently(self) -> Channel:
+        deadline = time.monotonic() + _CONNECT_PATIENCE
+        waited = False
+        while True:
+            try:
+                return self.connect()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise StartError(f"no gateway at {self._link}: {error}", status=4) from error
+            if not waited:
+                waited = True
+                log.info("waiting for a gateway at %s", self._link)
+            time.sleep(0.2)
+
+    def join(self, control: Channel) -> None:
+        """Say hello. StartError when the gateway refuses this worker."""
         try:
             self._join(control)
-            self._serve(control)
-        except Closed:
-            self._draining = self._draining or self._asked_to_end
-            if not self._draining:
-                log.error("the gateway is gone")
-        except WireError as error:
+        except (Closed, WireError) as error:
+            self._lose(error)
+
+    def fileno(self) -> int:
+        """Readable when `obey` has something to do."""
+        assert self._control is not None
+        return self._control.fileno()
+
+    def obey(self, *, wait: bool = True) -> bool:
+        """Do what the gateway says next, or, without `wait`, all that it has said by now.
+
+        False when the control connection has ended, and with it the worker's work.
+        """
+        control = self._control
+        if self._lost or control is None:
+            return False
+        try:
+            if wait:
+                self._do(control.receive()[0])
+            else:
+                while (frame := control.poll()) is not None:
+                    self._do(frame)
+        except (Closed, WireError) as error:
+            self._lose(error)
+        return not self._lost
+
+    def ask_to_drain(self) -> bool:
+        """Ask the gateway to take the slots back, once nothing is parked here.
+
+        False when it has been asked before, or does not know of this process: it is of no use.
+        """
+        if self._voice is None or self._asked_to_drain:
+            return False
+        self._asked_to_drain = True
+        if not self._draining:
+            self._voice.bye()
+        return True
+
+    def _lose(self, error: Closed | WireError) -> None:
+        self._lost = True
+        if isinstance(error, WireError):
             log.error("the gateway sent what it must not: %s", error)
             self._draining = False
-        return self._end()
+            return
+        self._draining = self._draining or self._asked_to_drain
+        if not self._draining:
+            log.error("the gateway is gone")
 
     def _join(self, control: Channel) -> None:
-        options = self._options
         hello = {
             "pid": os.getpid(),
-            "threads": options.threads,
+            "threads": self._threads,
             "mode": self._mode,
-            "app": options.app,
+            "app": self._name,
             "version": f"layby-python/{__version__}",
             "token": self._token,
         }
@@ -112,7 +247,8 @@ class Worker:
         ours = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         control.send(encode(HELLO, head=json.dumps(hello).encode()))
-        self._control = control
+        self._control, self._voice = control, Voice(control)
+        _job.in_worker = True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         frame, _ = control.receive()
         if frame.type == REFUSED:
@@ -126,31 +262,47 @@ class Worker:
         log.info("joined as process %d", welcome.process)
 
     def _make_runner(self, thread_locals: tuple[str, ...]) -> Runner:
-        if self._mode != "coroutine":
+        if self._mode == "wsgi":
             return WsgiRunner(self._app)
         try:
-            return CoroutineRunner(self._app, ThreadLocals.from_environment(thread_locals))
+            carried = ThreadLocals.from_environment(thread_locals)
         except UnknownLocal as error:
             raise StartError(str(error)) from error
+        if self._mode == "coroutine":
+            return CoroutineRunner(self._app, carried)
+        # Here and not above: greenlet is optional.
+        from layby._greenlet import GreenletRunner
 
-    def _serve(self, control: Channel) -> None:
-        while True:
-            frame, _ = control.receive()
-            if frame.type == GRANT:
-                self._start_slot(frame.aux)
-            elif frame.type == DRAIN:
-                self._draining = True
-                log.info("drain started")
-            elif frame.type == REFUSED:
-                reason = frame.head.decode("utf-8", "replace")
-                raise StartError(f"refused by the gateway: {reason}", status=4)
-            else:
-                raise WireError("kind", f"{frame!r} on the control connection")
+        return GreenletRunner(self._app, carried)
+
+    def _do(self, frame: Frame) -> None:
+        if frame.type == GRANT:
+            self._start_slot(frame.aux)
+        elif frame.type == DRAIN:
+            self._draining = True
+            log.info("drain started")
+        elif frame.type == STACK:
+            self._tell_stack(frame)
+        elif frame.type == REFUSED:
+            reason = frame.head.decode("utf-8", "replace")
+            raise StartError(f"refused by the gateway: {reason}", status=4)
+        else:
+            raise WireError("kind", f"{frame!r} on the control connection")
+
+    def _tell_stack(self, frame: Frame) -> None:
+        """Log what keeps a slot: the gateway waits for it."""
+        stacks = getattr(self._runner, "stacks", None)
+        parked = stacks(frame.aux) if stacks is not None else ()
+        why = frame.head.decode("utf-8", "replace")
+        for thread, slot in self._slots.items():
+            if slot.number == frame.aux and thread.is_alive():
+                told = _stacks.describe(thread.ident, parked)
+                log.warning("slot %d: %s\n%s", slot.number, why, told)
 
     def _start_slot(self, number: int) -> None:
         self._slots = {t: slot for t, slot in self._slots.items() if t.is_alive()}
         try:
-            channel = Channel.connect(_path(self._options.link))
+            channel = self.connect()
         except OSError as error:
             # The gateway goes down; the control connection will say so.
             log.error("slot %d: no connection: %s", number, error)
@@ -163,53 +315,58 @@ class Worker:
             channel=channel,
             welcome=welcome,
             runner=runner,
-            parking=runner if isinstance(runner, CoroutineRunner) else None,
+            parking=cast(ParkingRunner, runner) if runner.parks else None,
+            on_request=self._on_request,
+            process=self._voice,
         )
         # Daemons, because one that is stuck must not keep the process from ending.
         thread = threading.Thread(target=slot.run, name=f"layby-slot-{number}", daemon=True)
         self._slots[thread] = slot
         thread.start()
 
-    def _end(self) -> int:
-        """End the slots and then the process, even if some of them are stuck."""
+    def end(self) -> int:
+        """End the slots, and then the process, even if some of them are stuck; the exit status."""
         for slot in self._slots.values():
             slot.channel.shut()
         deadline = time.monotonic() + _GRACE
         for thread in self._slots:
             thread.join(max(0.0, deadline - time.monotonic()))
         stuck = [thread.name for thread in self._slots if thread.is_alive()]
-        status = 0 if self._draining and not stuck else 1
+        # The gateway ends the control connection when nothing is left to be done here.
+        drained = self._lost and self._draining and not stuck
+        status = 0 if drained else 1
+        if self._control is not None:
+            self._control.shut()
         if stuck:
             log.error("ended while %s still ran", ", ".join(stuck))
-        if stuck or not self._draining:
-            # Nothing runs after this: parked requests are lost anyway, and what their
+        if not drained:
+            # Nothing of ours runs after this: parked requests are lost anyway, and what their
             # coroutines would do while the interpreter is torn down is anyone's guess.
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            atexit.register(_leave_at_once, status)
         # Threads of the application's own may hold up the interpreter's exit.
-        timer = threading.Timer(_GRACE, os._exit, (status,))
+        timer = threading.Timer(_GRACE, _leave_at_once, (status,))
         timer.daemon = True
         timer.start()
         return status
 
-    def _handle_signals(self) -> None:
-        signal.signal(signal.SIGTERM, self._on_term)
-        # Ctrl-C reaches the whole process group; a supervising gateway sees to us then.
-        signal.signal(signal.SIGINT, signal.SIG_IGN if self._token else self._on_term)
 
-    def _on_term(self, number: int, _: FrameType | None) -> None:
-        control = self._control
-        if self._asked_to_end or control is None:
+def _leave_at_once(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _handle_signals(worker: Worker) -> None:
+    def on_term(number: int, _: FrameType | None) -> None:
+        if not worker.ask_to_drain():
             # Asked twice, or the gateway does not know of us: there is nothing to wait for.
             os._exit(128 + number)
-        self._asked_to_end = True
-        if not self._draining:
-            try:
-                control.send(encode(BYE))
-            except Closed:
-                pass  # The main thread finds that out by itself.
+
+    signal.signal(signal.SIGTERM, on_term)
+    # Ctrl-C reaches the whole process group; a supervising gateway sees to us then.
+    supervised = bool(os.environ.get("LAYBY_TOKEN"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else on_term)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -259,10 +416,8 @@ def _import_app(spec: str) -> Any:
     return app
 
 
-def _choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
+def choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
     """The mode and what it runs; logs which and why."""
-    if wanted == "greenlet":
-        raise StartError("mode greenlet is not available in this version")
     mode, runs, why = "wsgi", app, "as asked for"
     if wanted == "coroutine" and _is_coroutine_app(app):
         mode = "coroutine"
@@ -285,11 +440,27 @@ def _choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
             why = f"requests cannot park: {error}"
     elif wanted == "auto":
         why = "not Django's own WSGI application, so its requests wait in place"
-    if mode == "wsgi" and "django.conf" in sys.modules:
+    elif wanted == "greenlet":
+        if importlib.util.find_spec("greenlet") is None:
+            raise StartError(
+                "mode greenlet needs the package greenlet: pip install 'layby[greenlet]'"
+            )
+        if _is_coroutine_app(app):
+            raise StartError(f"mode greenlet needs a WSGI application, and {spec} is a coroutine")
+        mode = "greenlet"
+    if mode != "coroutine" and "django.conf" in sys.modules:
         # Its slots keep and close their database connections all the same.
-        importlib.import_module("layby.django").prepare()
+        importlib.import_module("layby.django").prepare(pinned=mode == "greenlet")
+    _integrate()
     log.info("mode %s for %s: %s", mode, spec, why)
     return mode, runs
+
+
+def _integrate() -> None:
+    """Hook into the libraries that the application has imported."""
+    for library, ours in _INTEGRATIONS.items():
+        if library in sys.modules:
+            importlib.import_module(ours).install()
 
 
 def _is_djangos_own(app: Any) -> bool:
@@ -309,33 +480,27 @@ def _django_app(app: Any) -> Any:
     return django.application(app)
 
 
-def _connect(link: str) -> Channel:
-    deadline = time.monotonic() + _CONNECT_PATIENCE
-    waited = False
-    while True:
-        try:
-            return Channel.connect(_path(link))
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise StartError(f"no gateway at {link}: {error}", status=4) from error
-        if not waited:
-            waited = True
-            log.info("waiting for a gateway at %s", link)
-        time.sleep(0.2)
-
-
 def _path(link: str) -> str:
     return link.removeprefix("unix:")
 
 
-def _set_up_log() -> None:
-    """Make sure that our own lines are seen, whatever the application did to logging."""
+def set_up_log(*handlers: logging.Handler, level: int = logging.INFO) -> None:
+    """Make sure that our own lines are seen, whatever the application did to logging.
+
+    By the handlers given, which are the server's own, else on stderr; unless the application
+    has handlers of its own for them.
+    """
     # Django's LOGGING disables loggers that were there before it, unless told otherwise.
     log.disabled = False
-    if not log.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        log.addHandler(handler)
+    if handlers and not log.handlers:
+        for handler in handlers:
+            log.addHandler(handler)
+        # Not a second time by the handlers of the application's root logger.
+        log.propagate = False
+    elif not log.hasHandlers():
+        own = logging.StreamHandler()
+        own.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        log.addHandler(own)
     if log.level == logging.NOTSET:
         debug = os.environ.get("LAYBY_DEBUG") == "1"
-        log.setLevel(logging.DEBUG if debug else logging.INFO)
+        log.setLevel(logging.DEBUG if debug else level)
