@@ -37,7 +37,6 @@ class Library(Protocol):
     Response: Any
     ByteStream: Any
     SyncByteStream: Any
-    RequestNotRead: Any
     HTTPTransport: Any
     ConnectError: Any
     ConnectTimeout: Any
@@ -138,12 +137,12 @@ class Sender:
         )
 
     def _body(self, request: Any) -> bytes:
-        try:
-            content: bytes = request.content
-        except self._library.RequestNotRead:
-            if not _transport.stands_in():
-                raise Unsupported("a request body from a file or a generator") from None
-            content = request.read()
+        # A request that follows a redirect has the stream and not its content.
+        if isinstance(request.stream, self._library.ByteStream):
+            return b"".join(request.stream)
+        if not _transport.stands_in():
+            raise Unsupported("a request body from a file or a generator")
+        content: bytes = request.read()
         return content
 
     def _response(self, response: Response) -> Any:
@@ -231,7 +230,8 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close what an AsyncClient has used."""
-        if self._real_async is not None:
+        # It has connections only from loops; without one they cannot be closed.
+        if self._real_async is not None and _transport.under_loop():
             await self._real_async.aclose()
 
     def _send(self, request: Any) -> Any:
@@ -267,6 +267,8 @@ def replacements(library: Any) -> Iterator[tuple[Any, str, Any]]:
 
     yield blocking, "handle_request", handle_request
     yield asynchronous, "handle_async_request", handle_async_request
+    for name in ("aclose", "__aexit__"):
+        yield asynchronous, name, _under_loop_only(getattr(asynchronous, name))
 
 
 # Where a patched transport has its sender; None: it asks nobody.
@@ -278,6 +280,17 @@ def by_itself(kind: type[Any], options: Mapping[str, Any]) -> Any:
     transport = kind(**options)
     setattr(transport, _SENDER, None)
     return transport
+
+
+def _under_loop_only(close: Callable[..., Any]) -> Callable[..., Any]:
+    """Closing needs a loop, as opening did. In a slot nothing was opened."""
+
+    @functools.wraps(close)
+    async def closing(transport: Any, *args: Any) -> None:
+        if _transport.under_loop():
+            await close(transport, *args)
+
+    return closing
 
 
 def _noting_options(library: Library, init: Callable[..., None]) -> Callable[..., None]:
