@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import requests
+import stripe
 import urllib3
 from gateway import Gateway, failure
 from origin import Origin, Reply, json_reply
@@ -232,7 +233,6 @@ def test_tls_of_ones_own_is_a_real_call(
 def test_a_bundle_that_a_library_brings_is_the_public_one(
     gateway: Gateway, session: requests.Session
 ) -> None:
-    stripe = pytest.importorskip("stripe")
     gateway.instead = failure("connect", "connect")
     with pytest.raises(requests.ConnectionError):
         gateway.run(lambda: session.get("https://api.example/", verify=stripe.ca_bundle_path))
