@@ -146,8 +146,9 @@ def body_bytes(body: Any) -> bytes:
             return body
         case bytearray() | memoryview():
             return bytes(body)
-        case io.BytesIO():
-            return body.read()
+        case io.BytesIO() if type(body) is io.BytesIO:
+            # Not read: the library may have to, if it is too long for a plan.
+            return bytes(body.getbuffer()[body.tell() :])
     if not stands_in():
         raise Unsupported("a request body from a file or a generator")
     if hasattr(body, "read"):
