@@ -38,12 +38,14 @@ from layby._plan import (
     request,
     sleep,
 )
+from layby._relay import Captured, stream
 from layby._response import Headers, Response
 from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [
     "BodyNotReady",
     "Cancelled",
+    "Captured",
     "ConnectError",
     "Error",
     "Fetch",
@@ -71,4 +73,5 @@ __all__ = [
     "request",
     "shield",
     "sleep",
+    "stream",
 ]

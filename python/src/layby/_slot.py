@@ -18,17 +18,19 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
+from layby import _relay
 from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
-from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
+from layby._job import Job, Process, Reason, Suspend, before_resume, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
     FLAG_LAZY,
     FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
+    READY,
     REFUSED,
     REQUEST,
     RESULTS,
@@ -42,6 +44,7 @@ from layby._wire import (
     encode,
     fill_environ,
 )
+from layby._wsgi import log_failure
 
 log = logging.getLogger("layby")
 
@@ -153,6 +156,8 @@ class Slot:
         kind = frame.type
         if kind == REQUEST:
             self._begin(frame, file)
+        elif kind == RESUME and (done := _relay.take(frame)) is not None:
+            self._after_relay(done, frame, file)
         elif kind == RESUME and self._parking is not None:
             self._resume(self._parking, frame, file)
         elif kind == CANCEL and self._parking is not None:
@@ -234,6 +239,26 @@ class Slot:
         finally:
             tls.job = None
         self._check()
+
+    def _after_relay(self, done: _relay.Done, frame: Frame, file: BinaryIO | None) -> None:
+        """The answer of a request was another server's, and that has ended."""
+        job = done.job
+        job.slot = self.number
+        tls.job = job
+        try:
+            for hook in before_resume:
+                job.context.run(hook, job)
+            done(frame, file)
+        except (Closed, WireError):
+            raise
+        except Cancelled:
+            pass  # It waited in place, and will not get what it waited for.
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            log_failure(job, error, "on_done of layby.stream")
+        finally:
+            tls.job = None
+        self._check()
+        self.channel.send(encode(READY, request=job.request, epoch=job.epoch))
 
     def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
         """See `_job.Waiter`."""
