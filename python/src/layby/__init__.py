@@ -22,6 +22,7 @@ from layby._exceptions import (
     Timeout,
     TooLarge,
 )
+from layby._hooks import on_park, on_resume
 from layby._job import shield
 from layby._plan import (
     Fetch,
@@ -66,6 +67,8 @@ __all__ = [
     "gather",
     "get",
     "head",
+    "on_park",
+    "on_resume",
     "patch",
     "post",
     "put",

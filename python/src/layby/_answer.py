@@ -221,13 +221,18 @@ class Answer:
             self._send(b"", last=False)
         if not self.ended:
             self._frame(BODY, FLAG_BROKEN, b"")
-            self.ended = True
+            self._is_over()
 
     def discard(self) -> None:
-        """Nobody wants it. What has not been sent stays unsent."""
+        """Nobody wants it. What has not been sent stays unsent.
+
+        Unless the request was ended by a failure, which its client has to be told.
+        """
         if self.sent:
             self.cut()
-        self.ended = True
+        elif self._job.failure is not None and not self.ended:
+            self._send_failure()
+        self._is_over()
 
     def fail(self) -> None:
         """The application failed: a plain 500 if there is still time for it, else a cut."""
@@ -236,11 +241,20 @@ class Answer:
         elif self.sent:
             self.cut()
         else:
-            text = b"Internal Server Error\n"
-            length = str(len(text))
-            headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", length)]
-            self.begin("500 Internal Server Error", headers)
-            self.write(text)
+            self._send_failure()
+
+    def _send_failure(self) -> None:
+        text = b"Internal Server Error\n"
+        headers = [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(text))),
+        ]
+        self.begin("500 Internal Server Error", headers)
+        self._left = 0
+        self._send(b"" if self._bodyless else text, last=True)
+
+    def _is_over(self) -> None:
+        self.ended = self._job.answered = True
 
     def ready(self) -> None:
         """Say that the slot is ready for its next job, unless that was said already."""
@@ -265,7 +279,7 @@ class Answer:
                 if self.stopped:
                     return
         if not self.stopped:
-            self.ended = last
+            self.ended = self._job.answered = last
             self._is_ready = ready
 
     def _send_one(self, data: bytes | memoryview, flags: int) -> None:

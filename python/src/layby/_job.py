@@ -29,6 +29,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "answered",
         "awaited",
         "body",
         "cancelled",
@@ -36,6 +37,8 @@ class Job:
         "coroutine",
         "environ",
         "epoch",
+        "failure",
+        "greenlet",
         "inline",
         "locals",
         "process",
@@ -57,8 +60,14 @@ class Job:
         # Number of the slot that steps it, or that stepped it last.
         self.slot = slot
         self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
-        # The client is gone. From here on it never parks: it waits in place.
+        # In greenlet mode, the greenlet that runs it.
+        self.greenlet: Any = None
+        # It is being ended. From here on it never parks: it waits in place.
         self.cancelled = False
+        # Why, when it is not that the client has left: the client still gets an answer.
+        self.failure: Exception | None = None
+        # The last byte of its answer is out: what it still does is clean up.
+        self.answered = False
         # Depth of `with layby.shield()`.
         self.shields = 0
         # The way to ask the gateway for more than a slot's frames can; None in tests.
@@ -176,9 +185,16 @@ class _Tls(threading.local):
     # Class attributes: what a thread that is no slot finds.
     job: Job | None = None
     waiter: Waiter | None = None
+    # How code on any call stack waits here, where that need not be in place.
+    park: Callable[[Job, Suspend, Coroutine[Any, Any, Any] | None], Any] | None = None
+    # How many requests are parked that can only go on on this thread.
+    parked: int = 0
 
 
 tls = _Tls()
+
+# Whether this process is a worker of a gateway.
+in_worker = False
 
 
 def current_job() -> Job | None:

@@ -8,6 +8,7 @@ to the gateway in no other way than by what the runner sends last (READY or PARK
 from __future__ import annotations
 
 import contextvars
+import functools
 import io
 import json
 import logging
@@ -50,11 +51,13 @@ log = logging.getLogger("layby")
 
 
 class Runner(Protocol):
-    """What a mode does with a new request; every call ends with READY or PARK sent."""
+    """What a mode does with a new request; `begin` ends with READY or PARK sent."""
 
     parks: bool
 
+    def open(self, slot: Slot) -> None: ...
     def begin(self, slot: Slot, job: Job) -> None: ...
+    def close(self, slot: Slot) -> None: ...
 
 
 class ParkingRunner(Runner, Protocol):
@@ -130,6 +133,7 @@ class Slot:
         """The thread's life: open, serve until retired or closed, close."""
         tls.waiter = self
         try:
+            self._runner.open(self)
             self._run_openers()
             self.channel.send(encode(SLOT, aux=self.number, head=self._opening))
             while self._serve():
@@ -286,14 +290,20 @@ class Slot:
                 if frame.type != STOP:
                     raise WireError("kind", f"{frame!r} while waiting in place")
         except (Closed, WireError) as error:
-            # The application must not take this for a failure of its own call, or go on.
-            self._broken = True
-            job.cancelled = True
-            level = logging.ERROR if isinstance(error, WireError) else logging.DEBUG
-            log.log(level, "slot %d: lost while waiting in place: %r", self.number, error)
-            raise Cancelled("the gateway is gone") from error
+            raise self.lost(job, error) from error
         job.cancelled = True
         raise Cancelled("the client has left")
+
+    def lost(self, job: Job, error: Exception) -> Cancelled:
+        """The gateway is gone, in the middle of the job: what to raise in it.
+
+        The application must not take it for a failure of its own call, or go on.
+        """
+        self._broken = True
+        job.cancelled = True
+        level = logging.ERROR if isinstance(error, WireError) else logging.DEBUG
+        log.log(level, "slot %d: lost while waiting in place or parking: %r", self.number, error)
+        return Cancelled("the gateway is gone")
 
     def _check(self) -> None:
         if self._broken:
@@ -309,7 +319,9 @@ class Slot:
     def _run_closers(self) -> bool:
         """Close what this thread holds. False when something could not be closed."""
         done = True
-        for closer in slot_closers:
+        # First the requests that can only go on here: they may still use the rest.
+        closers: list[Callable[[], None]] = [functools.partial(self._runner.close, self)]
+        for closer in closers + slot_closers:
             try:
                 closer()
             except Exception as error:

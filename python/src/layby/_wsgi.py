@@ -68,6 +68,12 @@ class WsgiRunner:
     def __init__(self, app: WsgiApp) -> None:
         self._app = app
 
+    def open(self, slot: Slot) -> None:
+        """A slot begins: nothing to do for it."""
+
+    def close(self, slot: Slot) -> None:
+        """A slot ends: nothing is left on it."""
+
     def begin(self, slot: Slot, job: Job) -> None:
         """Answer a request, from its call to READY."""
         answer = _WsgiAnswer(slot.channel, job)

@@ -56,17 +56,24 @@ def application(handler: WSGIHandler) -> App:
     return _Application(handler, chain.get_response_async)
 
 
-def prepare() -> bool:
+def prepare(*, pinned: bool = False) -> bool:
     """What a worker does for a Django project in every mode, once, after importing it.
 
     Connections and caches are kept per slot, and `async def` views are stepped in place
-    if the project uses layby; returns whether it does.
+    if the project uses layby; returns whether it does. `pinned`: requests park, and go on
+    on their own thread, so that they share its connections (greenlet mode).
     """
     _databases.install()
     _caches.install()
     _files.install()
     _asgiref.install_lent_jobs()
-    stepped = _views_are_stepped()
+    if pinned:
+        _databases.share()
+        # Where asgiref keeps them by thread, requests on one would see each other's.
+        _asgiref.install_travelling_locals()
+        stepped = _inplace.wanted() and uses_layby()
+    else:
+        stepped = _views_are_stepped()
     if stepped:
         _inplace.install()
     # What was opened while importing would be one more than the slots may have.
