@@ -184,7 +184,8 @@ class Answer:
             body=FILE_PART.pack(part.offset, length),
         )
         self._channel.send_file(frame, part.descriptor)
-        self.sent = self.ended = True
+        self.sent = True
+        self._is_over()
         return True
 
     def _relay(self, relay: Relay) -> None:
@@ -199,7 +200,8 @@ class Answer:
         except Closed:
             relay.forget(job)
             raise
-        self.sent = self.ended = True
+        self.sent = True
+        self._is_over()
 
     def end(self) -> None:
         """The body is over. It is cut, for the client to see, if more was promised."""

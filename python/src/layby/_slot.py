@@ -19,7 +19,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
-from layby import _relay
+from layby import _hooks, _relay
 from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
@@ -250,13 +250,12 @@ class Slot:
         job.slot = self.number
         tls.job = job
         try:
-            for hook in before_resume:
-                job.context.run(hook, job)
+            job.context.run(_enter, job)
             done(frame, file)
         except (Closed, WireError):
             raise
         except Cancelled:
-            pass  # It waited in place, and will not get what it waited for.
+            pass  # It will not get what it waited for, or (logged) its state.
         except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
             log_failure(job, error, "on_done of layby.stream")
         finally:
@@ -328,6 +327,13 @@ class Slot:
                 done = False
                 log.error("slot %d: could not be closed", self.number, exc_info=error)
         return done
+
+
+def _enter(job: Job) -> None:
+    """Make this thread the job's, as after a park."""
+    for hook in before_resume:
+        hook(job)
+    _hooks.run_on_resume(job)
 
 
 _noted: set[tuple[str, str]] = set()
