@@ -22,6 +22,7 @@ from layby._exceptions import (
     TooLarge,
 )
 from layby._job import shield
+from layby._parallel import Op, Parallel, parallel
 from layby._plan import (
     Fetch,
     Gather,
@@ -38,6 +39,7 @@ from layby._plan import (
     sleep,
 )
 from layby._response import Headers, Response
+from layby._ride import in_slot, io
 
 __all__ = [
     "Cancelled",
@@ -48,6 +50,8 @@ __all__ = [
     "Gather",
     "Headers",
     "NotInASlot",
+    "Op",
+    "Parallel",
     "ParkRefused",
     "Refused",
     "Response",
@@ -60,6 +64,9 @@ __all__ = [
     "gather",
     "get",
     "head",
+    "in_slot",
+    "io",
+    "parallel",
     "patch",
     "post",
     "put",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from layby._answer import Answer
+from layby._calls import run_on_slot
 from layby._channel import Closed
 from layby._drive import NO_ASYNCIO, explain_missing_loop, wait_in_place
 from layby._exceptions import Cancelled, Error, ParkRefused
@@ -25,9 +26,11 @@ from layby._job import (
     before_resume,
     on_leave,
     park_checks,
+    tls,
 )
+from layby._local import LocalWait
 from layby._locals import ThreadLocals
-from layby._wire import FLAG_SHIELDED, PARK, WireError, encode
+from layby._wire import FLAG_SHIELDED, PARK, READY, WireError, encode
 from layby._wsgi import log_failure, run_close
 
 if TYPE_CHECKING:
@@ -93,6 +96,19 @@ class CoroutineRunner:
         self._enter(job)
         self._step(slot, job, None, Cancelled("the client has left"))
 
+    def run(self, slot: Slot, request: int, epoch: int, number: int) -> None:
+        """Run what a parked request asked for with CALL, unless it is not wanted any more."""
+        job = self._parked.get(request)
+        waits = job.awaited if job is not None else None
+        call = waits.take(epoch, number) if isinstance(waits, LocalWait) else None
+        if call is not None and isinstance(waits, LocalWait) and job is not None:
+            tls.job = job.branch(call.context, slot.number)
+            tls.job.epoch = epoch
+            run_on_slot(call, tls.job, self._locals)
+            tls.job = None
+            waits.calls.finished()
+        slot.channel.send(encode(READY, request=request, epoch=epoch))
+
     def _enter(self, job: Job) -> None:
         self._locals.enter(job)
         for hook in before_resume:
@@ -124,9 +140,10 @@ class CoroutineRunner:
                     if obstacle is None:
                         self._park(slot, job, yielded)
                         return
-                    value = wait_in_place(
-                        slot, job, yielded, coroutine, obstacle.reason, obstacle.detail
-                    )
+                    value = run(
+                        wait_in_place,
+                        slot, job, yielded, coroutine, obstacle.reason, obstacle.detail,
+                    )  # fmt: skip
                 except (Closed, WireError):
                     raise
                 except BaseException as error:  # noqa: BLE001 - it is raised in the coroutine

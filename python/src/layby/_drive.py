@@ -15,7 +15,10 @@ from layby._wire import FLAG_LOCAL
 
 T = TypeVar("T")
 
-NO_ASYNCIO = "asyncio cannot be used in a slot: only layby's own things can be awaited here"
+NO_ASYNCIO = (
+    "asyncio cannot be used in a slot: put it under `async with layby.io:`;"
+    " outside of that only layby's own things can be awaited"
+)
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:

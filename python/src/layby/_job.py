@@ -73,6 +73,23 @@ class Job:
         # The request's body when it came as a file.
         self.body: BinaryIO | None = None
 
+    def branch(self, context: Context, slot: int) -> Job:
+        """What stands for this request where something is run on its behalf, beside it."""
+        job = Job(
+            request=self.request,
+            epoch=self.epoch,
+            environ=self.environ,
+            context=context,
+            slot=slot,
+        )
+        job.process = self.process
+        # Beside others it cannot park: that would be their request's park too.
+        job.inline.append("unsupported")
+        job.locals = {name: dict(held) for name, held in self.locals.items()}
+        for hook in on_branch:
+            hook(self, job)
+        return job
+
     def end(self) -> None:
         """The request is over: close what was opened for it."""
         if self.body is not None:
@@ -250,6 +267,17 @@ on_leave: list[Callable[[Job], None]] = []
 # Run inside the job's context on the thread that takes it over, before its coroutine
 # goes on; also before a cancelled one is ended.
 before_resume: list[Callable[[Job], None]] = []
+
+# Make what is bound to a thread in the current context bound to the current thread. Run
+# wherever a context comes to another thread, if only for a while: also on the event loop.
+rehomers: list[Callable[[], None]] = []
+
+# Run when a job gets a branch, with both: copy what the branch should see.
+on_branch: list[Callable[[Job, Job], None]] = []
+
+# Run after each call that a slot made for a parked request, with the branch that made it:
+# close what it left open. They may raise an `Error`, which the call then ends with.
+after_call: list[Callable[[Job], None]] = []
 
 # Run on the slot's own thread, with the slot's number, before its first job.
 slot_openers: list[Callable[[int], None]] = []
