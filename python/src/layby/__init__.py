@@ -10,6 +10,7 @@ the fetch in place.
 __version__ = "0.1.0"
 
 from layby._exceptions import (
+    BodyNotReady,
     Cancelled,
     ConnectError,
     Error,
@@ -21,6 +22,7 @@ from layby._exceptions import (
     Timeout,
     TooLarge,
 )
+from layby._hooks import on_park, on_resume
 from layby._job import shield
 from layby._parallel import Op, Parallel, parallel
 from layby._plan import (
@@ -40,8 +42,10 @@ from layby._plan import (
 )
 from layby._response import Headers, Response
 from layby._ride import in_slot, io
+from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [
+    "BodyNotReady",
     "Cancelled",
     "ConnectError",
     "Error",
@@ -60,16 +64,20 @@ __all__ = [
     "Timeout",
     "TooLarge",
     "UnusedWarning",
+    "body_ready",
     "delete",
     "gather",
     "get",
     "head",
     "in_slot",
     "io",
+    "on_park",
+    "on_resume",
     "parallel",
     "patch",
     "post",
     "put",
+    "read_uploaded_file",
     "request",
     "shield",
     "sleep",

@@ -14,9 +14,9 @@ from contextvars import Context, ContextVar, copy_context
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from layby._exceptions import Error
-from layby._job import Job, after_call, before_resume, on_leave, rehomers
-from layby._locals import ThreadLocals
+from layby._exceptions import Cancelled, Error
+from layby._job import Job, after_call, rehomers, tls
+from layby._parking import Parking
 
 Done = Callable[[Any, BaseException | None], None]
 
@@ -49,9 +49,13 @@ class Call:
                 failure = failure or error
         self._done(value, failure)
 
+    def fail(self, error: BaseException) -> None:
+        """It will never run, because of `error`."""
+        self._done(None, error)
+
     def drop(self) -> None:
-        """It will never run."""
-        self._done(None, Error("the request went on before this could be run on a slot"))
+        """It will never run, because nobody waits for it any more."""
+        self.fail(Error("the request went on before this could be run on a slot"))
 
 
 class Host(Protocol):
@@ -167,26 +171,30 @@ class PlaceCalls:
             call.run()
 
 
-def run_on_slot(call: Call, job: Job, locals: ThreadLocals) -> None:
+def run_on_slot(call: Call, job: Job, parking: Parking) -> None:
     """Run a call of a parked request as `job`, which stands for the request on this slot.
 
     The thread is set up as for a resume and left as after a request. A transaction or
     cursor that the call leaves open is closed, and makes it fail.
     """
-    context = call.context
-    locals.enter(job)
-    for hook in before_resume:
-        context.run(hook, job)
 
     def settle() -> None:
         try:
             close_what_is_open(job)
         finally:
-            for hook in on_leave:
-                context.run(hook, job)
-            locals.end()
+            call.context.run(parking.leave_branch, job)
 
-    call.run(settle)
+    tls.job = job
+    try:
+        try:
+            call.context.run(parking.enter, job)
+        except Cancelled as error:
+            call.context.run(parking.leave_branch, job)
+            call.fail(error)
+            return
+        call.run(settle)
+    finally:
+        tls.job = None
 
 
 def close_what_is_open(job: Job) -> None:

@@ -18,8 +18,9 @@ from contextvars import Context
 from enum import Enum
 from typing import Any, BinaryIO, ClassVar
 
-from layby._calls import Call, Calls
+from layby._calls import Call, Calls, run_on_slot
 from layby._job import Job, Process, Suspend
+from layby._parking import Parking
 from layby._wire import FLAG_LOCAL, Frame, WireError
 
 log = logging.getLogger("layby")
@@ -118,6 +119,25 @@ class LocalWait(Suspend):
 
     def _ask(self, number: int) -> None:
         self._process.call(self._request, self._epoch, number)
+
+
+def run_asked_for(job: Job | None, epoch: int, number: int, slot: int, parking: Parking) -> None:
+    """Run, on this slot, the call of a parked job that a RUN is for, unless it is not wanted now.
+
+    `job` may be resumed or cancelled at any moment; who does that waits for a call that runs.
+    """
+    wait = job.awaited if job is not None else None
+    if job is None or not isinstance(wait, LocalWait):
+        return
+    call = wait.take(epoch, number)
+    if call is None:
+        return
+    branch = job.branch(call.context, slot)
+    branch.epoch = epoch
+    try:
+        run_on_slot(call, branch, parking)
+    finally:
+        wait.calls.finished()
 
 
 @types.coroutine

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from layby import _loop
 from layby._calls import Call, Host, PlaceCalls, take_over
 from layby._exceptions import Error
-from layby._job import Job, Suspend, rehomers
+from layby._job import Job, Suspend, rehomers, tls
 from layby._local import LocalWait, wait_for
 from layby._source import application_line
 
@@ -62,8 +62,9 @@ FOR_A_WHILE: Final = Leave("for a while")
 class Ride:
     """One coroutine's time on the loop, in one task; begins with the first `board`."""
 
-    def __init__(self, stepped: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, stepped: Coroutine[Any, Any, Any], job: Job | None) -> None:
         self._stepped = stepped
+        self.job = job
         self.task: asyncio.Task[None] | None = None
         # Blocks of `async with layby.io` that its task is in.
         self.depth = 0
@@ -193,7 +194,7 @@ def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None
 class Board(LocalWait):
     """Waits for the coroutine that yields it: it is on the loop until it leaves."""
 
-    __slots__ = ("_ride",)
+    __slots__ = ("_copied", "_ride")
 
     # Code that swallows its cancellation must not keep a slot for ever.
     patience: ClassVar[float | None] = 10.0
@@ -201,15 +202,24 @@ class Board(LocalWait):
     def __init__(self, source: str, ride: Ride | None = None) -> None:
         super().__init__(source)
         self._ride = ride
+        self._copied: Context | None = None
 
     def prepare(self, job: Job, stepped: Coroutine[Any, Any, Any] | None) -> None:
         """See `Suspend.prepare`."""
         super().prepare(job, stepped)
-        self._ride = self._ride_of(stepped)
+        if job.greenlet is not None:
+            # A greenlet stays in the request's context while it is parked.
+            self._context = self._copied = copy_context()
+        self._ride = self._ride_of(stepped, job)
+
+    def resumed(self) -> None:
+        """See `Suspend.resumed`."""
+        if self._copied is not None:
+            take_over(self._copied, but=_current)
 
     def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> None:
         """Let it ride while this thread waits, and runs what it wants run in a slot."""
-        ride = self._ride_of(stepped)
+        ride = self._ride_of(stepped, tls.job)
         # The current context is in use, by this very thread.
         context = copy_context()
         host = PlaceCalls()
@@ -224,11 +234,11 @@ class Board(LocalWait):
         finally:
             take_over(context, but=_current)
 
-    def _ride_of(self, stepped: Coroutine[Any, Any, Any] | None) -> Ride:
+    def _ride_of(self, stepped: Coroutine[Any, Any, Any] | None, job: Job | None) -> Ride:
         if self._ride is not None:
             return self._ride
         assert stepped is not None, "only a coroutine can board"
-        return Ride(stepped)
+        return Ride(stepped, job)
 
     def _begin(self) -> None:
         assert self._ride is not None
@@ -243,6 +253,12 @@ def riding() -> Ride | None:
     """The ride whose own task this is; None in slots, in child tasks and elsewhere."""
     ride = _current.get() if _get_running_loop() is not None else None
     return ride if ride is not None and asyncio.current_task() is ride.task else None
+
+
+def riding_job() -> Job | None:
+    """The job whose ride this code belongs to, if it has one."""
+    ride = here()
+    return ride.job if ride is not None else None
 
 
 def here() -> Ride | None:

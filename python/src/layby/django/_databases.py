@@ -4,6 +4,9 @@
   would go on on another connection, while another request uses this one. No single
   test sees every open transaction (Django does not see a `BEGIN` by hand, the driver
   does not see `atomic()` before its first query), so all are asked.
+- *What does a call leave behind?* What a slot runs beside a request (`layby.parallel`,
+  `layby.in_slot`) must end what it begins there: an open transaction is rolled back, with
+  its connection, and is an error.
 - *Persistent connections.* A slot keeps its connection: an alias whose `CONN_MAX_AGE` is
   0 and which uses no psycopg pool gets None. A 0 written into the settings cannot be
   told from Django's default (dj-database-url writes it for everyone), so whoever wants
@@ -13,6 +16,11 @@
   layby made persistent is tested for a server that hung up, so that a restart of the
   database costs no request: on PostgreSQL by polling the socket (no round trip), on
   other servers by Django's own health check.
+- *Who closes?* Where parked requests share the thread's connections (greenlet mode), one
+  request's end must not take away what another one left on them: a temporary table, an
+  advisory lock, a cursor that we do not know of. Django's own closing is taken off its
+  signals there; a connection that has become too old is closed when nothing is parked on
+  the slot, one that is broken at once.
 - *Which slot is it?* New PostgreSQL connections are named "layby slot N" for
   `pg_stat_activity`, after the application's own name, if it has one.
 """
@@ -29,15 +37,17 @@ from typing import Any
 from weakref import WeakSet
 
 from django.conf import settings
-from django.core.signals import request_started
+from django.core.signals import request_finished, request_started
 from django.db import DatabaseError, close_old_connections, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 
+from layby._exceptions import Error
 from layby._job import (
     Job,
     Obstacle,
+    after_call,
     before_resume,
     on_leave,
     park_checks,
@@ -69,6 +79,9 @@ _slot = _Slot()
 # Aliases that layby made persistent.
 _kept: set[str] = set()
 
+# Whether requests that are parked share their thread's connections.
+_shared = False
+
 
 @functools.cache
 def install() -> None:
@@ -77,12 +90,23 @@ def install() -> None:
     _hold_execute_wrappers()
     _keep_connections()
     park_checks.append(obstacle)
-    on_leave.append(lambda job: close_old_connections())
+    after_call.append(_end_what_is_open)
+    on_leave.append(_leave)
     before_resume.append(_renew)
     slot_openers.append(_open)
     slot_closers.append(connections.close_all)
     request_started.connect(_renew_at_start, dispatch_uid="layby.django")
     connection_created.connect(_set_up, dispatch_uid="layby.django")
+
+
+@functools.cache
+def share() -> None:
+    """Take over closing from Django: parked requests share their thread's connections."""
+    global _shared
+    _shared = True
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+        signal.connect(_close_old, dispatch_uid="layby.django.close")
 
 
 def obstacle(job: Job) -> Obstacle | None:
@@ -98,6 +122,22 @@ def obstacle(job: Job) -> Obstacle | None:
                 " (a half-read .iterator(), or a connection.cursor() that is not closed)",
             )
     return None
+
+
+def _end_what_is_open(job: Job) -> None:
+    """Leave this thread's connections as a call found them; `Error` if that took something."""
+    left = obstacle(job)
+    if left is None:
+        return
+    for cursor in list(job.scratch.get(_CURSORS, ())):
+        if not hasattr(cursor, _CLOSED):
+            cursor.close()
+    for connection in connections.all(initialized_only=True):
+        if _transaction(connection):
+            # The server rolls back; in an atomic block Django would keep the wrapper closed.
+            connection.in_atomic_block = False
+            connection.close()
+    raise Error(f"left open at the end of what it ran in a slot: {left.detail}")
 
 
 def _transaction(connection: BaseDatabaseWrapper) -> str | None:
@@ -175,9 +215,36 @@ def _renew_at_start(**kwargs: Any) -> None:
     _drop_dead()
 
 
+def _leave(job: Job) -> None:
+    if not _shared:
+        close_old_connections()
+
+
 def _renew(job: Job) -> None:
-    close_old_connections()
+    if _shared:
+        _close_unusable()
+    else:
+        close_old_connections()
     _drop_dead()
+
+
+def _close_old(**kwargs: Any) -> None:
+    """What Django does between requests, on a thread that may have parked ones."""
+    if tls.parked:
+        _close_unusable()
+    else:
+        close_old_connections()
+
+
+def _close_unusable() -> None:
+    """Close what nobody could go on with; whatever its age, the rest stays."""
+    for connection in connections.all(initialized_only=True):
+        due, connection.close_at = connection.close_at, None
+        try:
+            connection.close_if_unusable_or_obsolete()
+        finally:
+            if connection.connection is not None:
+                connection.close_at = due
 
 
 def _drop_dead() -> None:
