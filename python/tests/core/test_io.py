@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -496,10 +496,12 @@ def test_a_client_that_leaves_cancels_the_task_and_then_the_request(
     start: Start, control: Connection
 ) -> None:
     events: list[Any] = []
+    aboard = threading.Event()
 
     async def view(environ: dict[str, Any]) -> bytes:
         try:
             async with layby.io:
+                aboard.set()
                 try:
                     await asyncio.sleep(60)
                 except asyncio.CancelledError:
@@ -515,6 +517,7 @@ def test_a_client_that_leaves_cancels_the_task_and_then_the_request(
     one, two = start(app(view), mode="coroutine", slots=2)
     one.request(1)
     leaves(one, 1)
+    assert aboard.wait(20)
     two.send("CANCEL", request=1, epoch=1)
     ready = two.expect("READY")
     assert (ready.request, ready.epoch) == (1, 1)
@@ -530,10 +533,12 @@ def test_a_task_that_ignores_its_cancellation_still_ends_its_request(
     start: Start, control: Connection
 ) -> None:
     events: list[str] = []
+    aboard = threading.Event()
 
     async def view(environ: dict[str, Any]) -> bytes:
         try:
             async with layby.io:
+                aboard.set()
                 try:
                     await asyncio.sleep(60)
                 except asyncio.CancelledError:
@@ -547,9 +552,38 @@ def test_a_task_that_ignores_its_cancellation_still_ends_its_request(
     [slot] = start(app(view), mode="coroutine")
     slot.request(1)
     leaves(slot, 1)
+    assert aboard.wait(20)
     slot.send("CANCEL", request=1, epoch=1)
     slot.expect("READY")
     assert events == ["ignored", "ended on 0"]
+
+
+def test_a_cancel_may_come_before_the_loop_has_begun(start: Start, control: Connection) -> None:
+    events: list[str] = []
+    blocked, release = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        release.wait(20)
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        try:
+            async with layby.io:
+                events.append("unreachable")
+        finally:
+            events.append(f"ended on {thread_number()}")
+        return b"unreachable"
+
+    [slot] = start(app(view), mode="coroutine")
+    _loop.loop().call_soon_threadsafe(block)
+    assert blocked.wait(20)
+    slot.request(1)
+    leaves(slot, 1)
+    slot.send("CANCEL", request=1, epoch=1)
+    assert slot.quiet()
+    release.set()
+    slot.expect("READY")
+    assert events == ["ended on 0"]
 
 
 def test_a_task_that_never_ends_is_given_up(
@@ -560,12 +594,13 @@ def test_a_task_that_never_ends_is_given_up(
 ) -> None:
     monkeypatch.setattr(_ride.Board, "patience", 0.1)
     release: list[asyncio.Event] = []
-    ended = threading.Event()
+    aboard, ended = threading.Event(), threading.Event()
 
     async def view(environ: dict[str, Any]) -> bytes:
         try:
             async with layby.io:
                 release.append(asyncio.Event())
+                aboard.set()
                 while not release[0].is_set():
                     try:
                         await release[0].wait()
@@ -579,6 +614,7 @@ def test_a_task_that_never_ends_is_given_up(
     [slot] = start(app(view), mode="coroutine")
     slot.request(1)
     leaves(slot, 1)
+    assert aboard.wait(20)
     slot.send("CANCEL", request=1, epoch=1)
     slot.expect("READY")
     assert "given up" in caplog.text
@@ -622,13 +658,15 @@ def test_a_cancel_lets_calls_under_way_end_first(start: Start, control: Connecti
 
 
 @pytest.fixture
-def obstacle(monkeypatch: pytest.MonkeyPatch) -> list[Obstacle]:
+def obstacle() -> Iterator[list[Obstacle]]:
     obstacles: list[Obstacle] = []
-    check = lambda job: obstacles[0] if obstacles else None  # noqa: E731
-    monkeypatch.setattr(_job, "park_checks", [*_job.park_checks])
+
+    def check(job: _job.Job) -> Obstacle | None:
+        return obstacles[0] if obstacles else None
+
     _job.park_checks.append(check)
-    monkeypatch.setattr("layby._coroutine.park_checks", _job.park_checks)
-    return obstacles
+    yield obstacles
+    _job.park_checks.remove(check)
 
 
 async def blocks_twice(environ: dict[str, Any]) -> bytes:
