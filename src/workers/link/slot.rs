@@ -16,7 +16,7 @@ use super::{answer, environ};
 use crate::message::{Answer, AnswerBody, Request};
 use crate::metrics::Metrics;
 use crate::plan::{self, FailureKind, Outcome, Phase};
-use crate::slots::{Port, Taken, Turn, Turned};
+use crate::slots::{Closing, Port, Taken, Turn, Turned};
 use crate::spool::{self, AnswerWriter, Body, Spool, SpoolFile, Upload};
 use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
 
@@ -89,8 +89,9 @@ impl SlotTask {
                     Event::Frame(Err(broken)) => return Err(broken),
                     // A job that came in the same moment goes first: it belongs to this slot.
                     Event::Retire => match self.port.close() {
-                        Some(taken) => taken,
-                        None => return self.retire().await,
+                        Closing::Taken(taken) => taken,
+                        Closing::Pinned => continue,
+                        Closing::Closed => return self.retire().await,
                     },
                 },
             };
@@ -115,7 +116,7 @@ impl SlotTask {
             waiting = match left {
                 Left::Done => self.port.done(),
                 Left::Parked(reply, park, bytes) => {
-                    let next = self.port.parked(bytes);
+                    let next = self.port.parked(bytes, false);
                     if let Err(Ok(Step::Park(_))) = reply.send(Ok(Step::Park(park))) {
                         tracing::debug!("parked a request that nobody owns");
                     }
