@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version};
 
-use crate::spool::{AnswerReader, Body};
+use crate::spool::{AnswerReader, Body, FilePart};
 
 /// A client's request with its whole body in hand.
 #[derive(Debug)]
@@ -73,4 +73,8 @@ pub enum AnswerBody {
     Whole(Bytes),
     /// Still arriving from the worker.
     Spooled(AnswerReader),
+    /// In a file that the worker opened.
+    File(FilePart),
+    /// The worker has named one that cannot be had, for the reason given.
+    Unreadable(&'static str),
 }

@@ -19,7 +19,7 @@ use super::watch::Finish;
 use crate::exchange::Failure;
 use crate::message::{Answer, AnswerBody};
 use crate::slots::Shed;
-use crate::spool::AnswerReader;
+use crate::spool::{AnswerReader, FilePart};
 
 /// Why a request is not answered by the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,21 +132,28 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     }
     let bodiless = *method == Method::HEAD
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let same = |len| match length {
+        Some(length) if length != len => Err(Trouble::BadAnswer(
+            "Content-Length is not the length of the body",
+        )),
+        _ => Ok(()),
+    };
     let body = match body {
+        AnswerBody::Unreadable(why) => return Err(Trouble::BadAnswer(why)),
         _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
-        AnswerBody::Whole(bytes) if bodiless && *method != Method::HEAD => {
-            drop(bytes);
+        AnswerBody::Whole(_) | AnswerBody::File(_) if bodiless && *method != Method::HEAD => {
             Body::whole(Bytes::new())
         }
         AnswerBody::Whole(bytes) => {
-            if length.is_some_and(|length| length != bytes.len() as u64) {
-                return Err(Trouble::BadAnswer(
-                    "Content-Length is not the length of the body",
-                ));
-            }
+            same(bytes.len() as u64)?;
             Body::whole(bytes)
         }
-        AnswerBody::Spooled(reader) => Body::spooled(reader, length),
+        AnswerBody::File(part) => {
+            let len = part.len();
+            same(len)?;
+            Body::read(Reader::File(part), Some(len))
+        }
+        AnswerBody::Spooled(reader) => Body::read(Reader::Spooled(reader), length),
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -183,22 +190,37 @@ pub struct Body {
 
 enum Source {
     Whole(Bytes),
-    Spooled {
+    Read {
         /// Out while a read is under way.
-        reader: Option<AnswerReader>,
-        read: Option<BoxFuture<'static, (AnswerReader, std::io::Result<Option<Bytes>>)>>,
+        reader: Option<Reader>,
+        read: Option<BoxFuture<'static, (Reader, std::io::Result<Option<Bytes>>)>>,
         length: Option<u64>,
         /// So many bytes have been read.
         passed: u64,
     },
 }
 
+/// Where the parts of a body come from.
+enum Reader {
+    Spooled(AnswerReader),
+    File(FilePart),
+}
+
+impl Reader {
+    async fn next(&mut self) -> std::io::Result<Option<Bytes>> {
+        match self {
+            Self::Spooled(reader) => reader.next().await,
+            Self::File(part) => part.next().await,
+        }
+    }
+}
+
 /// The next part of an answer that is to be so long, and has come so far.
 async fn next_part(
-    mut reader: AnswerReader,
+    mut reader: Reader,
     length: Option<u64>,
     passed: u64,
-) -> (AnswerReader, std::io::Result<Option<Bytes>>) {
+) -> (Reader, std::io::Result<Option<Bytes>>) {
     let mut part = reader.next().await;
     if matches!(part, Ok(None)) && length.is_some_and(|length| passed < length) {
         part = Err(std::io::Error::new(
@@ -222,9 +244,9 @@ impl Body {
         }
     }
 
-    fn spooled(reader: AnswerReader, length: Option<u64>) -> Self {
+    fn read(reader: Reader, length: Option<u64>) -> Self {
         Self {
-            source: Source::Spooled {
+            source: Source::Read {
                 reader: Some(reader),
                 read: None,
                 length,
@@ -253,7 +275,7 @@ impl http_body::Body for Body {
         let chunk = match source {
             Source::Whole(bytes) if bytes.is_empty() => None,
             Source::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
-            Source::Spooled {
+            Source::Read {
                 reader,
                 read,
                 length,
@@ -294,11 +316,11 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Spooled {
+            Source::Read {
                 length: Some(length),
                 ..
             } => SizeHint::with_exact(*length),
-            Source::Spooled { length: None, .. } => SizeHint::default(),
+            Source::Read { length: None, .. } => SizeHint::default(),
         }
     }
 }

@@ -22,10 +22,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// origin that closes earlier is noticed while the connection is idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Idle connections per origin in one pool. What a burst leaves beyond this is opened anew by the next one,
+/// Idle connections per origin. What a burst leaves beyond this is opened anew by the next one,
 /// which costs more than all the rest of a fetch: with 6 400 in flight, a bound of 512 made
 /// 4 300 connections a second and doubled the CPU time. [`IDLE_TIMEOUT`] takes them away afterwards.
-const IDLE_PER_ORIGIN: usize = 4096;
+const IDLE_PER_ORIGIN: usize = 16_384;
 
 /// An HTTP/2 connection that died without a word would else fail every fetch to its
 /// origin until the system gives up on it, in a quarter of an hour.

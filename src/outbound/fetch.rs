@@ -43,7 +43,7 @@ pub(super) fn first_hop(fetch: &Fetch, settings: &Settings) -> Result<Box<Hop>, 
     if !url.username().is_empty() || url.password().is_some() {
         // As browsers and Python's clients do: basic authentication, unless the plan brings its
         // own. The client knows how to write it.
-        let request = settings.client().get(url.clone()).build();
+        let request = settings.client.get(url.clone()).build();
         let request = request.map_err(|error| Fault::of(&error, Phase::Url))?;
         if let Some(basic) = request.headers().get(AUTHORIZATION) {
             headers
@@ -120,10 +120,10 @@ async fn exchange(
     loop {
         progress.reached(Phase::Head);
         let kept = follow.then(|| hop.clone());
-        let lent = settings.lend();
-        let mut response = lent
-            .client
-            .execute(request(*hop))
+        let pass = settings.gate.enter(&hop.url).await;
+        let sent = settings.client.execute(request(*hop));
+        let mut response = progress
+            .with_pass(pass, sent)
             .await
             .map_err(|error| Fault::of(&error, progress.phase()))?;
 

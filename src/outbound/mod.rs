@@ -32,6 +32,7 @@ mod address;
 mod client;
 mod failure;
 mod fetch;
+mod gate;
 mod headers;
 mod join;
 mod metrics;

@@ -2,16 +2,19 @@
 //!
 //! Only the inside of the client knows whether it looks up, connects or waits for a
 //! response. The resolver and a layer around the connector run while the fetch is polled,
-//! find its mark in a task-local, and move it on.
+//! find its mark in a task-local, and move it on. The same places know when a fetch is no
+//! longer after a connection, and so give its pass back.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::task_local;
 use tower::{Layer, Service, ServiceExt};
 
+use super::gate::Pass;
 use crate::plan::Phase;
 
 task_local! {
@@ -19,7 +22,14 @@ task_local! {
 }
 
 #[derive(Clone)]
-pub(super) struct Progress(Arc<AtomicU8>);
+pub(super) struct Progress(Arc<Mark>);
+
+#[derive(Default)]
+struct Mark {
+    phase: AtomicU8,
+    /// While the fetch is after a connection.
+    pass: Mutex<Option<Pass>>,
+}
 
 /// Wraps the client's connector.
 #[derive(Clone, Copy)]
@@ -49,12 +59,31 @@ impl Progress {
         CURRENT.scope(self.clone(), fetch)
     }
 
+    /// Drives what sends a request, which holds the pass until it has a connection.
+    pub(super) async fn with_pass<F: Future>(&self, pass: Pass, sent: F) -> F::Output {
+        self.set_pass(Some(pass));
+        let mut sent = pin!(sent);
+        let first = poll_fn(|cx| Poll::Ready(sent.as_mut().poll(cx))).await;
+        if self.phase() == Phase::Head {
+            // The client called no connector, so it took a connection that was idle.
+            self.set_pass(None);
+        }
+        match first {
+            Poll::Ready(output) => output,
+            Poll::Pending => sent.await,
+        }
+    }
+
+    fn set_pass(&self, pass: Option<Pass>) {
+        *self.0.pass.lock().unwrap_or_else(PoisonError::into_inner) = pass;
+    }
+
     pub(super) fn reached(&self, phase: Phase) {
-        self.0.store(phase as u8, Relaxed);
+        self.0.phase.store(phase as u8, Relaxed);
     }
 
     pub(super) fn phase(&self) -> Phase {
-        let reached = self.0.load(Relaxed);
+        let reached = self.0.phase.load(Relaxed);
         [Phase::Dns, Phase::Connect, Phase::Body]
             .into_iter()
             .find(|phase| *phase as u8 == reached)
@@ -96,6 +125,7 @@ where
         let connector = S::clone(&self.0);
         Box::pin(async move {
             let connected = connector.oneshot(request).await;
+            progress.set_pass(None);
             if connected.is_ok() {
                 progress.reached(Phase::Head);
             }

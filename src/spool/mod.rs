@@ -1,10 +1,12 @@
 //! Bodies on their way: what stays in memory, what goes to disk, and where the bounds are.
 //!
 //! Uploads are collected whole before a slot is asked for; answers flow from the worker at its own
-//! speed while a slow client reads at hers. Files are unlinked from the start, so nothing is left
+//! speed while a slow client reads at hers; what an application has in a file is read from there. Files
+//! of ours are unlinked from the start, so nothing is left
 //! behind whatever happens, and they are read and written on the runtime's blocking threads only.
 
 mod answer;
+mod part;
 mod upload;
 
 use std::fs::File;
@@ -12,6 +14,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use answer::{AnswerReader, AnswerWriter, Gone, answer};
+pub use part::FilePart;
 pub use upload::{Body, SpoolFile, Upload};
 
 use crate::metrics::Metrics;

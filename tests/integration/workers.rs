@@ -268,8 +268,8 @@ async fn an_answer_for_another_request_is_given_to_nobody() {
 
 #[tokio::test]
 async fn an_unknown_frame_ends_the_worker() {
-    nonsense("unknown frame type 0x26", async |job| {
-        job.send(0x26, 0, "").await;
+    nonsense("unknown frame type 0x27", async |job| {
+        job.send(0x27, 0, "").await;
         Ok(())
     })
     .await;

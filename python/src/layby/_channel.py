@@ -46,6 +46,10 @@ class Channel:
             raise
         return cls(sock)
 
+    def fileno(self) -> int:
+        """The connection's descriptor, to wait on; frames may be buffered here before it."""
+        return self._socket.fileno()
+
     def receive(self) -> tuple[Frame, BinaryIO | None]:
         """The next frame, and its body when that came as a file.
 

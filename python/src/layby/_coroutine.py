@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from layby import _plan
 from layby._answer import Answer
 from layby._channel import Closed
-from layby._drive import NO_ASYNCIO, explain_missing_loop
+from layby._drive import NO_ASYNCIO, explain_missing_loop, wait_in_place
 from layby._exceptions import Cancelled, Error, ParkRefused
 from layby._job import (
     App,
@@ -77,14 +76,20 @@ class CoroutineRunner:
         job.epoch = epoch
         return job
 
-    def resume(self, slot: Slot, job: Job, outcomes: list[_plan.Outcome]) -> None:
-        """Go on with a request, given what became of its plan."""
+    def resume(self, slot: Slot, job: Job, value: Any) -> None:
+        """Go on with a request, given what came of what it waited for."""
         self._enter(job)
-        self._step(slot, job, outcomes)
+        self._step(slot, job, value)
 
     def cancel(self, slot: Slot, job: Job) -> None:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
+        assert job.awaited is not None
+        if not job.awaited.abandon():
+            # Its coroutine is still running: all that can be done is to let go of it.
+            self._leave(job)
+            Answer(slot.channel, job).ready()
+            return
         self._enter(job)
         self._step(slot, job, None, Cancelled("the client has left"))
 
@@ -97,7 +102,7 @@ class CoroutineRunner:
         self,
         slot: Slot,
         job: Job,
-        value: list[_plan.Outcome] | None = None,
+        value: Any = None,
         failure: BaseException | None = None,
     ) -> None:
         coroutine = job.coroutine
@@ -111,7 +116,7 @@ class CoroutineRunner:
                 else:
                     yielded = run(coroutine.throw, failure)
                 value, failure = None, None
-                if type(yielded) is not Suspend:
+                if not isinstance(yielded, Suspend):
                     failure = Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
                     continue
                 try:
@@ -119,7 +124,9 @@ class CoroutineRunner:
                     if obstacle is None:
                         self._park(slot, job, yielded)
                         return
-                    value = self._wait(slot, job, yielded, obstacle)
+                    value = wait_in_place(
+                        slot, job, yielded, coroutine, obstacle.reason, obstacle.detail
+                    )
                 except (Closed, WireError):
                     raise
                 except BaseException as error:  # noqa: BLE001 - it is raised in the coroutine
@@ -163,22 +170,17 @@ class CoroutineRunner:
             )
         return None
 
-    def _wait(
-        self, slot: Slot, job: Job, suspend: Suspend, obstacle: Obstacle
-    ) -> list[_plan.Outcome]:
-        return slot.wait_in_place(
-            job, suspend.gather, obstacle.reason, suspend.source, obstacle.detail
-        )
-
     def _park(self, slot: Slot, job: Job, suspend: Suspend) -> None:
-        head, body = _plan.encode(suspend.gather, limit=slot.max_plan)
-        flags = FLAG_SHIELDED if job.shields else 0
+        head, body = suspend.encode(limit=slot.max_plan)
+        flags = suspend.flags | (FLAG_SHIELDED if job.shields else 0)
         frame = encode(
             PARK, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body
         )
+        suspend.prepare(job, job.coroutine)
         for hook in on_leave:
             job.context.run(hook, job)
         self._locals.leave(job)
+        job.awaited = suspend
         request = job.request
         self._parked[request] = job
         try:
@@ -187,6 +189,7 @@ class CoroutineRunner:
             # The gateway never got it, so nobody will ever resume it.
             self._parked.pop(request, None)
             raise
+        suspend.parked()
 
     def _answer(self, answer: Answer, job: Job, response: AppResponse) -> None:
         """Send what the application returned; in the job's context, for it may be lazy."""

@@ -10,8 +10,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from layby._exceptions import Error
-from layby._job import Suspend, tls
-from layby._plan import run_outside
+from layby._job import Job, Reason, Suspend, Waiter, tls
+from layby._wire import FLAG_LOCAL
 
 T = TypeVar("T")
 
@@ -44,18 +44,31 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             failure = Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
             continue
         try:
-            value = wait(yielded)
+            value = wait(yielded, coroutine)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the coroutine
             failure = error
 
 
-def wait(suspend: Suspend) -> Any:
-    """Wait in place for what `suspend` asks: its outcomes."""
+def wait(suspend: Suspend, stepped: Coroutine[Any, Any, Any] | None = None) -> Any:
+    """Wait on this thread for what `suspend` asks; `stepped` is what yielded it, if anything."""
     job, waiter = tls.job, tls.waiter
     if job is None or waiter is None:
-        return run_outside(suspend.gather)
+        return suspend.outside(stepped)
     reason = job.inline[-1] if job.inline else "mode"
-    return waiter.wait_in_place(job, suspend.gather, reason, suspend.source)
+    return wait_in_place(waiter, job, suspend, stepped, reason)
+
+
+def wait_in_place(
+    waiter: Waiter,
+    job: Job,
+    suspend: Suspend,
+    stepped: Coroutine[Any, Any, Any] | None,
+    reason: Reason,
+    detail: str = "",
+) -> Any:
+    """Wait in place in a slot, by the gateway or, for what is LOCAL, by this thread."""
+    value = waiter.wait_in_place(job, suspend, reason, detail)
+    return suspend.outside(stepped) if suspend.flags & FLAG_LOCAL else value
 
 
 def explain_missing_loop(error: RuntimeError) -> None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
-if TYPE_CHECKING:
-    from layby._plan import Gather, Outcome
+from layby._wire import Frame
 
 Reason = Literal["transaction", "cursor", "middleware", "mode", "unsupported"]
 
@@ -28,6 +28,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "awaited",
         "body",
         "cancelled",
         "context",
@@ -36,6 +37,7 @@ class Job:
         "epoch",
         "inline",
         "locals",
+        "process",
         "request",
         "scratch",
         "shields",
@@ -58,12 +60,16 @@ class Job:
         self.cancelled = False
         # Depth of `with layby.shield()`.
         self.shields = 0
+        # The way to ask the gateway for more than a slot's frames can; None in tests.
+        self.process: Process | None = None
         # Room for integrations.
         self.scratch: dict[str, Any] = {}
         # Why it cannot park now, innermost last; not empty means: wait in place.
         self.inline: list[Reason] = []
         # What named threading.local objects held for it when it parked, by their names.
         self.locals: dict[str, dict[str, Any]] = {}
+        # What it waits for while it is parked.
+        self.awaited: Suspend | None = None
         # The request's body when it came as a file.
         self.body: BinaryIO | None = None
 
@@ -77,16 +83,87 @@ class Job:
         return f"<Job {self.request}/{self.epoch} {state}>"
 
 
+class Suspend(ABC):
+    """What an awaited thing yields out of the coroutine: "wait for this on my behalf".
+
+    Whoever steps the coroutine sends back in what came of it, or throws. How that is
+    waited for is up to the stepper, and all that it needs for it is here: a park (`encode`,
+    `prepare`, `parked`, then `decode` or `abandon`), a wait in place (`encode`, and `decode`), or
+    no gateway at all (`outside`). The family is closed: `_plan.PlanWait` (a plan, run by the
+    gateway), `_local.LocalWait` (something in this process, flag LOCAL) and the
+    request's body (flag LAZY).
+    """
+
+    __slots__ = ("source",)
+
+    # Of its PARK and HOLD frames: LOCAL, LAZY or 0.
+    flags: ClassVar[int] = 0
+
+    def __init__(self, source: str) -> None:
+        # The application's line that waits, "file:line".
+        self.source = source
+
+    @abstractmethod
+    def encode(self, *, limit: int, hold: Mapping[str, str] | None = None) -> tuple[bytes, bytes]:
+        """Head and body of its PARK, or with `hold` of its HOLD.
+
+        May raise an `Error`, which is then raised where the application waits.
+        """
+
+    @abstractmethod
+    def decode(self, frame: Frame, file: BinaryIO | None) -> Any:
+        """What a RESUME or RESULTS means to the coroutine. Takes over `file`.
+
+        Raises `WireError` for what is none.
+        """
+
+    @abstractmethod
+    def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> Any:
+        """Do it on this thread, without the gateway, and return what came of it.
+
+        With the flag LOCAL that is also how it is waited for in place. `stepped` is the
+        coroutine that yielded this; None for code that just calls.
+        """
+
+    def prepare(self, job: Job, stepped: Coroutine[Any, Any, Any] | None) -> None:  # noqa: B027
+        """`job` is about to park: note what of it is needed later.
+
+        After PARK it belongs to another thread.
+        """
+
+    def parked(self) -> None:  # noqa: B027 - most have nothing to do
+        """PARK is out. The request may have been resumed or cancelled by now, elsewhere."""
+
+    def abandon(self) -> bool:
+        """The parked request is cancelled: end what still runs for it here, and wait for that.
+
+        False when that will not end: then nothing of the request may be run any more.
+        """
+        return True
+
+
+class Process(Protocol):
+    """What a worker can say on its control connection about a request parked LOCAL.
+
+    Both may be called on any thread, and do nothing once the gateway is gone.
+    """
+
+    def want(self, request: int, epoch: int) -> None:
+        """It can go on: let it resume."""
+
+    def call(self, request: int, epoch: int, number: int) -> None:
+        """It wants a slot for something of its own, known by `number`."""
+
+
 class Waiter(Protocol):
     """What a slot offers to the code that it is running: waiting in place."""
 
-    def wait_in_place(
-        self, job: Job, gather: Gather, reason: Reason, source: str, detail: str = ""
-    ) -> list[Outcome]:
-        """Have the gateway run the gather, the slot being held, and return its outcomes.
+    def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
+        """Have `suspend` waited for while the slot is held, and return what came of it.
 
-        `detail` says more than `reason` in the log. Raises `Cancelled` when the client
-        has left instead.
+        For one that is LOCAL this only tells the gateway: the caller then does it with
+        `suspend.outside`. `detail` says more than `reason` in the log. Raises `Cancelled`
+        when the client has left instead.
         """
         ...
 
@@ -130,20 +207,6 @@ def shield() -> Iterator[None]:
         yield
     finally:
         job.shields -= 1
-
-
-class Suspend:
-    """What an awaited thing yields out of the coroutine: "run this gather for me".
-
-    Whoever steps the coroutine sends the outcomes of `gather` back in (a list, one
-    for each of its things), or throws. `source` is the application's line, "file:line".
-    """
-
-    __slots__ = ("gather", "source")
-
-    def __init__(self, gather: Gather, source: str) -> None:
-        self.gather = gather
-        self.source = source
 
 
 @dataclass(frozen=True, slots=True)

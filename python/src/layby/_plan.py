@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import json as jsonlib
 import math
+import os
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from enum import Enum
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar
 
 from layby import _exceptions, _request, _source, _urls, _wire
 from layby._direct import Failure
@@ -23,6 +24,7 @@ from layby._job import Suspend, tls
 from layby._request import Content, HeaderTypes
 from layby._response import Response
 from layby._urls import Params
+from layby._wire import Frame, WireError
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -81,11 +83,10 @@ class Thing(Generic[T_co]):
                     elif asyncio._get_running_loop() is not None:
                         # Inside an asyncio.run() of a view: that loop steps us, and it
                         # knows nothing of parking.
-                        outcomes = waiter.wait_in_place(
-                            job, root, "unsupported", _source.application_line()
-                        )
+                        wait = PlanWait(root, _source.application_line())
+                        outcomes = waiter.wait_in_place(job, wait, "unsupported")
                     else:
-                        outcomes = yield Suspend(root, _source.application_line())
+                        outcomes = yield PlanWait(root, _source.application_line())
                 except BaseException:
                     root._drop()
                     raise
@@ -108,9 +109,8 @@ class Thing(Generic[T_co]):
                     if job is None or waiter is None:
                         outcomes = run_outside(root)
                     else:
-                        outcomes = waiter.wait_in_place(
-                            job, root, "mode", _source.application_line()
-                        )
+                        wait = PlanWait(root, _source.application_line())
+                        outcomes = waiter.wait_in_place(job, wait, "mode")
                 except BaseException:
                     root._drop()
                     raise
@@ -443,6 +443,51 @@ class _Body:
         self.limit = limit
         self.parts: list[bytes] = []
         self.length = 0
+
+
+class PlanWait(Suspend):
+    """Waits for a gather that the gateway runs; gives the outcomes of its things."""
+
+    __slots__ = ("gather",)
+
+    def __init__(self, gather: Gather, source: str) -> None:
+        super().__init__(source)
+        self.gather = gather
+
+    def encode(self, *, limit: int, hold: Mapping[str, str] | None = None) -> tuple[bytes, bytes]:
+        """The plan. Raises `TooLarge` when its bodies pass `limit` bytes."""
+        return encode(self.gather, limit=limit, hold=hold)
+
+    def decode(self, frame: Frame, file: BinaryIO | None) -> list[Outcome]:
+        """The outcomes that the results say."""
+
+        def read_file(offset: int, length: int) -> bytes:
+            assert file is not None
+            data = os.pread(file.fileno(), length, offset)
+            while len(data) < length:
+                more = os.pread(file.fileno(), length - len(data), offset + len(data))
+                if not more:
+                    raise ValueError("the file of the results is too short")
+                data += more
+            return data
+
+        def read_frame(offset: int, length: int) -> bytes:
+            data = frame.body[offset : offset + length]
+            if len(data) != length:
+                raise ValueError("the body of the results is too short")
+            return data
+
+        try:
+            return decode(frame.head, read_frame if file is None else read_file)
+        except (ValueError, KeyError, TypeError) as error:
+            raise WireError("head", f"{frame!r} with results that are none: {error!r}") from error
+        finally:
+            if file is not None:
+                file.close()
+
+    def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> list[Outcome]:
+        """The outcomes, by fetches of our own."""
+        return run_outside(self.gather)
 
 
 def run_outside(root: Gather) -> list[Outcome]:

@@ -13,16 +13,17 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
-from layby import _plan
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
-from layby._job import Job, Reason, slot_closers, slot_openers, tls
+from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
+    FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
     REFUSED,
@@ -55,7 +56,7 @@ class ParkingRunner(Runner, Protocol):
     """A runner whose requests park."""
 
     def unpark(self, request: int, epoch: int) -> Job: ...
-    def resume(self, slot: Slot, job: Job, outcomes: list[_plan.Outcome]) -> None: ...
+    def resume(self, slot: Slot, job: Job, value: Any) -> None: ...
     def cancel(self, slot: Slot, job: Job) -> None: ...
 
 
@@ -94,6 +95,8 @@ class Slot:
         welcome: Welcome,
         runner: Runner,
         parking: ParkingRunner | None,
+        on_request: Callable[[], None] | None = None,
+        process: Process | None = None,
     ) -> None:
         self.number = number
         self.channel = channel
@@ -103,6 +106,8 @@ class Slot:
         self._runner = runner
         # The same runner, if its requests park.
         self._parking = parking
+        self._on_request = on_request
+        self._process = process
         self._broken = False
         self._environ: dict[str, Any] = {
             "wsgi.version": (1, 0),
@@ -176,6 +181,9 @@ class Slot:
             slot=self.number,
         )
         job.body = file
+        job.process = self._process
+        if self._on_request is not None:
+            self._on_request()
         tls.job = job
         try:
             self._runner.begin(self, job)
@@ -194,12 +202,18 @@ class Slot:
         return environ
 
     def _resume(self, runner: ParkingRunner, frame: Frame, file: BinaryIO | None) -> None:
-        outcomes = _outcomes(frame, file)
-        job = runner.unpark(frame.request, frame.epoch)
+        try:
+            job = runner.unpark(frame.request, frame.epoch)
+        except WireError:
+            if file is not None:
+                file.close()
+            raise
+        assert job.awaited is not None
+        value = job.awaited.decode(frame, file)
         job.slot = self.number
         tls.job = job
         try:
-            runner.resume(self, job, outcomes)
+            runner.resume(self, job, value)
         finally:
             tls.job = None
         self._check()
@@ -214,24 +228,24 @@ class Slot:
             tls.job = None
         self._check()
 
-    def wait_in_place(
-        self, job: Job, gather: _plan.Gather, reason: Reason, source: str, detail: str = ""
-    ) -> list[_plan.Outcome]:
+    def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
         """See `_job.Waiter`."""
-        _note_wait(reason, source, detail)
-        head, body = _plan.encode(
-            gather, limit=self.max_plan, hold={"reason": reason, "source": source}
+        _note_wait(reason, suspend.source, detail)
+        head, body = suspend.encode(
+            limit=self.max_plan, hold={"reason": reason, "source": suspend.source}
         )
-        flags = FLAG_SHIELDED if job.shields else 0
+        flags = suspend.flags | (FLAG_SHIELDED if job.shields else 0)
         hold = encode(HOLD, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body)
         try:
             self.channel.send(hold)
+            if flags & FLAG_LOCAL:
+                return None
             while True:
                 frame, file = self.channel.receive()
                 if frame.type == RESULTS and frame.request == job.request:
                     if frame.epoch != job.epoch:
                         raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
-                    return _outcomes(frame, file)
+                    return suspend.decode(frame, file)
                 if frame.type == CANCEL and frame.request == job.request:
                     if frame.epoch != job.epoch:
                         raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
@@ -270,34 +284,6 @@ class Slot:
                 done = False
                 log.error("slot %d: could not be closed", self.number, exc_info=error)
         return done
-
-
-def _outcomes(frame: Frame, file: BinaryIO | None) -> list[_plan.Outcome]:
-    """What the results in a RESUME or RESULTS say. WireError when they say nonsense."""
-
-    def read_file(offset: int, length: int) -> bytes:
-        assert file is not None
-        data = os.pread(file.fileno(), length, offset)
-        while len(data) < length:
-            more = os.pread(file.fileno(), length - len(data), offset + len(data))
-            if not more:
-                raise ValueError("the file of the results is too short")
-            data += more
-        return data
-
-    def read_frame(offset: int, length: int) -> bytes:
-        data = frame.body[offset : offset + length]
-        if len(data) != length:
-            raise ValueError("the body of the results is too short")
-        return data
-
-    try:
-        return _plan.decode(frame.head, read_frame if file is None else read_file)
-    except (ValueError, KeyError, TypeError) as error:
-        raise WireError("head", f"{frame!r} with results that are none: {error!r}") from error
-    finally:
-        if file is not None:
-            file.close()
 
 
 _noted: set[tuple[str, str]] = set()

@@ -9,6 +9,7 @@ usage, 3 the application cannot be imported, 4 refused by the gateway.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import inspect
 import json
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -28,7 +30,19 @@ from layby._coroutine import CoroutineRunner
 from layby._exceptions import AsgirefUnsupported
 from layby._locals import ThreadLocals, UnknownLocal
 from layby._slot import Runner, Slot, Welcome
-from layby._wire import BYE, DRAIN, GRANT, HELLO, REFUSED, WELCOME, WireError, encode
+from layby._wire import (
+    BYE,
+    CALL,
+    DRAIN,
+    GRANT,
+    HELLO,
+    REFUSED,
+    WANT,
+    WELCOME,
+    Frame,
+    WireError,
+    encode,
+)
 from layby._wsgi import WsgiRunner
 
 log = logging.getLogger("layby")
@@ -55,56 +69,166 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         app = _import_app(options.app)
-        _set_up_log()
-        mode, handler = _choose_mode(app, options.app, options.mode)
-        worker = Worker(options, mode, handler)
+        set_up_log()
+        mode, runs = choose_mode(app, options.app, options.mode)
+        worker = Worker(
+            link=options.link, threads=options.threads, name=options.app, mode=mode, app=runs
+        )
+        _handle_signals(worker)
         return worker.run()
     except StartError as error:
-        _set_up_log()
+        set_up_log()
         log.critical("%s", error)
         return error.status
 
 
-class Worker:
-    """The process as the gateway sees it: its control connection and its slots."""
+class Voice:
+    """What this process says on its control connection, from whatever thread."""
 
-    def __init__(self, options: argparse.Namespace, mode: str, app: Any) -> None:
-        self._options = options
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        # Reentrant, because a signal may come while its own thread is sending.
+        self._lock = threading.RLock()
+
+    def bye(self) -> None:
+        """Ask for a drain."""
+        self._send(encode(BYE))
+
+    def want(self, request: int, epoch: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(WANT, request=request, epoch=epoch))
+
+    def call(self, request: int, epoch: int, number: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(CALL, request=request, epoch=epoch, aux=number))
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            with self._lock:
+                self._control.send(frame)
+        except Closed:
+            pass  # Who reads from it finds that out.
+
+
+class Worker:
+    """The process as the gateway sees it: its control connection and its slots.
+
+    `run` is its whole life. Who has a loop of its own calls `connect`, `join`, `obey` for
+    as long as it returns True, and `end`; `fileno` can be waited on in between.
+    """
+
+    def __init__(
+        self,
+        *,
+        link: str,
+        threads: int,
+        name: str,
+        mode: str,
+        app: Any,
+        on_request: Callable[[], None] | None = None,
+    ) -> None:
+        self._link = _path(link)
+        self._threads = threads
+        self._name = name
         self._mode = mode
         self._app = app
+        # Called on the slot's thread for every new request.
+        self._on_request = on_request
         self._token = os.environ.get("LAYBY_TOKEN", "")
         self._slots: dict[threading.Thread, Slot] = {}
         # There once the gateway knows of this process: after HELLO.
         self._control: Channel | None = None
+        self._voice: Voice | None = None
         # Both there once the gateway said welcome.
         self._welcome: Welcome | None = None
         self._runner: Runner | None = None
         self._draining = False
-        self._asked_to_end = False
+        self._asked_to_drain = False
+        self._lost = False
 
     def run(self) -> int:
-        """Join the gateway and serve until it lets go."""
-        self._handle_signals()
-        control = _connect(self._options.link)
+        """Join the gateway and serve until it lets go; the exit status."""
+        self.join(self._connect_patiently())
+        while self.obey():
+            pass
+        return self.end()
+
+    def connect(self) -> Channel:
+        """A connection to the gateway; OSError while there is none."""
+        return Channel.connect(self._link)
+
+    def _connect_patiently(self) -> Channel:
+        deadline = time.monotonic() + _CONNECT_PATIENCE
+        waited = False
+        while True:
+            try:
+                return self.connect()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise StartError(f"no gateway at {self._link}: {error}", status=4) from error
+            if not waited:
+                waited = True
+                log.info("waiting for a gateway at %s", self._link)
+            time.sleep(0.2)
+
+    def join(self, control: Channel) -> None:
+        """Say hello. StartError when the gateway refuses this worker."""
         try:
             self._join(control)
-            self._serve(control)
-        except Closed:
-            self._draining = self._draining or self._asked_to_end
-            if not self._draining:
-                log.error("the gateway is gone")
-        except WireError as error:
+        except (Closed, WireError) as error:
+            self._lose(error)
+
+    def fileno(self) -> int:
+        """Readable when `obey` has something to do."""
+        assert self._control is not None
+        return self._control.fileno()
+
+    def obey(self, *, wait: bool = True) -> bool:
+        """Do what the gateway says next, or, without `wait`, all that it has said by now.
+
+        False when the control connection has ended, and with it the worker's work.
+        """
+        control = self._control
+        if self._lost or control is None:
+            return False
+        try:
+            if wait:
+                self._do(control.receive()[0])
+            else:
+                while (frame := control.poll()) is not None:
+                    self._do(frame)
+        except (Closed, WireError) as error:
+            self._lose(error)
+        return not self._lost
+
+    def ask_to_drain(self) -> bool:
+        """Ask the gateway to take the slots back, once nothing is parked here.
+
+        False when it has been asked before, or does not know of this process: it is of no use.
+        """
+        if self._voice is None or self._asked_to_drain:
+            return False
+        self._asked_to_drain = True
+        if not self._draining:
+            self._voice.bye()
+        return True
+
+    def _lose(self, error: Closed | WireError) -> None:
+        self._lost = True
+        if isinstance(error, WireError):
             log.error("the gateway sent what it must not: %s", error)
             self._draining = False
-        return self._end()
+            return
+        self._draining = self._draining or self._asked_to_drain
+        if not self._draining:
+            log.error("the gateway is gone")
 
     def _join(self, control: Channel) -> None:
-        options = self._options
         hello = {
             "pid": os.getpid(),
-            "threads": options.threads,
+            "threads": self._threads,
             "mode": self._mode,
-            "app": options.app,
+            "app": self._name,
             "version": f"layby-python/{__version__}",
             "token": self._token,
         }
@@ -112,7 +236,7 @@ class Worker:
         ours = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         control.send(encode(HELLO, head=json.dumps(hello).encode()))
-        self._control = control
+        self._control, self._voice = control, Voice(control)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         frame, _ = control.receive()
         if frame.type == REFUSED:
@@ -133,24 +257,22 @@ class Worker:
         except UnknownLocal as error:
             raise StartError(str(error)) from error
 
-    def _serve(self, control: Channel) -> None:
-        while True:
-            frame, _ = control.receive()
-            if frame.type == GRANT:
-                self._start_slot(frame.aux)
-            elif frame.type == DRAIN:
-                self._draining = True
-                log.info("drain started")
-            elif frame.type == REFUSED:
-                reason = frame.head.decode("utf-8", "replace")
-                raise StartError(f"refused by the gateway: {reason}", status=4)
-            else:
-                raise WireError("kind", f"{frame!r} on the control connection")
+    def _do(self, frame: Frame) -> None:
+        if frame.type == GRANT:
+            self._start_slot(frame.aux)
+        elif frame.type == DRAIN:
+            self._draining = True
+            log.info("drain started")
+        elif frame.type == REFUSED:
+            reason = frame.head.decode("utf-8", "replace")
+            raise StartError(f"refused by the gateway: {reason}", status=4)
+        else:
+            raise WireError("kind", f"{frame!r} on the control connection")
 
     def _start_slot(self, number: int) -> None:
         self._slots = {t: slot for t, slot in self._slots.items() if t.is_alive()}
         try:
-            channel = Channel.connect(_path(self._options.link))
+            channel = self.connect()
         except OSError as error:
             # The gateway goes down; the control connection will say so.
             log.error("slot %d: no connection: %s", number, error)
@@ -164,14 +286,16 @@ class Worker:
             welcome=welcome,
             runner=runner,
             parking=runner if isinstance(runner, CoroutineRunner) else None,
+            on_request=self._on_request,
+            process=self._voice,
         )
         # Daemons, because one that is stuck must not keep the process from ending.
         thread = threading.Thread(target=slot.run, name=f"layby-slot-{number}", daemon=True)
         self._slots[thread] = slot
         thread.start()
 
-    def _end(self) -> int:
-        """End the slots and then the process, even if some of them are stuck."""
+    def end(self) -> int:
+        """End the slots, and then the process, even if some of them are stuck; the exit status."""
         for slot in self._slots.values():
             slot.channel.shut()
         deadline = time.monotonic() + _GRACE
@@ -182,34 +306,33 @@ class Worker:
         if stuck:
             log.error("ended while %s still ran", ", ".join(stuck))
         if stuck or not self._draining:
-            # Nothing runs after this: parked requests are lost anyway, and what their
+            # Nothing of ours runs after this: parked requests are lost anyway, and what their
             # coroutines would do while the interpreter is torn down is anyone's guess.
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            atexit.register(_leave_at_once, status)
         # Threads of the application's own may hold up the interpreter's exit.
-        timer = threading.Timer(_GRACE, os._exit, (status,))
+        timer = threading.Timer(_GRACE, _leave_at_once, (status,))
         timer.daemon = True
         timer.start()
         return status
 
-    def _handle_signals(self) -> None:
-        signal.signal(signal.SIGTERM, self._on_term)
-        # Ctrl-C reaches the whole process group; a supervising gateway sees to us then.
-        signal.signal(signal.SIGINT, signal.SIG_IGN if self._token else self._on_term)
 
-    def _on_term(self, number: int, _: FrameType | None) -> None:
-        control = self._control
-        if self._asked_to_end or control is None:
+def _leave_at_once(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _handle_signals(worker: Worker) -> None:
+    def on_term(number: int, _: FrameType | None) -> None:
+        if not worker.ask_to_drain():
             # Asked twice, or the gateway does not know of us: there is nothing to wait for.
             os._exit(128 + number)
-        self._asked_to_end = True
-        if not self._draining:
-            try:
-                control.send(encode(BYE))
-            except Closed:
-                pass  # The main thread finds that out by itself.
+
+    signal.signal(signal.SIGTERM, on_term)
+    # Ctrl-C reaches the whole process group; a supervising gateway sees to us then.
+    supervised = bool(os.environ.get("LAYBY_TOKEN"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else on_term)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -259,7 +382,7 @@ def _import_app(spec: str) -> Any:
     return app
 
 
-def _choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
+def choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
     """The mode and what it runs; logs which and why."""
     if wanted == "greenlet":
         raise StartError("mode greenlet is not available in this version")
@@ -309,33 +432,22 @@ def _django_app(app: Any) -> Any:
     return django.application(app)
 
 
-def _connect(link: str) -> Channel:
-    deadline = time.monotonic() + _CONNECT_PATIENCE
-    waited = False
-    while True:
-        try:
-            return Channel.connect(_path(link))
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise StartError(f"no gateway at {link}: {error}", status=4) from error
-        if not waited:
-            waited = True
-            log.info("waiting for a gateway at %s", link)
-        time.sleep(0.2)
-
-
 def _path(link: str) -> str:
     return link.removeprefix("unix:")
 
 
-def _set_up_log() -> None:
-    """Make sure that our own lines are seen, whatever the application did to logging."""
+def set_up_log(*handlers: logging.Handler, level: int = logging.INFO) -> None:
+    """Make sure that our own lines are seen, whatever the application did to logging.
+
+    By the handlers given, else on stderr, unless the application has handlers for them.
+    """
     # Django's LOGGING disables loggers that were there before it, unless told otherwise.
     log.disabled = False
     if not log.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        log.addHandler(handler)
+        own = logging.StreamHandler()
+        own.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        for handler in handlers or (own,):
+            log.addHandler(handler)
     if log.level == logging.NOTSET:
         debug = os.environ.get("LAYBY_DEBUG") == "1"
-        log.setLevel(logging.DEBUG if debug else logging.INFO)
+        log.setLevel(logging.DEBUG if debug else level)

@@ -30,10 +30,8 @@ class Gateway:
         self.plans: list[Any] = []
         self.bodies: list[bytes] = []
 
-    def wait_in_place(
-        self, job: Job, gather: Any, reason: str, source: str, detail: str = ""
-    ) -> Any:
-        head, body = _plan.encode(gather, limit=1 << 20)
+    def wait_in_place(self, job: Job, suspend: Any, reason: str, detail: str = "") -> Any:
+        head, body = suspend.encode(limit=1 << 20)
         self.plans.append(json.loads(head))
         self.bodies.append(body)
         results = json.dumps(nested(self.results.pop(0))).encode()

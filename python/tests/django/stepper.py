@@ -15,10 +15,11 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import urlencode
 
-from layby import _job, _outside
-from layby._drive import NO_ASYNCIO
+from layby import _job
+from layby._drive import NO_ASYNCIO, wait_in_place
 from layby._exceptions import Cancelled, Error
 from layby._job import Job, tls
+from layby._wire import FLAG_LOCAL
 
 
 class Answer:
@@ -70,11 +71,9 @@ class _Waiter:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
-    def wait_in_place(
-        self, job: Job, gather: Any, reason: str, source: str, detail: str = ""
-    ) -> Any:
+    def wait_in_place(self, job: Job, suspend: Any, reason: str, detail: str = "") -> Any:
         self._answer.waits.append(reason)
-        return _outside.run(gather)
+        return None if suspend.flags & FLAG_LOCAL else suspend.outside(None)
 
 
 class Slots:
@@ -177,9 +176,9 @@ class Slots:
                     continue
                 if reason := _reason_to_wait(job):
                     waiter: Any = tls.waiter
-                    request.value = waiter.wait_in_place(job, suspend.gather, reason, "")
+                    request.value = wait_in_place(waiter, job, suspend, job.coroutine, reason)
                     continue
-                request.value = _outside.run(suspend.gather)
+                request.value = suspend.outside(None)
                 for leave in _job.on_leave:
                     job.context.run(leave, job)
                 return True
@@ -187,7 +186,7 @@ class Slots:
             tls.job = tls.waiter = None
 
 
-def _reason_to_wait(job: Job) -> str | None:
+def _reason_to_wait(job: Job) -> Any:
     if job.inline:
         return job.inline[-1]
     for check in _job.park_checks:

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+# The project, and the very layby that is being tested, whatever is installed.
+PATH = os.pathsep.join((str(HERE), str(HERE.parents[1] / "src")))
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_async_signals_on_a_loop_are_django_s(database: None) -> None:
 
 
 def _serve(*command: str, **variables: str) -> Any:
-    return _server([sys.executable, *command], {**os.environ, "PYTHONPATH": str(HERE), **variables})
+    return _server([sys.executable, *command], {**os.environ, "PYTHONPATH": PATH, **variables})
 
 
 RUNSERVER = ("-m", "django", "runserver", "--noreload", "--nothreading", "127.0.0.1:0")
@@ -186,7 +188,7 @@ def test_an_application_without_layby_runs_as_under_wsgi(argument: str, status: 
     """Its `async def` views have an event loop; with layby they are stepped without one."""
     ran = subprocess.run(
         [sys.executable, "-c", UNAWARE, argument],
-        env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": ""},
+        env={**os.environ, "PYTHONPATH": PATH, "PYTHONWARNINGS": ""},
         capture_output=True,
         text=True,
         check=True,

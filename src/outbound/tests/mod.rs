@@ -3,6 +3,7 @@
 //! Tests wait for events: a request that is in, a client that left, a count. Where time itself
 //! is tested, it is with bounds that a slow machine keeps.
 
+mod bursts;
 mod guard;
 mod joins;
 mod leaving;

@@ -1,4 +1,4 @@
-//! The head of an `ANSWER` frame: status, reason and headers.
+//! What is in an `ANSWER` frame: status, reason and headers; which part of a file is its body.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -30,9 +30,37 @@ pub fn decode(status: u16, head: &Bytes) -> Result<Head, &'static str> {
     Ok((status, unusual.then(|| head.slice_ref(reason)), headers))
 }
 
+/// Offset and length of a body that is a part of a file.
+///
+/// # Errors
+/// What is wrong with it, for the log.
+pub fn place(body: &[u8]) -> Result<(u64, u64), &'static str> {
+    let (offset, len) = body.split_at_checked(8).ok_or("not a place in a file")?;
+    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes);
+    let (Ok(offset), Ok(len)) = (number(offset), number(len)) else {
+        return Err("not a place in a file");
+    };
+    // As far as a file can reach.
+    match offset.checked_add(len) {
+        Some(end) if i64::try_from(end).is_ok() => Ok((offset, len)),
+        _ => Err("a place beyond the end of every file"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_in_a_file_is_two_numbers() {
+        let place_of =
+            |offset: u64, len: u64| place(&[offset.to_be_bytes(), len.to_be_bytes()].concat());
+        assert_eq!(place_of(7, 1 << 40), Ok((7, 1 << 40)));
+        assert!(place_of(u64::MAX, 1).is_err());
+        assert!(place_of(i64::MAX as u64, 1).is_err());
+        assert!(place(&[0; 15]).is_err());
+        assert!(place(&[0; 17]).is_err());
+    }
 
     #[test]
     fn an_answers_head_is_reason_and_pairs() {

@@ -1,22 +1,35 @@
-//! One connection of the link: frames over a Unix socket.
+//! One connection of the link: frames, and the descriptors that come with some, over a Unix socket.
+//!
+//! A descriptor belongs to a frame that says so, and every frame that says so has one: what is
+//! otherwise breaks the connection, and nothing that came is left open.
 
-use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::future::poll_fn;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Poll, ready};
 
-use bytes::BytesMut;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use bytes::{BufMut, BytesMut};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
-use super::wire::{self, Frame, Header, Kind, WireError};
+use super::wire::{self, Frame, Header, Kind, WireError, flag};
 
-/// Room kept free in the read buffer: a short read then tells that nothing more is there.
+/// Read at a time. Nearly every frame fits, and a short read tells that nothing more is there.
 const ROOM: usize = 16 * 1024;
 
 #[derive(Debug)]
 pub struct Channel {
     stream: UnixStream,
+    /// Where bytes arrive that may have a descriptor with them.
+    room: Box<[u8]>,
     incoming: BytesMut,
+    /// Came with bytes that no frame has claimed yet. One at most: a worker has one job at a time.
+    file: Option<OwnedFd>,
     outgoing: BytesMut,
 }
 
@@ -74,7 +87,9 @@ impl Channel {
     pub fn new(stream: UnixStream) -> Self {
         Self {
             stream,
+            room: vec![0; ROOM].into(),
             incoming: BytesMut::new(),
+            file: None,
             outgoing: BytesMut::new(),
         }
     }
@@ -97,18 +112,76 @@ impl Channel {
     pub async fn frame(&mut self) -> Result<Frame, Broken> {
         loop {
             if let Some(frame) = wire::decode(&mut self.incoming)? {
-                return Ok(frame);
+                // It came with the frame's first byte, or with that of a frame still to be decoded.
+                let stray = self.file.is_some() && self.incoming.is_empty();
+                match (frame.header.has(flag::FD), self.file.is_some()) {
+                    (true, false) => return Err(Broken::content("a frame without its descriptor")),
+                    (false, _) if stray => {
+                        return Err(Broken::content("a descriptor without a frame"));
+                    }
+                    _ => return Ok(frame),
+                }
             }
             self.fill().await?;
         }
     }
 
+    /// The descriptor of the frame that came last, which has the flag `FD`.
+    pub fn file(&mut self) -> OwnedFd {
+        self.file
+            .take()
+            .expect("no frame with the flag is given out without it")
+    }
+
     async fn fill(&mut self) -> Result<(), Broken> {
-        self.incoming.reserve(ROOM);
-        match self.stream.read_buf(&mut self.incoming).await? {
+        let missing = wire::missing(&self.incoming);
+        let count = if missing > ROOM {
+            // Within a frame no descriptor comes, so a large one needs no copy.
+            let mut rest = (&mut self.incoming).limit(missing);
+            self.stream.read_buf(&mut rest).await?
+        } else {
+            self.receive().await?
+        };
+        match count {
             0 => Err(Broken::Closed),
             _ => Ok(()),
         }
+    }
+
+    async fn receive(&mut self) -> Result<usize, Broken> {
+        let Self { stream, room, .. } = self;
+        let (count, file) = poll_fn(|cx| {
+            loop {
+                ready!(stream.poll_read_ready(cx))?;
+                let mut received = None;
+                let tried = stream.try_io(Interest::READABLE, || {
+                    let (count, file) = receive_once(stream, room)?;
+                    // The system ends a read behind a descriptor, whatever follows.
+                    let drained = (1..ROOM).contains(&count) && file.is_none();
+                    received = Some((count, file));
+                    // Said in advance, it need not be asked by another call before the next wait.
+                    if drained {
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                    Ok(())
+                });
+                match (received, tried) {
+                    (Some(received), _) => return Poll::Ready(Ok::<_, io::Error>(received)),
+                    (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                        return Poll::Ready(Err(error));
+                    }
+                    (None, _) => {}
+                }
+            }
+        })
+        .await?;
+        self.incoming.extend_from_slice(&self.room[..count]);
+        if let Some(file) = file
+            && self.file.replace(file).is_some()
+        {
+            return Err(Broken::content("more descriptors than frames"));
+        }
+        Ok(count)
     }
 
     /// Sends one frame; `write_head` adds its head, then its body, to the buffer after the header.
@@ -182,8 +255,131 @@ impl Channel {
 
     /// Waits until the peer has closed, whatever it still says.
     pub async fn closed(mut self) {
-        while self.fill().await.is_ok() {
-            self.incoming.clear();
+        // Read like this, descriptors are closed by the system.
+        while matches!(self.stream.read(&mut self.room).await, Ok(1..)) {}
+    }
+}
+
+/// Bytes, and the descriptor that came with them.
+fn receive_once(stream: &UnixStream, room: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [IoSliceMut::new(room)];
+    let received = recvmsg(stream, &mut bytes, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut files = ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(files) => files.collect(),
+        _ => Vec::new(),
+    });
+    let file = files.next();
+    if received.flags.contains(ReturnFlags::CTRUNC) || files.next().is_some() {
+        let several = "more than one descriptor with one frame";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, several));
+    }
+    Ok((received.bytes, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+
+    fn pair() -> (Channel, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("two ends");
+        (Channel::new(ours), theirs)
+    }
+
+    fn frame(kind: Kind, flags: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = BytesMut::new();
+        let header = Header {
+            flags,
+            body: body.len(),
+            ..Header::bare(kind, 0)
+        };
+        header.encode(&mut bytes);
+        bytes.extend_from_slice(body);
+        bytes.to_vec()
+    }
+
+    fn send(stream: &UnixStream, bytes: &[u8], files: &[&File]) {
+        let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
+        let bytes = [IoSlice::new(bytes)];
+        sendmsg(stream, &bytes, &mut ancillary, SendFlags::NOSIGNAL).expect("room");
+    }
+
+    fn file(text: &str) -> File {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(text.as_bytes()).expect("room");
+        file.rewind().expect("a file");
+        file
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_comes_with_its_frame_whatever_is_around_it() {
+        let (mut channel, theirs) = pair();
+        send(&theirs, &frame(Kind::Hold, 0, b"before"), &[]);
+        let answer = frame(Kind::Answer, flag::FD, &[0; 16]);
+        send(&theirs, &answer[..1], &[&file("content")]);
+        send(&theirs, &answer[1..], &[]);
+        send(&theirs, &frame(Kind::Ready, 0, b""), &[]);
+
+        let kinds = [Kind::Hold, Kind::Answer, Kind::Ready];
+        for kind in kinds {
+            let frame = channel.frame().await.expect("a frame");
+            assert_eq!(frame.header.kind, kind);
+            if kind == Kind::Answer {
+                let mut text = String::new();
+                let file = channel.file();
+                let flags = rustix::io::fcntl_getfd(&file).expect("it is open");
+                assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+                File::from(file).read_to_string(&mut text).expect("text");
+                assert_eq!(text, "content");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_frame_larger_than_one_read_arrives_whole() {
+        let (mut channel, mut theirs) = pair();
+        let body: Vec<u8> = (0..wire::MAX_CHUNK).map(|at| at as u8).collect();
+        let sent = [
+            frame(Kind::Body, flag::MORE, &body),
+            frame(Kind::Body, 0, b"last"),
+        ]
+        .concat();
+        tokio::spawn(async move { theirs.write_all(&sent).await });
+        assert!(channel.frame().await.expect("a frame").body == body);
+        assert_eq!(channel.frame().await.expect("a frame").body, "last");
+        assert!(matches!(channel.frame().await, Err(Broken::Closed)));
+    }
+
+    #[tokio::test]
+    async fn descriptors_and_frames_that_do_not_agree_break_the_connection() {
+        let ready = || frame(Kind::Ready, 0, b"");
+        let answer = || frame(Kind::Answer, flag::FD, &[0; 16]);
+        let file = file("");
+        for (bytes, files, why) in [
+            (answer(), &[][..], "a frame without its descriptor"),
+            (ready(), &[&file][..], "a descriptor without a frame"),
+            (answer(), &[&file, &file][..], "more than one descriptor"),
+        ] {
+            let (mut channel, theirs) = pair();
+            send(&theirs, &bytes, files);
+            let broken = channel.frame().await.expect_err(why).to_string();
+            assert!(broken.contains(why), "{broken}");
+        }
+
+        let (mut channel, theirs) = pair();
+        let answer = answer();
+        send(&theirs, &answer[..1], &[&file]);
+        send(&theirs, &answer[1..2], &[&file]);
+        let broken = channel.frame().await.expect_err("two").to_string();
+        assert!(broken.contains("more descriptors than frames"), "{broken}");
     }
 }

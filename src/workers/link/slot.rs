@@ -17,7 +17,7 @@ use crate::message::{Answer, AnswerBody, Request};
 use crate::metrics::Metrics;
 use crate::plan::{self, FailureKind, Outcome, Phase};
 use crate::slots::{Closing, Port, Taken, Turn, Turned};
-use crate::spool::{self, AnswerWriter, Body, Spool, SpoolFile, Upload};
+use crate::spool::{self, AnswerWriter, Body, FilePart, Spool, SpoolFile, Upload};
 use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
 
 type Reply = oneshot::Sender<Turned<Step>>;
@@ -168,6 +168,9 @@ impl SlotTask {
                 Kind::Answer => {
                     let (status, reason, headers) =
                         answer::decode(header.aux, &head).map_err(Broken::content)?;
+                    if header.has(flag::FD) && header.has(flag::MORE) {
+                        return Err(Broken::content("an answer both in a file and in parts"));
+                    }
                     if header.has(flag::MORE) {
                         let (mut writer, reader) = spool::answer(&self.spool);
                         // A new pipe has room, and its reader is in our hands.
@@ -184,7 +187,11 @@ impl SlotTask {
                         let _ = reply.send(Ok(Step::Answer(answer, Some(turn))));
                         self.stream(tag, writer, next).await?;
                     } else {
-                        let body = AnswerBody::Whole(body);
+                        let body = if header.has(flag::FD) {
+                            self.file_part(&body).await?
+                        } else {
+                            AnswerBody::Whole(body)
+                        };
                         let answer = Answer {
                             status,
                             reason,
@@ -219,6 +226,13 @@ impl SlotTask {
                 _ => return Err(Broken::Unexpected(header)),
             }
         }
+    }
+
+    /// The body of an answer that is a part of a file.
+    async fn file_part(&mut self, place: &[u8]) -> Result<AnswerBody, Broken> {
+        let (offset, len) = answer::place(place).map_err(Broken::content)?;
+        let part = FilePart::new(self.channel.file(), offset, len).await;
+        Ok(part.map_or_else(AnswerBody::Unreadable, AnswerBody::File))
     }
 
     async fn hand_over(&mut self, tag: Tag, job: Job) -> Result<(), Broken> {

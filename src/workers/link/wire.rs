@@ -268,6 +268,15 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, WireError> {
     }))
 }
 
+/// How many bytes are still to come of the frame whose header is there; 0 when none is.
+pub fn missing(buffer: &[u8]) -> usize {
+    let header = buffer.get(..HEADER).map(Header::decode);
+    let Some(Ok(header)) = header else {
+        return 0;
+    };
+    (HEADER + header.head + header.body).saturating_sub(buffer.len())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

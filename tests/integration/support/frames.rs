@@ -5,13 +5,14 @@
 //! what no worker should.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSliceMut};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -162,6 +163,34 @@ impl Line {
                 Err(error) => panic!("the link cannot be written: {error}"),
             }
         }
+        true
+    }
+
+    /// Sends a frame with a descriptor on its first byte.
+    pub async fn send_with(&self, frame: &Frame, file: BorrowedFd<'_>) -> bool {
+        let bytes = frame.bytes();
+        let sent = {
+            let _whole = self.writing.lock().await;
+            let sent = self.stream.async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                let files = [file];
+                ancillary.push(SendAncillaryMessage::ScmRights(&files));
+                let first = [IoSlice::new(&bytes)];
+                Ok(sendmsg(
+                    &self.stream,
+                    &first,
+                    &mut ancillary,
+                    SendFlags::NOSIGNAL,
+                )?)
+            });
+            match sent.await {
+                Ok(count) => count,
+                Err(error) if hung_up(&error) => return false,
+                Err(error) => panic!("the link cannot be written: {error}"),
+            }
+        };
+        assert_eq!(sent, bytes.len(), "a frame with a descriptor is small");
         true
     }
 

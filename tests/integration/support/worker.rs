@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -599,6 +600,29 @@ impl Job {
                 .await;
         }
         Ok(())
+    }
+
+    /// A part of a file as the answer, and the slot is ready.
+    pub async fn respond_with(&self, answer: Answer, file: impl AsFd, part: [u64; 2]) -> Ended {
+        self.shared.runs(false);
+        let frame = Frame {
+            flags: flag::FD | flag::READY,
+            body: part.map(u64::to_be_bytes).concat(),
+            ..answer.head()
+        };
+        self.send_raw_with(frame, file).await;
+        Ok(())
+    }
+
+    /// Any frame for this job, with a descriptor.
+    pub async fn send_raw_with(&self, frame: Frame, file: impl AsFd) {
+        let (request, epoch) = self.tag();
+        let frame = Frame {
+            request,
+            epoch,
+            ..frame
+        };
+        self.place.line.send_with(&frame, file.as_fd()).await;
     }
 
     /// The head and first part of an answer that goes on.
