@@ -25,6 +25,7 @@ from layby._exceptions import (
 from layby._hooks import on_park, on_resume
 from layby._job import shield
 from layby._parallel import Op, Parallel, parallel
+from layby._patch import patch, unpatch
 from layby._plan import (
     Fetch,
     Gather,
@@ -34,7 +35,6 @@ from layby._plan import (
     gather,
     get,
     head,
-    patch,
     post,
     put,
     request,
@@ -81,4 +81,5 @@ __all__ = [
     "request",
     "shield",
     "sleep",
+    "unpatch",
 ]
