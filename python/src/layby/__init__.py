@@ -24,6 +24,8 @@ from layby._exceptions import (
 )
 from layby._hooks import on_park, on_resume
 from layby._job import shield
+from layby._parallel import Op, Parallel, parallel
+from layby._patch import patch, unpatch
 from layby._plan import (
     Fetch,
     Gather,
@@ -33,7 +35,6 @@ from layby._plan import (
     gather,
     get,
     head,
-    patch,
     post,
     put,
     request,
@@ -41,6 +42,7 @@ from layby._plan import (
 )
 from layby._relay import Captured, stream
 from layby._response import Headers, Response
+from layby._ride import in_slot, io
 from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [
@@ -54,6 +56,8 @@ __all__ = [
     "Gather",
     "Headers",
     "NotInASlot",
+    "Op",
+    "Parallel",
     "ParkRefused",
     "Refused",
     "Response",
@@ -67,8 +71,11 @@ __all__ = [
     "gather",
     "get",
     "head",
+    "in_slot",
+    "io",
     "on_park",
     "on_resume",
+    "parallel",
     "patch",
     "post",
     "put",
@@ -77,4 +84,5 @@ __all__ = [
     "shield",
     "sleep",
     "stream",
+    "unpatch",
 ]
