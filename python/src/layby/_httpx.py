@@ -305,6 +305,9 @@ def _noting_options(library: Library, init: Callable[..., None]) -> Callable[...
         init(transport, *args, **kwargs)
         options = dict(signature.bind(transport, *args, **kwargs).arguments)
         options.pop("self")
+        if _transport.called_by("stripe._http_client"):
+            # Its context holds the public authorities of its bundle, and nothing else.
+            options.pop("verify", None)
         setattr(transport, _SENDER, Sender(library, options))
 
     return noting

@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from os.path import dirname, join, realpath
+from types import FrameType
 from typing import Any, BinaryIO, TypeVar
 
 from layby import _plan, _request, _source
@@ -169,6 +170,16 @@ def headers_of(mapping: Mapping[str, Any] | None) -> list[tuple[str | bytes, str
 def is_public_bundle(path: str) -> bool:
     """Whether this file of certificate authorities is one that libraries bring along."""
     return realpath(path) in _public_bundles()
+
+
+def called_by(module: str) -> bool:
+    """Whether code of `module` is on the call stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def note_real_call(why: object) -> None:
