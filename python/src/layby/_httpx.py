@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -305,9 +306,10 @@ def _noting_options(library: Library, init: Callable[..., None]) -> Callable[...
         init(transport, *args, **kwargs)
         options = dict(signature.bind(transport, *args, **kwargs).arguments)
         options.pop("self")
-        if _transport.called_by("stripe._http_client"):
-            # Its context holds the public authorities of its bundle, and nothing else.
-            options.pop("verify", None)
+        own_context = isinstance(options.get("verify"), ssl.SSLContext)
+        if own_context and _transport.called_by("stripe._http_client"):
+            # It holds the public authorities of stripe's bundle, and nothing else.
+            del options["verify"]
         setattr(transport, _SENDER, Sender(library, options))
 
     return noting
