@@ -196,7 +196,8 @@ class Answer:
             body=FILE_PART.pack(part.offset, length),
         )
         self._channel.send_file(frame, part.descriptor)
-        self.sent = self.ended = True
+        self.sent = True
+        self._is_over()
         return True
 
     def end(self) -> None:
