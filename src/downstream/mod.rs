@@ -7,6 +7,7 @@ mod answers;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
+mod routes;
 mod watch;
 
 use std::sync::{Arc, RwLock};
@@ -32,6 +33,7 @@ use crate::spool::{self, Spool, Upload};
 use crate::sweeper::Sweeper;
 
 pub use listen::{Listener, Listeners};
+pub use routes::Routes;
 
 /// Largest request head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -45,6 +47,7 @@ const LAST_ARRIVALS: Duration = Duration::from_millis(50);
 pub struct Settings {
     pub trusted: Vec<Trusted>,
     pub max_body: u64,
+    pub routes: Routes,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
