@@ -42,9 +42,11 @@ test-rust: python postgresql ## Unit, property, golden-file and integration test
 	cargo test --locked
 
 .PHONY: test-python
-test-python: python ## The worker package without Django
+test-python: python postgresql ## The worker package without Django, and its greenlet mode
 	@echo "== worker package"
 	cd python && $(PYTEST) tests/core
+	@# Apart, because greenlet mode sets Django up for a whole process.
+	cd python && $(PYTEST) tests/greenlet
 
 .PHONY: test-django
 test-django: python postgresql ## The worker package with Django

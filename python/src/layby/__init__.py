@@ -10,6 +10,7 @@ the fetch in place.
 __version__ = "0.1.0"
 
 from layby._exceptions import (
+    BodyNotReady,
     Cancelled,
     ConnectError,
     Error,
@@ -21,6 +22,7 @@ from layby._exceptions import (
     Timeout,
     TooLarge,
 )
+from layby._hooks import on_park, on_resume
 from layby._job import shield
 from layby._plan import (
     Fetch,
@@ -38,8 +40,10 @@ from layby._plan import (
     sleep,
 )
 from layby._response import Headers, Response
+from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [
+    "BodyNotReady",
     "Cancelled",
     "ConnectError",
     "Error",
@@ -56,13 +60,17 @@ __all__ = [
     "Timeout",
     "TooLarge",
     "UnusedWarning",
+    "body_ready",
     "delete",
     "gather",
     "get",
     "head",
+    "on_park",
+    "on_resume",
     "patch",
     "post",
     "put",
+    "read_uploaded_file",
     "request",
     "shield",
     "sleep",

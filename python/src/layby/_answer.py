@@ -11,12 +11,15 @@ import logging
 import re
 from http import HTTPStatus
 
+from layby import _files
 from layby._channel import Channel
 from layby._job import Job
 from layby._wire import (
     ANSWER,
     BODY,
+    FILE_PART,
     FLAG_BROKEN,
+    FLAG_FD,
     FLAG_MORE,
     FLAG_READY,
     HEADER,
@@ -60,7 +63,7 @@ _MAX_KNOWN_NAMES = 1024
 
 
 class Answer:
-    """An answer: `begin`, then `write` and `end`, or `whole`; last of all `ready`."""
+    """An answer: `begin`, then `whole`, or `file`, or `write` and `end`; last of all `ready`."""
 
     __slots__ = (
         "_bodyless",
@@ -164,6 +167,38 @@ class Answer:
         if ready:
             self.ready()
 
+    def file(self, body: object) -> bool:
+        """Have the gateway read the body, if it is a file on disk. False when it must be read.
+
+        That is from the file's position on, as many bytes as Content-Length says; the rest
+        of the file without one.
+        """
+        if self._head is None or self.sent or self._bodyless or self._job.cancelled:
+            return False
+        part = _files.part_of(body)
+        if part is None:
+            return False
+        length = part.length if self._left is None else self._left
+        # A file that says it is empty may have content all the same (those in /proc do),
+        # and one shorter than its Content-Length is seen to where it is read.
+        if not length or length > part.length:
+            return False
+        if self._left is None:
+            self._head += b"Content-Length\0%d\0" % length
+        job = self._job
+        frame = encode(
+            ANSWER,
+            flags=FLAG_FD,
+            aux=self._code,
+            request=job.request,
+            epoch=job.epoch,
+            head=self._head,
+            body=FILE_PART.pack(part.offset, length),
+        )
+        self._channel.send_file(frame, part.descriptor)
+        self.sent = self.ended = True
+        return True
+
     def end(self) -> None:
         """The body is over. It is cut, for the client to see, if more was promised."""
         if self.ended:
@@ -184,13 +219,18 @@ class Answer:
             self._send(b"", last=False)
         if not self.ended:
             self._frame(BODY, FLAG_BROKEN, b"")
-            self.ended = True
+            self._is_over()
 
     def discard(self) -> None:
-        """Nobody wants it. What has not been sent stays unsent."""
+        """Nobody wants it. What has not been sent stays unsent.
+
+        Unless the request was ended by a failure, which its client has to be told.
+        """
         if self.sent:
             self.cut()
-        self.ended = True
+        elif self._job.failure is not None and not self.ended:
+            self._send_failure()
+        self._is_over()
 
     def fail(self) -> None:
         """The application failed: a plain 500 if there is still time for it, else a cut."""
@@ -199,11 +239,20 @@ class Answer:
         elif self.sent:
             self.cut()
         else:
-            text = b"Internal Server Error\n"
-            length = str(len(text))
-            headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", length)]
-            self.begin("500 Internal Server Error", headers)
-            self.write(text)
+            self._send_failure()
+
+    def _send_failure(self) -> None:
+        text = b"Internal Server Error\n"
+        headers = [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(text))),
+        ]
+        self.begin("500 Internal Server Error", headers)
+        self._left = 0
+        self._send(b"" if self._bodyless else text, last=True)
+
+    def _is_over(self) -> None:
+        self.ended = self._job.answered = True
 
     def ready(self) -> None:
         """Say that the slot is ready for its next job, unless that was said already."""
@@ -228,7 +277,7 @@ class Answer:
                 if self.stopped:
                     return
         if not self.stopped:
-            self.ended = last
+            self.ended = self._job.answered = last
             self._is_ready = ready
 
     def _send_one(self, data: bytes | memoryview, flags: int) -> None:

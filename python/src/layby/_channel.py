@@ -92,6 +92,16 @@ class Channel:
         except OSError as error:
             raise Closed from error
 
+    def send_file(self, frame: bytes, descriptor: int) -> None:
+        """Send a frame with a descriptor, which may be closed once this returns."""
+        rights = array.array("i", [descriptor]).tobytes()
+        try:
+            sent = self._socket.sendmsg((frame,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights),))
+            if sent < len(frame):
+                self._socket.sendall(frame[sent:])
+        except OSError as error:
+            raise Closed from error
+
     def shut(self) -> None:
         """End the connection under its thread, which then finds it closed."""
         try:

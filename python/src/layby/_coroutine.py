@@ -8,25 +8,16 @@ another thread: nothing of it may be touched after that.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from layby._answer import Answer
 from layby._channel import Closed
 from layby._drive import NO_ASYNCIO, explain_missing_loop, wait_in_place
-from layby._exceptions import Cancelled, Error, ParkRefused
-from layby._job import (
-    App,
-    AppResponse,
-    Job,
-    Obstacle,
-    Suspend,
-    before_resume,
-    on_leave,
-    park_checks,
-)
+from layby._exceptions import Cancelled, Error
+from layby._job import App, AppResponse, Job, Obstacle, Suspend
 from layby._locals import ThreadLocals
+from layby._parking import Parking
 from layby._wire import FLAG_SHIELDED, PARK, WireError, encode
 from layby._wsgi import log_failure, run_close
 
@@ -44,10 +35,16 @@ class CoroutineRunner:
     def __init__(self, app: App, locals: ThreadLocals) -> None:
         self._app = app
         self._locals = locals
+        self._parking = Parking(locals)
         # By request id. Read and written by all slot threads; each use is one
         # operation of the dict, and so atomic.
         self._parked: dict[int, Job] = {}
-        self._strict = os.environ.get("LAYBY_STRICT") == "1"
+
+    def open(self, slot: Slot) -> None:
+        """A slot begins: nothing to do for it."""
+
+    def close(self, slot: Slot) -> None:
+        """A slot ends: what is parked can go on at others."""
 
     @property
     def parked(self) -> int:
@@ -78,21 +75,27 @@ class CoroutineRunner:
 
     def resume(self, slot: Slot, job: Job, value: Any) -> None:
         """Go on with a request, given what came of what it waited for."""
-        self._enter(job)
-        self._step(slot, job, value)
+        self._go_on(slot, job, value)
 
     def cancel(self, slot: Slot, job: Job) -> None:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        job.awaited.abandon()
-        self._enter(job)
-        self._step(slot, job, None, Cancelled("the client has left"))
+        if not job.awaited.abandon():
+            # Its coroutine is still running: all that can be done is to let go of it.
+            self._leave(job)
+            Answer(slot.channel, job).ready()
+            return
+        self._go_on(slot, job, None, Cancelled("the client has left"))
 
-    def _enter(self, job: Job) -> None:
-        self._locals.enter(job)
-        for hook in before_resume:
-            job.context.run(hook, job)
+    def _go_on(
+        self, slot: Slot, job: Job, value: Any, failure: BaseException | None = None
+    ) -> None:
+        try:
+            job.context.run(self._parking.enter, job)
+        except Cancelled as cancelled:
+            failure = cancelled
+        self._step(slot, job, value, failure)
 
     def _step(
         self,
@@ -116,10 +119,11 @@ class CoroutineRunner:
                     failure = Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
                     continue
                 try:
-                    obstacle = self._obstacle(job)
+                    obstacle = run(self._parking.obstacle, job)
                     if obstacle is None:
-                        self._park(slot, job, yielded)
-                        return
+                        obstacle = self._park(slot, job, yielded)
+                        if obstacle is None:
+                            return
                     value = wait_in_place(
                         slot, job, yielded, coroutine, obstacle.reason, obstacle.detail
                     )
@@ -146,35 +150,17 @@ class CoroutineRunner:
         self._locals.end()
         job.end()
 
-    def _obstacle(self, job: Job) -> Obstacle | None:
-        """Why this job cannot park now; None when it can."""
-        if job.cancelled:
-            return Obstacle("unsupported", "the request is being ended")
-        if job.inline:
-            return Obstacle(job.inline[-1], "called from synchronous code")
-        for check in park_checks:
-            obstacle = job.context.run(check, job)
-            if obstacle is not None:
-                if self._strict and obstacle.reason in ("transaction", "cursor"):
-                    raise ParkRefused(f"cannot park here ({obstacle.reason}): {obstacle.detail}")
-                return obstacle
-        unnamed = self._locals.unnamed()
-        if unnamed and self._strict:
-            raise ParkRefused(
-                f"cannot park here: {', '.join(unnamed)} holds state of the request and is not "
-                "in [workers] thread_locals"
-            )
-        return None
-
-    def _park(self, slot: Slot, job: Job, suspend: Suspend) -> None:
+    def _park(self, slot: Slot, job: Job, suspend: Suspend) -> Obstacle | None:
+        """Send PARK. What came up instead, if anything."""
         head, body = suspend.encode(limit=slot.max_plan)
         flags = suspend.flags | (FLAG_SHIELDED if job.shields else 0)
         frame = encode(
             PARK, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body
         )
-        for hook in on_leave:
-            job.context.run(hook, job)
-        self._locals.leave(job)
+        obstacle = job.context.run(self._parking.leave, job)
+        if obstacle is not None:
+            return obstacle
+        suspend.prepare(job, job.coroutine)
         job.awaited = suspend
         request = job.request
         self._parked[request] = job
@@ -184,7 +170,8 @@ class CoroutineRunner:
             # The gateway never got it, so nobody will ever resume it.
             self._parked.pop(request, None)
             raise
-        suspend.parked(job)
+        suspend.parked()
+        return None
 
     def _answer(self, answer: Answer, job: Job, response: AppResponse) -> None:
         """Send what the application returned; in the job's context, for it may be lazy."""
@@ -199,7 +186,7 @@ class CoroutineRunner:
                     response.close()
                     close = None
                     answer.whole(body, ready=True)
-                else:
+                elif not answer.file(getattr(response, "filelike", None)):
                     for chunk in response:
                         if not answer.write(chunk):
                             break

@@ -1,7 +1,8 @@
-"""Running a coroutine to its end in place, on the calling thread and without a loop.
+"""Running a coroutine to its end on the calling thread, without a loop.
 
-For coroutines below something synchronous (a sync-only middleware, wsgi mode) and
-for code outside layby. What is awaited waits in place; parking is not decided here.
+For coroutines below something synchronous (a sync-only middleware, a WSGI application)
+and for code outside layby. What is awaited waits as synchronous code does: in greenlet
+mode it may park, else it waits in place.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ NO_ASYNCIO = "asyncio cannot be used in a slot: only layby's own things can be a
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run `coroutine` to its end on this thread and return its result.
 
-    Every layby thing it awaits waits in place: through the gateway when in a slot (with
-    the reason on top of `job.inline`, else "mode"), by direct I/O otherwise. Anything
-    else that it awaits is answered with `Error`, raised inside it.
+    Every layby thing it awaits is waited for as `wait` does. Anything else that it awaits
+    is answered with `Error`, raised inside it.
     """
     value: Any = None
     failure: BaseException | None = None
@@ -50,11 +50,17 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def wait(suspend: Suspend, stepped: Coroutine[Any, Any, Any] | None = None) -> Any:
-    """Wait on this thread for what `suspend` asks; `stepped` is what yielded it, if anything."""
+    """Wait here for what `suspend` asks; `stepped` is the coroutine that yielded it, if any.
+
+    In a slot through the gateway: parked in greenlet mode; else in place, with the reason on
+    top of `job.inline`, or "mode". Elsewhere by direct I/O.
+    """
     job, waiter = tls.job, tls.waiter
     if job is None or waiter is None:
         return suspend.outside(stepped)
-    reason = job.inline[-1] if job.inline else "mode"
+    if tls.park is not None:
+        return tls.park(job, suspend, stepped)
+    reason = job.inline[-1] if job.inline and stepped is not None else "mode"
     return wait_in_place(waiter, job, suspend, stepped, reason)
 
 

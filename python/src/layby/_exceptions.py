@@ -11,6 +11,7 @@
             │   ├── TooLarge        the response or the request body passes a bound
             │   └── StatusError     raise_for_status() on anything but a 2xx
             ├── ParkRefused         strict mode only: parking is not safe here
+            ├── BodyNotReady        the body was read before it was there; also an OSError
             ├── NotInASlot          blocking wait under a running event loop
             └── AsgirefUnsupported  coroutine mode cannot work with this asgiref
 
@@ -95,6 +96,14 @@ class ParkRefused(Error):
     """Strict mode (LAYBY_STRICT=1): this await would park where that is not safe.
 
     Outside strict mode the request waits in place instead.
+    """
+
+
+class BodyNotReady(Error, OSError):
+    """A body was read before it was there: on a route with `body = "lazy"`.
+
+    `await layby.body_ready(request)` or `await layby.read_uploaded_file(request, name)`
+    first. An OSError, because that is what code expects of a body that cannot be read.
     """
 
 

@@ -11,13 +11,14 @@ at every park and resume, so their functions must be cheap and must not raise.
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar, Literal, Protocol
+from typing import IO, Any, BinaryIO, ClassVar, Literal, Protocol
 
 from layby._wire import Frame
 
@@ -28,6 +29,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "answered",
         "awaited",
         "body",
         "cancelled",
@@ -35,8 +37,11 @@ class Job:
         "coroutine",
         "environ",
         "epoch",
+        "failure",
+        "greenlet",
         "inline",
         "locals",
+        "process",
         "request",
         "scratch",
         "shields",
@@ -55,10 +60,18 @@ class Job:
         # Number of the slot that steps it, or that stepped it last.
         self.slot = slot
         self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
-        # The client is gone. From here on it never parks: it waits in place.
+        # In greenlet mode, the greenlet that runs it.
+        self.greenlet: Any = None
+        # It is being ended. From here on it never parks: it waits in place.
         self.cancelled = False
+        # Why, when it is not that the client has left: the client still gets an answer.
+        self.failure: Exception | None = None
+        # The last byte of its answer is out: what it still does is clean up.
+        self.answered = False
         # Depth of `with layby.shield()`.
         self.shields = 0
+        # The way to ask the gateway for more than a slot's frames can; None in tests.
+        self.process: Process | None = None
         # Room for integrations.
         self.scratch: dict[str, Any] = {}
         # Why it cannot park now, innermost last; not empty means: wait in place.
@@ -67,8 +80,8 @@ class Job:
         self.locals: dict[str, dict[str, Any]] = {}
         # What it waits for while it is parked.
         self.awaited: Suspend | None = None
-        # The request's body when it came as a file.
-        self.body: BinaryIO | None = None
+        # The request's body when it came as a file, or may still come.
+        self.body: IO[bytes] | io.IOBase | None = None
 
     def end(self) -> None:
         """The request is over: close what was opened for it."""
@@ -85,7 +98,7 @@ class Suspend(ABC):
 
     Whoever steps the coroutine sends back in what came of it, or throws. How that is
     waited for is up to the stepper, and all that it needs for it is here: a park (`encode`,
-    `parked`, then `decode` or `abandon`), a wait in place (`encode`, and `decode`), or
+    `prepare`, `parked`, then `decode` or `abandon`), a wait in place (`encode`, and `decode`), or
     no gateway at all (`outside`). The family is closed: `_plan.PlanWait` (a plan, run by the
     gateway), `_local.LocalWait` (something in this process, flag LOCAL) and the
     request's body (flag LAZY).
@@ -122,11 +135,34 @@ class Suspend(ABC):
         coroutine that yielded this; None for code that just calls.
         """
 
-    def parked(self, job: Job) -> None:  # noqa: B027 - most have nothing to do
-        """PARK is out. `job` may have been resumed or cancelled by now, on another thread."""
+    def prepare(self, job: Job, stepped: Coroutine[Any, Any, Any] | None) -> None:  # noqa: B027
+        """`job` is about to park: note what of it is needed later.
 
-    def abandon(self) -> None:  # noqa: B027 - most have nothing here
-        """The parked request is cancelled: end what still runs for it here, and wait for that."""
+        After PARK it belongs to another thread.
+        """
+
+    def parked(self) -> None:  # noqa: B027 - most have nothing to do
+        """PARK is out. The request may have been resumed or cancelled by now, elsewhere."""
+
+    def abandon(self) -> bool:
+        """The parked request is cancelled: end what still runs for it here, and wait for that.
+
+        False when that will not end: then nothing of the request may be run any more.
+        """
+        return True
+
+
+class Process(Protocol):
+    """What a worker can say on its control connection about a request parked LOCAL.
+
+    Both may be called on any thread, and do nothing once the gateway is gone.
+    """
+
+    def want(self, request: int, epoch: int) -> None:
+        """It can go on: let it resume."""
+
+    def call(self, request: int, epoch: int, number: int) -> None:
+        """It wants a slot for something of its own, known by `number`."""
 
 
 class Waiter(Protocol):
@@ -146,9 +182,16 @@ class _Tls(threading.local):
     # Class attributes: what a thread that is no slot finds.
     job: Job | None = None
     waiter: Waiter | None = None
+    # How code on any call stack waits here, where that need not be in place.
+    park: Callable[[Job, Suspend, Coroutine[Any, Any, Any] | None], Any] | None = None
+    # How many requests are parked that can only go on on this thread.
+    parked: int = 0
 
 
 tls = _Tls()
+
+# Whether this process is a worker of a gateway.
+in_worker = False
 
 
 def current_job() -> Job | None:
@@ -192,7 +235,11 @@ class Obstacle:
 
 
 class AppResponse(Protocol):
-    """What a coroutine application returns."""
+    """What a coroutine application returns.
+
+    It may have an attribute `filelike`: something that, read, gives the same bytes as
+    iterating. If there is a file on disk in it, the gateway reads that itself.
+    """
 
     status: str
     """Status line without the version: "200 OK"."""

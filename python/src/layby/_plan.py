@@ -12,12 +12,13 @@ import asyncio
 import json as jsonlib
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from enum import Enum
 from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar
 
-from layby import _exceptions, _request, _source, _urls, _wire
+from layby import _drive, _exceptions, _job, _request, _source, _urls, _wire
 from layby._direct import Failure
 from layby._exceptions import Error, FetchError, NotInASlot
 from layby._job import Suspend, tls
@@ -94,9 +95,11 @@ class Thing(Generic[T_co]):
         return self._outcome()
 
     def result(self) -> T_co:
-        """Wait for it, holding the slot (outside layby: do it now), and return its result.
+        """Wait for it, and return its result.
 
-        Raises `NotInASlot` under a running event loop, which this would block.
+        Parks in greenlet mode, else holds the slot; outside layby it is done now. Raises
+        `NotInASlot` under a running event loop, which this would block, and on threads of
+        a worker that are no slots.
         """
         if self._state is not _State.ENDED:
             if asyncio._get_running_loop() is not None:
@@ -105,12 +108,7 @@ class Thing(Generic[T_co]):
             root = self._root()
             if root._begin():
                 try:
-                    job, waiter = tls.job, tls.waiter
-                    if job is None or waiter is None:
-                        outcomes = run_outside(root)
-                    else:
-                        wait = PlanWait(root, _source.application_line())
-                        outcomes = waiter.wait_in_place(job, wait, "mode")
+                    outcomes = _drive.wait(PlanWait(root, _source.application_line()))
                 except BaseException:
                     root._drop()
                     raise
@@ -491,7 +489,16 @@ class PlanWait(Suspend):
 
 
 def run_outside(root: Gather) -> list[Outcome]:
-    """Run a plan that no gateway is there for."""
+    """Run a plan that no gateway is there for.
+
+    Raises `NotInASlot` on a thread that the application started in a worker: its fetches
+    would go around the gateway, its policy and its metrics.
+    """
+    if _job.in_worker and threading.current_thread() is not threading.main_thread():
+        raise NotInASlot(
+            "this thread is no slot: wait in the view itself, and use gather for what is to run"
+            " side by side"
+        )
     # Here and not above: it is built on the things of this module.
     from layby import _outside
 

@@ -8,6 +8,7 @@ to the gateway in no other way than by what the runner sends last (READY or PARK
 from __future__ import annotations
 
 import contextvars
+import functools
 import io
 import json
 import logging
@@ -18,11 +19,14 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
+from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
-from layby._job import Job, Reason, Suspend, slot_closers, slot_openers, tls
+from layby._files import FileWrapper
+from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
+    FLAG_LAZY,
     FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
@@ -39,17 +43,18 @@ from layby._wire import (
     encode,
     fill_environ,
 )
-from layby._wsgi import FileWrapper
 
 log = logging.getLogger("layby")
 
 
 class Runner(Protocol):
-    """What a mode does with a new request; every call ends with READY or PARK sent."""
+    """What a mode does with a new request; `begin` ends with READY or PARK sent."""
 
     parks: bool
 
+    def open(self, slot: Slot) -> None: ...
     def begin(self, slot: Slot, job: Job) -> None: ...
+    def close(self, slot: Slot) -> None: ...
 
 
 class ParkingRunner(Runner, Protocol):
@@ -96,6 +101,7 @@ class Slot:
         runner: Runner,
         parking: ParkingRunner | None,
         on_request: Callable[[], None] | None = None,
+        process: Process | None = None,
     ) -> None:
         self.number = number
         self.channel = channel
@@ -106,6 +112,7 @@ class Slot:
         # The same runner, if its requests park.
         self._parking = parking
         self._on_request = on_request
+        self._process = process
         self._broken = False
         self._environ: dict[str, Any] = {
             "wsgi.version": (1, 0),
@@ -113,7 +120,7 @@ class Slot:
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
-            # The whole body is there, and its end is the end of the input.
+            # The whole body is there, or comes whole; its end is the end of the input.
             "wsgi.input_terminated": True,
             "wsgi.file_wrapper": FileWrapper,
         }
@@ -123,6 +130,7 @@ class Slot:
         """The thread's life: open, serve until retired or closed, close."""
         tls.waiter = self
         try:
+            self._runner.open(self)
             self._run_openers()
             self.channel.send(encode(SLOT, aux=self.number, head=self._opening))
             while self._serve():
@@ -178,7 +186,8 @@ class Slot:
             context=self._context if self._parking is None else Context(),
             slot=self.number,
         )
-        job.body = file
+        job.body = environ["wsgi.input"] if frame.flags & FLAG_LAZY else file
+        job.process = self._process
         if self._on_request is not None:
             self._on_request()
         tls.job = job
@@ -191,6 +200,11 @@ class Slot:
     def _environ_of(self, frame: Frame, file: BinaryIO | None) -> dict[str, Any]:
         environ = self._environ.copy()
         fill_environ(environ, frame.head, frame.aux)
+        if frame.flags & FLAG_LAZY:
+            if file is not None or frame.body:
+                raise WireError("body", f"{frame!r} with a body that is to come later")
+            environ["wsgi.input"] = LazyBody(environ)
+            return environ
         environ["wsgi.input"] = file or io.BytesIO(frame.body)
         length = int(environ.get("CONTENT_LENGTH") or 0)
         if length != (os.fstat(file.fileno()).st_size if file else len(frame.body)):
@@ -251,14 +265,20 @@ class Slot:
                 if frame.type != STOP:
                     raise WireError("kind", f"{frame!r} while waiting in place")
         except (Closed, WireError) as error:
-            # The application must not take this for a failure of its own call, or go on.
-            self._broken = True
-            job.cancelled = True
-            level = logging.ERROR if isinstance(error, WireError) else logging.DEBUG
-            log.log(level, "slot %d: lost while waiting in place: %r", self.number, error)
-            raise Cancelled("the gateway is gone") from error
+            raise self.lost(job, error) from error
         job.cancelled = True
         raise Cancelled("the client has left")
+
+    def lost(self, job: Job, error: Exception) -> Cancelled:
+        """The gateway is gone, in the middle of the job: what to raise in it.
+
+        The application must not take it for a failure of its own call, or go on.
+        """
+        self._broken = True
+        job.cancelled = True
+        level = logging.ERROR if isinstance(error, WireError) else logging.DEBUG
+        log.log(level, "slot %d: lost while waiting in place or parking: %r", self.number, error)
+        return Cancelled("the gateway is gone")
 
     def _check(self) -> None:
         if self._broken:
@@ -274,7 +294,9 @@ class Slot:
     def _run_closers(self) -> bool:
         """Close what this thread holds. False when something could not be closed."""
         done = True
-        for closer in slot_closers:
+        # First the requests that can only go on here: they may still use the rest.
+        closers: list[Callable[[], None]] = [functools.partial(self._runner.close, self)]
+        for closer in closers + slot_closers:
             try:
                 closer()
             except Exception as error:

@@ -13,6 +13,8 @@ from typing import Any, Final
 PREAMBLE: Final = b"LAYBY/1\n"
 
 HEADER: Final = struct.Struct(">BBHIIQI")
+# Body of an ANSWER with a file: offset and length of the part that is meant.
+FILE_PART: Final = struct.Struct(">QQ")
 MAX_HEAD: Final = 4 << 20
 # Largest body of an ANSWER, BODY, RESUME or RESULTS.
 MAX_CHUNK: Final = 256 << 10

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import importlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -22,18 +23,38 @@ import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
-from layby import __version__
+from layby import __version__, _job, _locks, _stacks
 from layby._channel import Channel, Closed
 from layby._coroutine import CoroutineRunner
 from layby._exceptions import AsgirefUnsupported
 from layby._locals import ThreadLocals, UnknownLocal
-from layby._slot import Runner, Slot, Welcome
-from layby._wire import BYE, DRAIN, GRANT, HELLO, REFUSED, WELCOME, Frame, WireError, encode
+from layby._slot import ParkingRunner, Runner, Slot, Welcome
+from layby._wire import (
+    BYE,
+    CALL,
+    DRAIN,
+    GRANT,
+    HELLO,
+    REFUSED,
+    STACK,
+    WANT,
+    WELCOME,
+    Frame,
+    WireError,
+    encode,
+)
 from layby._wsgi import WsgiRunner
 
 log = logging.getLogger("layby")
+
+# Libraries whose connections and views must be known of before a request parks.
+_INTEGRATIONS = {
+    "sqlalchemy": "layby.sqlalchemy",
+    "psycopg": "layby._psycopg",
+    "flask": "layby._flask",
+}
 
 # How long a gateway that is being started is waited for, in seconds.
 _CONNECT_PATIENCE = 30.0
@@ -52,6 +73,8 @@ class StartError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker until it is drained; returns the exit status."""
     options = _parse(arguments)
+    # Before the application is imported, and makes its own.
+    _locks.watch_if_wanted()
     # Applications in the current directory can be imported, however this was started.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -68,6 +91,34 @@ def main(arguments: list[str] | None = None) -> int:
         set_up_log()
         log.critical("%s", error)
         return error.status
+
+
+class Voice:
+    """What this process says on its control connection, from whatever thread."""
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        # Reentrant, because a signal may come while its own thread is sending.
+        self._lock = threading.RLock()
+
+    def bye(self) -> None:
+        """Ask for a drain."""
+        self._send(encode(BYE))
+
+    def want(self, request: int, epoch: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(WANT, request=request, epoch=epoch))
+
+    def call(self, request: int, epoch: int, number: int) -> None:
+        """See `_job.Process`."""
+        self._send(encode(CALL, request=request, epoch=epoch, aux=number))
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            with self._lock:
+                self._control.send(frame)
+        except Closed:
+            pass  # Who reads from it finds that out.
 
 
 class Worker:
@@ -98,6 +149,7 @@ class Worker:
         self._slots: dict[threading.Thread, Slot] = {}
         # There once the gateway knows of this process: after HELLO.
         self._control: Channel | None = None
+        self._voice: Voice | None = None
         # Both there once the gateway said welcome.
         self._welcome: Welcome | None = None
         self._runner: Runner | None = None
@@ -165,14 +217,11 @@ class Worker:
 
         False when it has been asked before, or does not know of this process: it is of no use.
         """
-        if self._control is None or self._asked_to_drain:
+        if self._voice is None or self._asked_to_drain:
             return False
         self._asked_to_drain = True
         if not self._draining:
-            try:
-                self._control.send(encode(BYE))
-            except Closed:
-                pass  # Who reads from it finds that out.
+            self._voice.bye()
         return True
 
     def _lose(self, error: Closed | WireError) -> None:
@@ -198,7 +247,8 @@ class Worker:
         ours = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         control.send(encode(HELLO, head=json.dumps(hello).encode()))
-        self._control = control
+        self._control, self._voice = control, Voice(control)
+        _job.in_worker = True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         frame, _ = control.receive()
         if frame.type == REFUSED:
@@ -212,12 +262,18 @@ class Worker:
         log.info("joined as process %d", welcome.process)
 
     def _make_runner(self, thread_locals: tuple[str, ...]) -> Runner:
-        if self._mode != "coroutine":
+        if self._mode == "wsgi":
             return WsgiRunner(self._app)
         try:
-            return CoroutineRunner(self._app, ThreadLocals.from_environment(thread_locals))
+            carried = ThreadLocals.from_environment(thread_locals)
         except UnknownLocal as error:
             raise StartError(str(error)) from error
+        if self._mode == "coroutine":
+            return CoroutineRunner(self._app, carried)
+        # Here and not above: greenlet is optional.
+        from layby._greenlet import GreenletRunner
+
+        return GreenletRunner(self._app, carried)
 
     def _do(self, frame: Frame) -> None:
         if frame.type == GRANT:
@@ -225,11 +281,23 @@ class Worker:
         elif frame.type == DRAIN:
             self._draining = True
             log.info("drain started")
+        elif frame.type == STACK:
+            self._tell_stack(frame)
         elif frame.type == REFUSED:
             reason = frame.head.decode("utf-8", "replace")
             raise StartError(f"refused by the gateway: {reason}", status=4)
         else:
             raise WireError("kind", f"{frame!r} on the control connection")
+
+    def _tell_stack(self, frame: Frame) -> None:
+        """Log what keeps a slot: the gateway waits for it."""
+        stacks = getattr(self._runner, "stacks", None)
+        parked = stacks(frame.aux) if stacks is not None else ()
+        why = frame.head.decode("utf-8", "replace")
+        for thread, slot in self._slots.items():
+            if slot.number == frame.aux and thread.is_alive():
+                told = _stacks.describe(thread.ident, parked)
+                log.warning("slot %d: %s\n%s", slot.number, why, told)
 
     def _start_slot(self, number: int) -> None:
         self._slots = {t: slot for t, slot in self._slots.items() if t.is_alive()}
@@ -247,8 +315,9 @@ class Worker:
             channel=channel,
             welcome=welcome,
             runner=runner,
-            parking=runner if isinstance(runner, CoroutineRunner) else None,
+            parking=cast(ParkingRunner, runner) if runner.parks else None,
             on_request=self._on_request,
+            process=self._voice,
         )
         # Daemons, because one that is stuck must not keep the process from ending.
         thread = threading.Thread(target=slot.run, name=f"layby-slot-{number}", daemon=True)
@@ -263,10 +332,14 @@ class Worker:
         for thread in self._slots:
             thread.join(max(0.0, deadline - time.monotonic()))
         stuck = [thread.name for thread in self._slots if thread.is_alive()]
-        status = 0 if self._draining and not stuck else 1
+        # The gateway ends the control connection when nothing is left to be done here.
+        drained = self._lost and self._draining and not stuck
+        status = 0 if drained else 1
+        if self._control is not None:
+            self._control.shut()
         if stuck:
             log.error("ended while %s still ran", ", ".join(stuck))
-        if stuck or not self._draining:
+        if not drained:
             # Nothing of ours runs after this: parked requests are lost anyway, and what their
             # coroutines would do while the interpreter is torn down is anyone's guess.
             atexit.register(_leave_at_once, status)
@@ -345,8 +418,6 @@ def _import_app(spec: str) -> Any:
 
 def choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
     """The mode and what it runs; logs which and why."""
-    if wanted == "greenlet":
-        raise StartError("mode greenlet is not available in this version")
     mode, runs, why = "wsgi", app, "as asked for"
     if wanted == "coroutine" and _is_coroutine_app(app):
         mode = "coroutine"
@@ -369,11 +440,27 @@ def choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
             why = f"requests cannot park: {error}"
     elif wanted == "auto":
         why = "not Django's own WSGI application, so its requests wait in place"
-    if mode == "wsgi" and "django.conf" in sys.modules:
+    elif wanted == "greenlet":
+        if importlib.util.find_spec("greenlet") is None:
+            raise StartError(
+                "mode greenlet needs the package greenlet: pip install 'layby[greenlet]'"
+            )
+        if _is_coroutine_app(app):
+            raise StartError(f"mode greenlet needs a WSGI application, and {spec} is a coroutine")
+        mode = "greenlet"
+    if mode != "coroutine" and "django.conf" in sys.modules:
         # Its slots keep and close their database connections all the same.
-        importlib.import_module("layby.django").prepare()
+        importlib.import_module("layby.django").prepare(pinned=mode == "greenlet")
+    _integrate()
     log.info("mode %s for %s: %s", mode, spec, why)
     return mode, runs
+
+
+def _integrate() -> None:
+    """Hook into the libraries that the application has imported."""
+    for library, ours in _INTEGRATIONS.items():
+        if library in sys.modules:
+            importlib.import_module(ours).install()
 
 
 def _is_djangos_own(app: Any) -> bool:
@@ -400,15 +487,20 @@ def _path(link: str) -> str:
 def set_up_log(*handlers: logging.Handler, level: int = logging.INFO) -> None:
     """Make sure that our own lines are seen, whatever the application did to logging.
 
-    By the handlers given, else on stderr, unless the application has handlers for them.
+    By the handlers given, which are the server's own, else on stderr; unless the application
+    has handlers of its own for them.
     """
     # Django's LOGGING disables loggers that were there before it, unless told otherwise.
     log.disabled = False
-    if not log.hasHandlers():
+    if handlers and not log.handlers:
+        for handler in handlers:
+            log.addHandler(handler)
+        # Not a second time by the handlers of the application's root logger.
+        log.propagate = False
+    elif not log.hasHandlers():
         own = logging.StreamHandler()
         own.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        for handler in handlers or (own,):
-            log.addHandler(handler)
+        log.addHandler(own)
     if log.level == logging.NOTSET:
         debug = os.environ.get("LAYBY_DEBUG") == "1"
         log.setLevel(logging.DEBUG if debug else level)

@@ -7,13 +7,15 @@ the answer itself (headers, Content-Length, cuts) are in `_answer`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from layby._answer import Answer
+from layby._body import LazyBody
 from layby._channel import Closed
 from layby._exceptions import Cancelled
+from layby._files import FileWrapper
 from layby._job import Job
 from layby._wire import MAX_CHUNK, WireError
 
@@ -34,26 +36,6 @@ class StartResponse(Protocol):
 
 
 WsgiApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-
-
-class FileWrapper:
-    """`wsgi.file_wrapper`: a file as an iterable of blocks."""
-
-    def __init__(self, filelike: Any, block_size: int = 8192) -> None:
-        self.filelike = filelike
-        self.block_size = block_size
-        if hasattr(filelike, "close"):
-            self.close = filelike.close
-
-    def __iter__(self) -> Iterator[bytes]:
-        # An application that wraps this one must see blocks of the size that it asked
-        # for; we ourselves take larger ones.
-        return self.blocks(self.block_size)
-
-    def blocks(self, size: int) -> Iterator[bytes]:
-        """The file in blocks of at most `size` bytes."""
-        while block := self.filelike.read(size):
-            yield block
 
 
 class _WsgiAnswer(Answer):
@@ -86,11 +68,20 @@ class WsgiRunner:
     def __init__(self, app: WsgiApp) -> None:
         self._app = app
 
+    def open(self, slot: Slot) -> None:
+        """A slot begins: nothing to do for it."""
+
+    def close(self, slot: Slot) -> None:
+        """A slot ends: nothing is left on it."""
+
     def begin(self, slot: Slot, job: Job) -> None:
         """Answer a request, from its call to READY."""
         answer = _WsgiAnswer(slot.channel, job)
         result: Iterable[bytes] | None = None
         try:
+            if isinstance(job.body, LazyBody) and "CONTENT_LENGTH" not in job.environ:
+                # Without one applications take it that there is no body.
+                job.body.wait()
             result = self._app(job.environ, answer.start_response)
             kind = type(result)
             if kind is list or kind is tuple:
@@ -99,7 +90,7 @@ class WsgiRunner:
                 body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 _require_head(answer)
                 answer.whole(body, ready=True)
-            else:
+            elif not answer.file(result):
                 if isinstance(result, FileWrapper):
                     pieces: Iterable[bytes] = result.blocks(MAX_CHUNK)
                 else:

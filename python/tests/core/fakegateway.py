@@ -15,10 +15,10 @@ TYPES = {
     0x01: "HELLO", 0x02: "SLOT", 0x03: "WELCOME", 0x04: "REFUSED", 0x05: "GRANT", 0x06: "DRAIN",
     0x07: "BYE", 0x10: "REQUEST", 0x11: "RESUME", 0x12: "CANCEL", 0x13: "RESULTS", 0x14: "RETIRE",
     0x15: "STOP", 0x20: "ANSWER", 0x21: "BODY", 0x22: "PARK", 0x23: "HOLD", 0x24: "READY",
-    0x25: "RETIRED",
+    0x25: "RETIRED", 0x26: "RELAY",
 }  # fmt: skip
 NUMBERS = {name: number for number, name in TYPES.items()}
-FD, MORE, READY, BROKEN, SHIELDED = 1, 2, 4, 8, 16
+FD, MORE, READY, BROKEN, SHIELDED, LAZY = 1, 2, 4, 8, 16, 128
 PATIENCE = 20.0
 
 OK_RESPONSE = {
@@ -125,7 +125,7 @@ class Connection:
 
     def request(
         self, request: int, path: str = "/", *, body: bytes = b"", file: bytes | None = None,
-        glued: bytes = b"", **environ: str,
+        glued: bytes = b"", flags: int = 0, **environ: str,
     ) -> None:  # fmt: skip
         pairs = {
             "REQUEST_METHOD": "GET",
@@ -144,7 +144,7 @@ class Connection:
         head = "".join(f"{name}\0{value}\0" for name, value in pairs.items()).encode("latin-1")
         self.send(
             "REQUEST", aux=len(pairs), head=head, body=body, request=request, file=file,
-            glued=glued,
+            glued=glued, flags=flags,
         )  # fmt: skip
 
     def results(
@@ -170,6 +170,21 @@ class Connection:
         if ready and not frame.flags & READY:
             self.expect("READY")
         return first, body
+
+    def file_answer(self) -> tuple[Frame, int, int, int]:
+        """An answer whose body is a part of a file: descriptor, offset and length."""
+        data, ancillary, _, _ = self.socket.recvmsg(24, socket.CMSG_SPACE(4))
+        kind, flags, aux, head, body, request, epoch = HEADER.unpack(data)
+        assert (TYPES[kind], flags & FD, flags & MORE, body) == ("ANSWER", FD, 0, 16)
+        [(_, _, rights)] = ancillary
+        [descriptor] = array.array("i", rights)
+        frame = Frame(
+            "ANSWER", flags, aux, request, epoch, self._exactly(head), self._exactly(body)
+        )
+        offset, length = struct.unpack(">QQ", frame.body)
+        if not flags & READY:
+            self.expect("READY")
+        return frame, descriptor, offset, length
 
     def close(self) -> None:
         self.socket.close()

@@ -206,7 +206,7 @@ def test_a_wait_in_place_that_is_answered_with_nonsense_ends_the_request(
     while not slot.closed():
         pass
     assert events == ["finally"]
-    assert "lost while waiting in place" in caplog.text
+    assert "lost while waiting in place or parking" in caplog.text
 
 
 def test_a_refused_slot_ends(start: Start, caplog: pytest.LogCaptureFixture) -> None:

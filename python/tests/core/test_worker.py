@@ -211,7 +211,6 @@ def test_thread_locals_that_do_not_exist_are_an_error_at_start(link: Link, run: 
     ("arguments", "status", "why"),
     [
         (("shop", "--mode", "coroutine"), 1, "mode coroutine needs Django's own WSGI application"),
-        (("shop", "--mode", "greenlet"), 1, "mode greenlet is not available"),
         (("shop", "--mode", "magic"), 2, "invalid choice"),
         (("shop", "--threads", "0"), 2, "--threads must be at least 1"),
         (("shop", "--threads", "1", "--link", "tcp:1"), 2, "--link must be unix:PATH"),

@@ -1,4 +1,4 @@
-"""`layby run`, its log, and what its admin listener says."""
+"""`layby run` and `layby serve`, their log, and what their admin listener says."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 class Gateway(Program):
-    """A gateway with supervised workers. `configuration` is TOML and goes first in the file, so
-    it begins with top-level keys, if it has any."""
+    """A gateway with supervised workers, or, with a `link`, one that workers come to.
+    `configuration` is TOML and goes first in the file, so it begins with top-level keys, if it
+    has any."""
 
     def __init__(
         self,
-        app: str,
+        app: str = "",
         *,
+        link: Path | None = None,
         folder: Path,
         environment: Mapping[str, str],
         configuration: str = "",
@@ -46,16 +48,17 @@ class Gateway(Program):
         self.address = ("127.0.0.1", self.port)
         self.configuration = folder / "layby.toml"
         self.configuration.write_text(configuration)
+        work = ["run", app, f"--python={sys.executable}"]
+        if link is not None:
+            work = ["serve", f"--link=unix:{link}"]
         super().__init__(
             "the gateway",
             [
                 BINARY,
-                "run",
-                app,
+                *work,
                 f"--config={self.configuration}",
                 f"--listen=127.0.0.1:{self.port}",
                 f"--admin=127.0.0.1:{self.admin_port}",
-                f"--python={sys.executable}",
                 *flags,
             ],
             environment=environment,

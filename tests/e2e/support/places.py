@@ -7,6 +7,7 @@ from pathlib import Path
 
 E2E = Path(__file__).resolve().parent.parent
 REPOSITORY = E2E.parent.parent
+PACKAGE = REPOSITORY / "python" / "src"
 SHOP = REPOSITORY / "examples" / "shop"
 STUB = REPOSITORY / "examples" / "services" / "stub.py"
 APPS = E2E / "apps"

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from support.places import APPS, SHOP, environment
+from support.places import APPS, PACKAGE, SHOP, environment
 from support.postgres import Postgres
 
 TEMPLATE = "shop_template"
@@ -39,7 +39,8 @@ class Shop:
             DATABASE_URL=self.url,
             SHOP_DATA=str(self.data),
             SHOP_SERVICES=self.services,
-            PYTHONPATH=f"{SHOP}:{APPS}",
+            # This repository's package, whichever is installed.
+            PYTHONPATH=f"{PACKAGE}:{SHOP}:{APPS}",
         )
 
     def manage(self, *command: str) -> None:

@@ -26,7 +26,7 @@ from django.urls import get_resolver, set_script_prefix
 
 from layby._exceptions import Cancelled
 from layby._job import App, tls
-from layby.django import _asgiref, _caches, _databases, _inplace
+from layby.django import _asgiref, _bodies, _caches, _databases, _files, _inplace
 from layby.django._chain import Chain
 
 logger = logging.getLogger("layby.django")
@@ -56,16 +56,24 @@ def application(handler: WSGIHandler) -> App:
     return _Application(handler, chain.get_response_async)
 
 
-def prepare() -> bool:
+def prepare(*, pinned: bool = False) -> bool:
     """What a worker does for a Django project in every mode, once, after importing it.
 
     Connections and caches are kept per slot, and `async def` views are stepped in place
-    if the project uses layby; returns whether it does.
+    if the project uses layby; returns whether it does. `pinned`: requests park, and go on
+    on their own thread, so that they share its connections (greenlet mode).
     """
     _databases.install()
     _caches.install()
+    _files.install()
     _asgiref.install_lent_jobs()
-    stepped = _views_are_stepped()
+    if pinned:
+        _databases.share()
+        # Where asgiref keeps them by thread, requests on one would see each other's.
+        _asgiref.install_travelling_locals()
+        stepped = _inplace.wanted() and uses_layby()
+    else:
+        stepped = _views_are_stepped()
     if stepped:
         _inplace.install()
     # What was opened while importing would be one more than the slots may have.
@@ -156,7 +164,7 @@ class _Application:
     async def __call__(self, environ: dict[str, Any], /) -> _Response:
         set_script_prefix(get_script_name(environ))
         request_started.send(sender=self._sender, environ=environ)
-        request = self._handler.request_class(environ)
+        request = _bodies.request_class(self._handler.request_class, environ)(environ)
         if tls.job is not None:
             _caches.remember(tls.job, request)
         try:
@@ -191,6 +199,11 @@ class _Response:
             response.block_size = _BLOCK
         self._parts = iter(response)
         return self._parts
+
+    @property
+    def filelike(self) -> Any:
+        """What `_files` looks into for a file on disk."""
+        return self._response
 
     def close(self) -> None:
         # First the stream, so that its `finally` blocks run before the request is over.

@@ -43,7 +43,7 @@ class Chain(BaseHandler):
         reasons: dict[str, str] = {}
         for path in settings.MIDDLEWARE:
             middleware = import_string(path)
-            if _overrides_only_the_sync_call(middleware):
+            if overrides_only_the_sync_call(middleware):
                 middleware.async_capable = False
                 reasons[path] = "its own __call__ is synchronous"
         while True:
@@ -87,7 +87,7 @@ class Chain(BaseHandler):
         return super().process_exception_by_middleware(exception, request)
 
 
-def _overrides_only_the_sync_call(middleware: Any) -> bool:
+def overrides_only_the_sync_call(middleware: Any) -> bool:
     """Whether `middleware` inherits the asynchronous half of a pair it has redefined."""
     return (
         isinstance(middleware, type)

@@ -13,6 +13,11 @@
   layby made persistent is tested for a server that hung up, so that a restart of the
   database costs no request: on PostgreSQL by polling the socket (no round trip), on
   other servers by Django's own health check.
+- *Who closes?* Where parked requests share the thread's connections (greenlet mode), one
+  request's end must not take away what another one left on them: a temporary table, an
+  advisory lock, a cursor that we do not know of. Django's own closing is taken off its
+  signals there; a connection that has become too old is closed when nothing is parked on
+  the slot, one that is broken at once.
 - *Which slot is it?* New PostgreSQL connections are named "layby slot N" for
   `pg_stat_activity`, after the application's own name, if it has one.
 """
@@ -29,7 +34,7 @@ from typing import Any
 from weakref import WeakSet
 
 from django.conf import settings
-from django.core.signals import request_started
+from django.core.signals import request_finished, request_started
 from django.db import DatabaseError, close_old_connections, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -69,6 +74,9 @@ _slot = _Slot()
 # Aliases that layby made persistent.
 _kept: set[str] = set()
 
+# Whether requests that are parked share their thread's connections.
+_shared = False
+
 
 @functools.cache
 def install() -> None:
@@ -77,12 +85,22 @@ def install() -> None:
     _hold_execute_wrappers()
     _keep_connections()
     park_checks.append(obstacle)
-    on_leave.append(lambda job: close_old_connections())
+    on_leave.append(_leave)
     before_resume.append(_renew)
     slot_openers.append(_open)
     slot_closers.append(connections.close_all)
     request_started.connect(_renew_at_start, dispatch_uid="layby.django")
     connection_created.connect(_set_up, dispatch_uid="layby.django")
+
+
+@functools.cache
+def share() -> None:
+    """Take over closing from Django: parked requests share their thread's connections."""
+    global _shared
+    _shared = True
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+        signal.connect(_close_old, dispatch_uid="layby.django.close")
 
 
 def obstacle(job: Job) -> Obstacle | None:
@@ -175,9 +193,36 @@ def _renew_at_start(**kwargs: Any) -> None:
     _drop_dead()
 
 
+def _leave(job: Job) -> None:
+    if not _shared:
+        close_old_connections()
+
+
 def _renew(job: Job) -> None:
-    close_old_connections()
+    if _shared:
+        _close_unusable()
+    else:
+        close_old_connections()
     _drop_dead()
+
+
+def _close_old(**kwargs: Any) -> None:
+    """What Django does between requests, on a thread that may have parked ones."""
+    if tls.parked:
+        _close_unusable()
+    else:
+        close_old_connections()
+
+
+def _close_unusable() -> None:
+    """Close what nobody could go on with; whatever its age, the rest stays."""
+    for connection in connections.all(initialized_only=True):
+        due, connection.close_at = connection.close_at, None
+        try:
+            connection.close_if_unusable_or_obsolete()
+        finally:
+            if connection.connection is not None:
+                connection.close_at = due
 
 
 def _drop_dead() -> None:

@@ -1,10 +1,11 @@
-"""`"layby.django"` in INSTALLED_APPS: blocking `async def` views without the gateway."""
+"""`"layby.django"` in INSTALLED_APPS: blocking `async def` views anywhere, and system checks."""
 
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core import checks
 
-from layby.django import _inplace
+from layby.django import _checks, _inplace
 
 
 class LaybyConfig(AppConfig):
@@ -13,5 +14,6 @@ class LaybyConfig(AppConfig):
     verbose_name = "Layby"
 
     def ready(self) -> None:
+        checks.register(_checks.check, _checks.TAG)
         if _inplace.wanted():
             _inplace.install()

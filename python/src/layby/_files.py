@@ -1,0 +1,90 @@
+"""Answers that are files: which the gateway can read itself, instead of the slot.
+
+Only files whose bytes on disk are what `read` would give, so types are compared exactly:
+a GzipFile has a `fileno` too, and it is that of the compressed file. What is no such file
+(a pipe, a BytesIO, an iterator that a middleware put around one) is read by the slot.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tempfile
+import wsgiref.util
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+# Each is shown something, and returns what that passes on unchanged, byte for byte and
+# from the same position; None if it is nothing of the kind. Integrations append.
+unwrappers: list[Callable[[Any], Any]] = []
+
+# Deeper than anybody nests them: a guard against one that contains itself.
+_DEPTH = 8
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: a file as an iterable of blocks."""
+
+    def __init__(self, filelike: Any, block_size: int = 8192) -> None:
+        self.filelike = filelike
+        self.block_size = block_size
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        # An application that wraps this one must see blocks of the size that it asked
+        # for; we ourselves take larger ones.
+        return self.blocks(self.block_size)
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """The file in blocks of at most `size` bytes."""
+        while block := self.filelike.read(size):
+            yield block
+
+
+class Part(NamedTuple):
+    """A part of an open file on disk: from its position to its end."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+
+def part_of(body: Any) -> Part | None:
+    """What of a file on disk `body` would give when read; None if it is no such file."""
+    file = _plain(body)
+    if file is None:
+        return None
+    try:
+        if file.writable():
+            file.flush()  # The gateway sees only what has left our buffer.
+        elif not file.readable():
+            return None
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        offset = file.tell()
+    except (OSError, ValueError):
+        # Closed, or not as it seems: reading it tells the application.
+        return None
+    return Part(file.fileno(), offset, max(0, status.st_size - offset))
+
+
+def _plain(body: Any) -> io.FileIO | io.BufferedReader | io.BufferedRandom | None:
+    for _ in range(_DEPTH):
+        kind = type(body)
+        if kind is io.BufferedReader or kind is io.BufferedRandom:
+            return body if type(body.raw) is io.FileIO else None
+        if kind is io.FileIO:
+            file: io.FileIO = body
+            return file
+        if kind is FileWrapper or kind is wsgiref.util.FileWrapper:
+            body = body.filelike
+        elif kind is tempfile._TemporaryFileWrapper:
+            body = body.file
+        else:
+            body = next((found for each in unwrappers if (found := each(body)) is not None), None)
+            if body is None:
+                return None
+    return None
