@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use super::client::Client;
 use super::{Exchange, Failure, Settings};
 use crate::config::OnDisconnect;
-use crate::message::Request;
+use crate::message::{LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
+use crate::spool::Body;
 use crate::sweeper::Alarm;
-use crate::workers::{About, Hold, Job, Park, Release, Step, Work};
+use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Work};
 
 pub struct Life {
     exchange: Exchange,
@@ -32,12 +33,15 @@ pub struct Life {
     /// Of the next job.
     epoch: u32,
     about: About,
+    /// The request's body, until it is taken.
+    body: Option<LaterBody>,
 }
 
 /// What a life waits for.
 enum Event {
     Step(Turned<Step>),
     Results(Vec<Outcome>),
+    Body(Result<Body, NoBody>),
     WorkerGone,
     Left,
     Expired,
@@ -47,6 +51,7 @@ impl Life {
     pub fn new(
         exchange: &Exchange,
         request: &Request,
+        body: Option<LaterBody>,
         settings: Settings,
         deadline: Instant,
         client: Client,
@@ -68,6 +73,7 @@ impl Life {
                 method: request.method.clone(),
                 target: Arc::clone(&request.target),
             },
+            body,
         }
     }
 
@@ -91,6 +97,8 @@ impl Life {
             };
             turn = match step {
                 Step::Answer(answer, rest) => {
+                    // What the client still sends of its request is for nobody.
+                    self.body = None;
                     self.client.answer(Ok(answer));
                     return match rest {
                         Some(turn) => self.stream(turn).await,
@@ -159,7 +167,11 @@ impl Life {
     async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
         self.shielded = park.shielded;
         let parked = Instant::now();
-        let event = self.plan(park.plan, park.process.gone.cancelled()).await;
+        let gone = park.process.gone.cancelled();
+        let event = match park.awaited {
+            Awaited::Plan(plan) => self.plan(plan, gone).await,
+            Awaited::Body => self.receive(gone).await,
+        };
         self.exchange.metrics.park(parked.elapsed());
         match event {
             Event::Results(outcomes) => {
@@ -167,7 +179,12 @@ impl Life {
                 let job = self.job(Work::Resume(outcomes));
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
-            Event::Left | Event::Expired => Some(self.end(id)),
+            Event::Body(Ok(body)) => {
+                let bytes = body.retained();
+                let job = self.job(Work::Body(body));
+                Some(self.exchange.slots.resume(id, job, bytes))
+            }
+            Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id)),
             _ => {
                 self.exchange.slots.forget(id);
                 None
@@ -179,8 +196,13 @@ impl Life {
     async fn hold(&mut self, mut hold: Hold) -> Turn<Step> {
         self.shielded = hold.shielded;
         let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
-        match self.plan(hold.plan, hold.held.gone()).await {
+        let event = match hold.awaited {
+            Awaited::Plan(plan) => self.plan(plan, hold.held.gone()).await,
+            Awaited::Body => self.receive(hold.held.gone()).await,
+        };
+        match event {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
+            Event::Body(Ok(body)) => hold.held.release(Release::Body(body)),
             // The turn of a worker that is gone says so.
             _ => hold.held.release(Release::Cancel),
         }
@@ -192,9 +214,12 @@ impl Life {
     async fn stream(self, mut turn: Turn<Step>) {
         while let Ok(Step::Hold(mut hold)) = turn.step().await {
             let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
+            let Awaited::Plan(plan) = hold.awaited else {
+                unreachable!("the slot lets nobody ask for a body in the middle of an answer");
+            };
             let deadline = Instant::now() + self.timeout;
             let outcomes = tokio::select! {
-                outcomes = self.exchange.outbound.run(hold.plan, deadline.into()) => outcomes,
+                outcomes = self.exchange.outbound.run(plan, deadline.into()) => outcomes,
                 () = hold.held.gone() => return,
             };
             turn = hold.held.release(Release::Results(outcomes));
@@ -234,6 +259,38 @@ impl Life {
         }
     }
 
+    /// Takes the request's body from its client. Without it the request cannot go on, whatever its method.
+    ///
+    /// The request's clock stands still meanwhile: how long this takes is up to the client, and bounded by
+    /// how slow a client may be.
+    async fn receive(&mut self, worker_gone: impl Future<Output = ()>) -> Event {
+        let Some(body) = self.body.take() else {
+            unreachable!("the slot lets a request ask for a body that its client has, once");
+        };
+        if self.left {
+            return Event::Left;
+        }
+        self.alarm.clear();
+        let begun = Instant::now();
+        let event = tokio::select! {
+            biased; // A client that left may seem to have sent all that there is.
+            () = worker_gone => Event::WorkerGone,
+            () = gone(&self.client) => Event::Left,
+            body = body.take() => Event::Body(body),
+        };
+        self.deadline += begun.elapsed();
+        self.alarm.set(self.deadline);
+        match event {
+            Event::Left => self.leave(CancelPhase::Parked),
+            Event::Body(Err(no)) => {
+                self.left = true;
+                self.client.answer(Err(Failure::Body(no)));
+            }
+            _ => {}
+        }
+        event
+    }
+
     /// Nobody waits for the results of a plan any more. True if the request need not either.
     fn is_moot(&mut self) -> bool {
         if !self.left {
@@ -269,6 +326,7 @@ impl Life {
             epoch,
             about: self.about.clone(),
             work,
+            lazy: self.body.is_some(),
         }
     }
 }
@@ -311,5 +369,9 @@ fn retained(request: &Request) -> u64 {
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    (request.target.len() + headers) as u64 + request.body.retained()
+    let body = match &request.body {
+        RequestBody::Here(body) => body.retained(),
+        RequestBody::Later(_) => 0,
+    };
+    (request.target.len() + headers) as u64 + body
 }

@@ -17,6 +17,7 @@ use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
+use crate::spool::Body;
 
 /// One step of a request, handed to a slot.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Job {
     pub epoch: u32,
     pub about: About,
     pub work: Work,
+    /// The request's body is still with its client, and may be asked for, once.
+    pub lazy: bool,
 }
 
 /// Which request a job is of, for people.
@@ -38,6 +41,8 @@ pub struct About {
 pub enum Work {
     Begin(Box<Request>),
     Resume(Vec<Outcome>),
+    /// What was asked for: the request's body.
+    Body(Body),
     /// The client is gone: unwind.
     End,
 }
@@ -56,15 +61,23 @@ pub enum Step {
 /// The slot is free; the request resumes on a slot of this process.
 #[derive(Debug)]
 pub struct Park {
-    pub plan: Plan,
+    pub awaited: Awaited,
     pub shielded: bool,
     pub process: Arc<Process>,
+}
+
+/// What a request waits for.
+#[derive(Debug)]
+pub enum Awaited {
+    Plan(Plan),
+    /// Its body.
+    Body,
 }
 
 /// The slot is held, waiting in place.
 #[derive(Debug)]
 pub struct Hold {
-    pub plan: Plan,
+    pub awaited: Awaited,
     pub shielded: bool,
     pub reason: WaitReason,
     /// Where the application waits, for the operator.
@@ -95,6 +108,7 @@ impl Held {
 #[derive(Debug)]
 pub enum Release {
     Results(Vec<Outcome>),
+    Body(Body),
     /// The client is gone: unwind.
     Cancel,
 }

@@ -13,12 +13,14 @@ use tokio::sync::oneshot;
 use super::channel::{Broken, Channel};
 use super::wire::{Frame, Header, Kind, MAX_CHUNK, MAX_HEAD, flag};
 use super::{answer, environ};
-use crate::message::{Answer, AnswerBody, Request};
+use crate::message::{Answer, AnswerBody, Request, RequestBody};
 use crate::metrics::Metrics;
 use crate::plan::{self, FailureKind, Outcome, Phase};
 use crate::slots::{Port, Taken, Turn, Turned};
 use crate::spool::{self, AnswerWriter, Body, FilePart, Spool, SpoolFile, Upload};
-use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
+use crate::workers::{
+    Activity, Awaited, Board, Held, Hold, Job, Park, Process, Release, Step, Work,
+};
 
 type Reply = oneshot::Sender<Turned<Step>>;
 
@@ -157,11 +159,19 @@ impl SlotTask {
             request: request.number(),
             epoch: job.epoch,
         };
+        let mut lazy = job.lazy;
         self.hand_over(tag, job).await?;
         loop {
             let Frame { header, head, body } = self.channel.frame().await?;
             if (header.request, header.epoch) != (tag.request, tag.epoch) {
                 return Err(Broken::Unexpected(header));
+            }
+            if matches!(header.kind, Kind::Park | Kind::Hold)
+                && header.has(flag::LAZY)
+                && !std::mem::take(&mut lazy)
+            {
+                let what = "it asks for a body that it has, or that there is none of";
+                return Err(Broken::content(what));
             }
             match header.kind {
                 Kind::Answer => {
@@ -206,9 +216,13 @@ impl SlotTask {
                 }
                 Kind::Park => {
                     let retained = head.len() as u64 + body.len() as u64;
-                    let plan = plan::decode(&head, &body).map_err(Broken::content)?;
+                    let awaited = if header.has(flag::LAZY) {
+                        Awaited::Body
+                    } else {
+                        Awaited::Plan(plan::decode(&head, &body).map_err(Broken::content)?)
+                    };
                     let park = Park {
-                        plan,
+                        awaited,
                         shielded: header.has(flag::SHIELDED),
                         process: Arc::clone(&self.process),
                     };
@@ -238,6 +252,7 @@ impl SlotTask {
         match job.work {
             Work::Begin(request) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
+            Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
             Work::End => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])
@@ -250,10 +265,27 @@ impl SlotTask {
         let mut header = tag.header(Kind::Request);
         let head = |header: &mut Header, out: &mut _| header.aux = environ::encode(request, out);
         match &request.body {
-            Body::Memory(body) => self.channel.send(header, head, body).await,
-            Body::File(file) => {
+            RequestBody::Here(Body::Memory(body)) => self.channel.send(header, head, body).await,
+            RequestBody::Here(Body::File(file)) => {
                 header.flags = flag::FD;
                 self.channel.send_with_file(header, head, &file.file).await
+            }
+            RequestBody::Later(_) => {
+                header.flags = flag::LAZY;
+                self.channel.send(header, head, &[]).await
+            }
+        }
+    }
+
+    /// The body of a request, after its head. What stays in memory is small enough for a frame.
+    async fn send_body(&mut self, mut header: Header, body: &Body) -> Result<(), Broken> {
+        match body {
+            Body::Memory(body) => self.channel.send(header, |_, _| {}, body).await,
+            Body::File(file) => {
+                header.flags = flag::FD;
+                self.channel
+                    .send_with_file(header, |_, _| {}, &file.file)
+                    .await
             }
         }
     }
@@ -319,14 +351,21 @@ impl SlotTask {
         reply: Reply,
         unread: impl Future<Output = ()>,
     ) -> Result<Reply, Broken> {
-        let mut plan = plan::decode(head, body).map_err(Broken::content)?;
-        let Some(plan::Hold { reason, source }) = plan.hold.take() else {
+        let (awaited, why) = if header.has(flag::LAZY) {
+            let why = plan::decode_hold(head).map_err(Broken::content)?;
+            (Awaited::Body, Some(why))
+        } else {
+            let mut plan = plan::decode(head, body).map_err(Broken::content)?;
+            let why = plan.hold.take();
+            (Awaited::Plan(plan), why)
+        };
+        let Some(plan::Hold { reason, source }) = why else {
             return Err(Broken::content("a HOLD frame that does not say why"));
         };
         let (release, released) = oneshot::channel();
         let shielded = header.has(flag::SHIELDED);
         let hold = Hold {
-            plan,
+            awaited,
             shielded,
             reason,
             source,
@@ -344,6 +383,7 @@ impl SlotTask {
                 self.send_results(tag.header(Kind::Results), outcomes)
                     .await?
             }
+            Release::Body(body) => self.send_body(tag.header(Kind::Results), &body).await?,
             Release::Cancel => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])
@@ -390,6 +430,8 @@ impl SlotTask {
                         self.expect_ready(tag).await
                     };
                 }
+                // The client has an answer, so its body is not read any more.
+                Kind::Hold if header.has(flag::LAZY) => return Err(Broken::Unexpected(header)),
                 Kind::Hold if stopped => {
                     self.channel
                         .send(tag.header(Kind::Cancel), |_, _| {}, &[])
