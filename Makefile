@@ -26,6 +26,10 @@ run: python release ## The example shop behind layby, until Ctrl-C; with ONCE=1 
 bench: python postgresql ## Measure layby against its bounds and other servers; BENCH="--quick main" for a part
 	@exec $(PY) benches/run.py $(BENCH)
 
+.PHONY: package
+package: python ## Source and wheel of the worker package, in dist/
+	$(PY) -m build --no-isolation --outdir dist python
+
 # Tests --------------------------------------------------------------------------------------
 
 # Not for everything: the gateway warns of LAYBY_* variables that it does not know.
@@ -33,7 +37,7 @@ test-rust: export LAYBY_TEST_PYTHON := $(CURDIR)/$(PY)
 test-docs test-e2e: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
 
 .PHONY: test
-test: test-rust test-python test-django test-examples test-docs test-e2e ## Every test
+test: test-rust test-python test-django test-package test-examples test-docs test-e2e ## Every test
 	@echo "== all tests passed"
 
 .PHONY: test-rust
@@ -44,7 +48,7 @@ test-rust: python postgresql ## Unit, property, golden-file and integration test
 .PHONY: test-python
 test-python: python postgresql ## The worker package without Django, and its greenlet mode
 	@echo "== worker package"
-	cd python && $(PYTEST) tests/core
+	cd python && $(PYTEST) tests/core tests/transports
 	@# Apart, because greenlet mode sets Django up for a whole process.
 	cd python && $(PYTEST) tests/greenlet
 
@@ -52,6 +56,11 @@ test-python: python postgresql ## The worker package without Django, and its gre
 test-django: python postgresql ## The worker package with Django
 	@echo "== worker package with Django"
 	cd python && $(PYTEST) tests/django
+
+.PHONY: test-package
+test-package: python ## What is published of the worker package, built and installed
+	@echo "== package"
+	cd python && $(PYTEST) tests/package
 
 .PHONY: test-examples
 test-examples: python ## The example shop, its services and its runner
@@ -134,6 +143,6 @@ $(DENY)-$(DENY_VERSION):
 
 .PHONY: clean
 clean: ## Remove everything that make has made
-	rm -rf $(TARGET) .venv .tools .run fuzz/target benches/load/target
+	rm -rf $(TARGET) .venv .tools .run dist fuzz/target benches/load/target
 	rm -rf .ruff_cache .mypy_cache python/.mypy_cache python/src/*.egg-info
 	find python examples benches tests \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +

@@ -5,15 +5,19 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+
+use super::calls::{Bound, Calls};
 use super::client::Client;
 use super::{Exchange, Failure, Settings};
 use crate::config::OnDisconnect;
-use crate::message::{LaterBody, NoBody, Request, RequestBody};
+use crate::message::{Answer, AnswerBody, LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
-use crate::spool::Body;
+use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
+use crate::workers::local::{Asked, LocalWait};
 use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Work};
 
 pub struct Life {
@@ -26,6 +30,9 @@ pub struct Life {
     finishes: bool,
     /// As the worker said when it last parked or held.
     shielded: bool,
+    /// Reads the answer that the request is in the middle of. The head is there, so its deadline has been
+    /// met; whatever it still waits for gets as long again.
+    reader: Option<AnswerWatch>,
     /// Nobody waits for the answer, and what follows from it has been done.
     left: bool,
     /// The deadline has passed, and what follows from it has been done.
@@ -33,7 +40,7 @@ pub struct Life {
     /// Of the next job.
     epoch: u32,
     about: About,
-    /// The request's body, until it is taken.
+    /// The request's body, while it is with the client and may be wanted.
     body: Option<LaterBody>,
 }
 
@@ -42,6 +49,8 @@ enum Event {
     Step(Turned<Step>),
     Results(Vec<Outcome>),
     Body(Result<Body, NoBody>),
+    Asked(Asked),
+    CallOver,
     WorkerGone,
     Left,
     Expired,
@@ -66,6 +75,7 @@ impl Life {
             alarm,
             finishes: !request.method.is_safe() && settings.on_disconnect == OnDisconnect::Finish,
             shielded: false,
+            reader: None,
             left: false,
             expired: false,
             epoch: 0,
@@ -79,7 +89,7 @@ impl Life {
 
     pub async fn run(mut self, request: Request) {
         let bytes = retained(&request);
-        let work = self.job(Work::Begin(Box::new(request)));
+        let work = self.job(Work::Begin(Box::new(request)), None);
         let (id, mut turn) = match self.exchange.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
@@ -96,14 +106,11 @@ impl Life {
                 None => return,
             };
             turn = match step {
-                Step::Answer(answer, rest) => {
-                    // What the client still sends of its request is for nobody.
-                    self.body = None;
+                Step::Answer(answer, None) => return self.client.answer(Ok(answer)),
+                Step::Answer(answer, Some(rest)) => {
+                    self.stream(&answer);
                     self.client.answer(Ok(answer));
-                    return match rest {
-                        Some(turn) => self.stream(turn).await,
-                        None => (),
-                    };
+                    rest
                 }
                 Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
                 Step::Hold(hold) => self.hold(hold).await,
@@ -115,13 +122,27 @@ impl Life {
         }
     }
 
+    /// The head of the answer is made, and its body goes on: from here on somebody waits who reads that.
+    /// When she leaves, no more of it is made, whatever the method.
+    fn stream(&mut self, answer: &Answer) {
+        if let AnswerBody::Spooled(reader) = &answer.body {
+            self.reader = Some(reader.watch());
+        }
+        // What the client still sends is for nobody.
+        self.body = None;
+        self.finishes = false;
+        self.left = false;
+        self.expired = false;
+        self.alarm.clear();
+    }
+
     /// Waits for a slot to make a step. None when the job was withdrawn unseen.
     async fn step(&mut self, id: RequestId, turn: &mut Turn<Step>) -> Option<Turned<Step>> {
         loop {
             let event = tokio::select! {
                 biased; // A step that is there is worth more than a deadline that passed with it.
                 step = turn.step() => Event::Step(step),
-                () = gone(&self.client), if !self.left => Event::Left,
+                () = gone(&self.client, self.reader.as_ref()), if !self.left => Event::Left,
                 () = self.alarm.rang(), if !self.expired => Event::Expired,
             };
             match event {
@@ -157,13 +178,13 @@ impl Life {
             // Its worker never saw it, so the next job is the one that it expects.
             self.epoch = job.epoch;
             self.leave(CancelPhase::Parked);
-            return Leaving::Ends(self.end(id));
+            return Leaving::Ends(self.end(id, job.answer));
         }
         self.leave(CancelPhase::Running);
         Leaving::Stays
     }
 
-    /// Runs the plan of a parked request and asks for the slot to go on. None when its process died.
+    /// Waits for what a parked request waits for, and asks for the slot to go on. None when its process died.
     async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
         self.shielded = park.shielded;
         let parked = Instant::now();
@@ -171,20 +192,21 @@ impl Life {
         let event = match park.awaited {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
             Awaited::Body => self.receive(gone).await,
+            Awaited::Local(wait) => self.local(id, wait, gone).await,
         };
         self.exchange.metrics.park(parked.elapsed());
         match event {
             Event::Results(outcomes) => {
                 let bytes = outcomes.iter().map(weight).sum();
-                let job = self.job(Work::Resume(outcomes));
+                let job = self.job(Work::Resume(outcomes), park.answer);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
             Event::Body(Ok(body)) => {
                 let bytes = body.retained();
-                let job = self.job(Work::Body(body));
+                let job = self.job(Work::Body(body), park.answer);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
-            Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id)),
+            Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id, park.answer)),
             _ => {
                 self.exchange.slots.forget(id);
                 None
@@ -199,6 +221,7 @@ impl Life {
         let event = match hold.awaited {
             Awaited::Plan(plan) => self.plan(plan, hold.held.gone()).await,
             Awaited::Body => self.receive(hold.held.gone()).await,
+            Awaited::Local(_) => unreachable!("the slot keeps these to itself"),
         };
         match event {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
@@ -208,45 +231,31 @@ impl Life {
         }
     }
 
-    /// Serves an application that waits in place while it makes its answer's body. The client has the
-    /// head, so the request's deadline is met; each plan gets as long again. A client that stops
-    /// reading is noticed by the slot, which then does not wait any more.
-    async fn stream(self, mut turn: Turn<Step>) {
-        while let Ok(Step::Hold(mut hold)) = turn.step().await {
-            let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
-            let Awaited::Plan(plan) = hold.awaited else {
-                unreachable!("the slot lets nobody ask for a body in the middle of an answer");
-            };
-            let deadline = Instant::now() + self.timeout;
-            let outcomes = tokio::select! {
-                outcomes = self.exchange.outbound.run(plan, deadline.into()) => outcomes,
-                () = hold.held.gone() => return,
-            };
-            turn = hold.held.release(Release::Results(outcomes));
-        }
-    }
-
     /// Runs a plan, until it is done or there is no more sense in it.
     async fn plan(&mut self, plan: Plan, worker_gone: impl Future<Output = ()>) -> Event {
-        if self.left && self.cancellable() {
+        if self.is_moot_already() {
             return Event::Left;
         }
         let outbound = self.exchange.outbound.clone();
-        let run = outbound.run(plan, self.deadline.into());
+        let run = outbound.run(plan, self.bound().ends().into());
         tokio::pin!(run, worker_gone);
         loop {
             let event = tokio::select! {
                 biased;
                 () = &mut worker_gone => Event::WorkerGone,
                 outcomes = &mut run => Event::Results(outcomes),
-                () = gone(&self.client), if !self.left => Event::Left,
+                () = gone(&self.client, self.reader.as_ref()), if !self.left => Event::Left,
                 () = self.alarm.rang(), if !self.expired => Event::Expired,
             };
             match event {
                 Event::Expired => self.expired = true,
                 Event::Left => {}
                 // At the deadline a plan ends by itself, a moment before the alarm rings.
-                Event::Results(_) if !self.expired && Instant::now() >= self.deadline => {
+                Event::Results(_)
+                    if self.reader.is_none()
+                        && !self.expired
+                        && Instant::now() >= self.deadline =>
+                {
                     self.expired = true;
                     return if self.is_moot() { Event::Left } else { event };
                 }
@@ -275,7 +284,7 @@ impl Life {
         let event = tokio::select! {
             biased; // A client that left may seem to have sent all that there is.
             () = worker_gone => Event::WorkerGone,
-            () = gone(&self.client) => Event::Left,
+            () = gone(&self.client, None) => Event::Left,
             body = body.take() => Event::Body(body),
         };
         self.deadline += begun.elapsed();
@@ -291,7 +300,83 @@ impl Life {
         event
     }
 
-    /// Nobody waits for the results of a plan any more. True if the request need not either.
+    /// Waits for the request's own process, and has run what it calls for. Nothing ends such a wait
+    /// by itself, so a request that must be finished gets its time once more, and is then ended like
+    /// any other.
+    async fn local(
+        &mut self,
+        id: RequestId,
+        mut wait: LocalWait,
+        worker_gone: impl Future<Output = ()>,
+    ) -> Event {
+        if self.is_moot_already() {
+            return Event::Left;
+        }
+        self.alarm.set(if self.expired {
+            self.deadline + self.timeout
+        } else {
+            self.bound().ends()
+        });
+        let park = self.epoch - 1;
+        let mut calls = Calls::new(&self.exchange, id, park, &self.about, self.bound());
+        tokio::pin!(worker_gone);
+        let event = loop {
+            let event = tokio::select! {
+                biased;
+                () = &mut worker_gone => Event::WorkerGone,
+                asked = wait.asked() => Event::Asked(asked),
+                Some(()) = calls.over() => Event::CallOver,
+                () = gone(&self.client, self.reader.as_ref()), if !self.left => Event::Left,
+                () = self.alarm.rang() => Event::Expired,
+            };
+            match event {
+                Event::Asked(Asked::Call(number, place)) => calls.begin(number, place),
+                Event::Asked(Asked::Want) => break Event::Results(Vec::new()),
+                Event::CallOver => {}
+                Event::Left => {
+                    if self.is_moot() {
+                        break Event::Left;
+                    }
+                }
+                Event::Expired if self.reader.is_none() && !self.expired => {
+                    self.expired = true;
+                    calls.overdue();
+                    if self.is_moot() {
+                        break Event::Left;
+                    }
+                    self.alarm.set(self.deadline + self.timeout);
+                }
+                _ => break event,
+            }
+        };
+        if self.reader.is_some() {
+            self.alarm.clear();
+        }
+        match event {
+            Event::Results(_) => calls.let_run(),
+            _ => calls.abandon(),
+        }
+        event
+    }
+
+    /// How long the next wait may take.
+    fn bound(&self) -> Bound {
+        match self.reader {
+            Some(_) => Bound::Each(self.timeout),
+            None => Bound::Deadline(self.deadline),
+        }
+    }
+
+    /// True if nobody waited any more before the wait began.
+    fn is_moot_already(&mut self) -> bool {
+        let left = self.left
+            || gone(&self.client, self.reader.as_ref())
+                .now_or_never()
+                .is_some();
+        left && self.is_moot()
+    }
+
+    /// Nobody waits any more for what a request waits for. True if the request need not either.
     fn is_moot(&mut self) -> bool {
         if !self.left {
             self.leave(CancelPhase::Parked);
@@ -300,14 +385,18 @@ impl Life {
     }
 
     /// The request is unwound on a slot, its results unwanted.
-    fn end(&mut self, id: RequestId) -> Turn<Step> {
-        let job = self.job(Work::End);
+    fn end(&mut self, id: RequestId, answer: Option<AnswerWriter>) -> Turn<Step> {
+        let job = self.job(Work::End, answer);
         self.exchange.slots.end(id, job)
     }
 
-    /// Nobody waits any more. If it is the deadline that says so, the client is told.
+    /// Nobody waits any more. If it is the deadline that says so, the client is told; who has the head of the
+    /// answer is told by what becomes of its body.
     fn leave(&mut self, phase: CancelPhase) {
         self.left = true;
+        if self.reader.is_some() {
+            return;
+        }
         if self.client.left() {
             self.exchange.metrics.cancelled(phase);
         } else {
@@ -319,13 +408,14 @@ impl Life {
         !self.finishes && !self.shielded
     }
 
-    fn job(&mut self, work: Work) -> Job {
+    fn job(&mut self, work: Work, answer: Option<AnswerWriter>) -> Job {
         let epoch = self.epoch;
         self.epoch += 1;
         Job {
             epoch,
             about: self.about.clone(),
             work,
+            answer,
             lazy: self.body.is_some(),
         }
     }
@@ -341,8 +431,12 @@ enum Leaving {
     Ends(Turn<Step>),
 }
 
-/// Resolves when the client has left. Whoever makes it leave also polls anew, so no wake-up is needed.
-async fn gone(client: &Client) {
+/// Resolves when the client has left: before she had the head of an answer, or while she read its body.
+async fn gone(client: &Client, reader: Option<&AnswerWatch>) {
+    if let Some(reader) = reader {
+        return reader.abandoned().await;
+    }
+    // Whoever makes it leave also polls anew, so no wake-up is needed.
     poll_fn(|_| {
         if client.left() {
             Poll::Ready(())

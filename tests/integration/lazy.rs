@@ -479,8 +479,6 @@ async fn who_asks_twice_or_for_nothing_is_refused() {
 
     let _next = worker::new(1).on("/upload", again).run(&gateway).await;
     assert_eq!(gateway.get("/upload").await.status(), 502);
-    let refused = gateway.log_lines("it asks for a body that it has");
-    assert_eq!(refused.len(), 2, "{refused:?}");
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ from layby._exceptions import (
 )
 from layby._hooks import on_park, on_resume
 from layby._job import shield
+from layby._parallel import Op, Parallel, parallel
+from layby._patch import patch, unpatch
 from layby._plan import (
     Fetch,
     Gather,
@@ -33,13 +35,13 @@ from layby._plan import (
     gather,
     get,
     head,
-    patch,
     post,
     put,
     request,
     sleep,
 )
 from layby._response import Headers, Response
+from layby._ride import in_slot, io
 from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "Gather",
     "Headers",
     "NotInASlot",
+    "Op",
+    "Parallel",
     "ParkRefused",
     "Refused",
     "Response",
@@ -65,8 +69,11 @@ __all__ = [
     "gather",
     "get",
     "head",
+    "in_slot",
+    "io",
     "on_park",
     "on_resume",
+    "parallel",
     "patch",
     "post",
     "put",
@@ -74,4 +81,5 @@ __all__ = [
     "request",
     "shield",
     "sleep",
+    "unpatch",
 ]

@@ -36,6 +36,7 @@ from layby._wire import (
     RESUME,
     RETIRE,
     RETIRED,
+    RUN,
     SLOT,
     STOP,
     Frame,
@@ -63,6 +64,7 @@ class ParkingRunner(Runner, Protocol):
     def unpark(self, request: int, epoch: int) -> Job: ...
     def resume(self, slot: Slot, job: Job, value: Any) -> None: ...
     def cancel(self, slot: Slot, job: Job) -> None: ...
+    def run(self, slot: Slot, request: int, epoch: int, number: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ class Slot:
             self._resume(self._parking, frame, file)
         elif kind == CANCEL and self._parking is not None:
             self._cancel(self._parking, frame)
+        elif kind == RUN and self._parking is not None:
+            self._run(self._parking, frame)
         elif kind == RETIRE:
             return False
         elif kind == REFUSED:
@@ -235,6 +239,13 @@ class Slot:
         tls.job = job
         try:
             runner.cancel(self, job)
+        finally:
+            tls.job = None
+        self._check()
+
+    def _run(self, runner: ParkingRunner, frame: Frame) -> None:
+        try:
+            runner.run(self, frame.request, frame.epoch, frame.aux)
         finally:
             tls.job = None
         self._check()
