@@ -10,6 +10,7 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
+
 from conftest import TO_THE_STUB, Starter
 from support.client import Answer, Connection, Gone
 from support.gateway import Gateway
