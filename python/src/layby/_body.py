@@ -54,7 +54,7 @@ class LazyBody(io.BufferedIOBase):
         """Have the body here, waiting for it on this thread.
 
         Raises `Cancelled` when it cannot be had, and `BodyNotReady` where there is no
-        way to wait: outside a slot, and once the answer has begun.
+        way to wait for it.
         """
         # Here and not above: what drives coroutines is built on what they wait for.
         from layby._drive import wait
@@ -72,8 +72,14 @@ class LazyBody(io.BufferedIOBase):
             yield self._ask()
 
     def _ask(self) -> BodyWait:
-        if tls.job is not None and tls.job.cancelled:
+        job = tls.job
+        if job is not None and job.cancelled:
             raise Cancelled("the request is being ended: its body will not come")
+        if job is None or job.body is not self:
+            raise BodyNotReady(
+                "only the request itself can wait for its body: not another thread, nor code"
+                " inside `async with layby.io` or `layby.parallel()`"
+            )
         if self._given_up:
             raise BodyNotReady("the body can only be asked for before the answer begins")
         return BodyWait(self, _source.application_line())
@@ -155,10 +161,7 @@ class BodyWait(Suspend):
 
     def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> None:
         """There is nobody to ask for it."""
-        raise BodyNotReady(
-            "the body can only be waited for in a slot: not on another thread, and not inside"
-            " `async with layby.io`"
-        )
+        raise BodyNotReady("there is no gateway to have it from")
 
 
 def body_of(request: Any) -> LazyBody | None:
