@@ -199,6 +199,15 @@ class Answer:
         self.sent = self.ended = True
         return True
 
+    def flush(self) -> None:
+        """Send the head now, if there is one, though there is nothing of the body yet."""
+        if self._head is not None and not self.sent and not self.ended:
+            self._send(b"", last=False)
+
+    def move(self, channel: Channel) -> None:
+        """Go on, between two pieces, on the connection of another slot."""
+        self._channel = channel
+
     def end(self) -> None:
         """The body is over. It is cut, for the client to see, if more was promised."""
         if self.ended:
