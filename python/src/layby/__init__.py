@@ -40,6 +40,7 @@ from layby._plan import (
     request,
     sleep,
 )
+from layby._relay import Captured, stream
 from layby._response import Headers, Response
 from layby._ride import in_slot, io
 from layby._uploads import body_ready, read_uploaded_file
@@ -47,6 +48,7 @@ from layby._uploads import body_ready, read_uploaded_file
 __all__ = [
     "BodyNotReady",
     "Cancelled",
+    "Captured",
     "ConnectError",
     "Error",
     "Fetch",
@@ -81,5 +83,6 @@ __all__ = [
     "request",
     "shield",
     "sleep",
+    "stream",
     "unpatch",
 ]

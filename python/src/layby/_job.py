@@ -194,6 +194,9 @@ class Process(Protocol):
 class Waiter(Protocol):
     """What a slot offers to the code that it is running: waiting in place."""
 
+    max_plan: int
+    """Largest body of a plan, or of one fetch for `layby.stream`; in bytes."""
+
     def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
         """Have `suspend` waited for while the slot is held, and return what came of it.
 

@@ -19,17 +19,19 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
+from layby import _hooks, _relay
 from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
-from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
+from layby._job import Job, Process, Reason, Suspend, before_resume, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
     FLAG_LAZY,
     FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
+    READY,
     REFUSED,
     REQUEST,
     RESULTS,
@@ -44,6 +46,7 @@ from layby._wire import (
     encode,
     fill_environ,
 )
+from layby._wsgi import log_failure
 
 log = logging.getLogger("layby")
 
@@ -159,6 +162,8 @@ class Slot:
         kind = frame.type
         if kind == REQUEST:
             self._begin(frame, file)
+        elif kind == RESUME and (done := _relay.take(frame)) is not None:
+            self._after_relay(done, frame, file)
         elif kind == RESUME and self._parking is not None:
             self._resume(self._parking, frame, file)
         elif kind == CANCEL and self._parking is not None:
@@ -243,6 +248,25 @@ class Slot:
             tls.job = None
         self._check()
 
+    def _after_relay(self, done: _relay.Done, frame: Frame, file: BinaryIO | None) -> None:
+        """The answer of a request was another server's, and that has ended."""
+        job = done.job
+        job.slot = self.number
+        tls.job = job
+        try:
+            job.context.run(_enter, job)
+            done(frame, file)
+        except (Closed, WireError):
+            raise
+        except Cancelled:
+            pass  # It will not get what it waited for, or (logged) its state.
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            log_failure(job, error, "on_done of layby.stream")
+        finally:
+            tls.job = None
+        self._check()
+        self.channel.send(encode(READY, request=job.request, epoch=job.epoch))
+
     def _run(self, runner: ParkingRunner, frame: Frame) -> None:
         try:
             runner.run(self, frame.request, frame.epoch, frame.aux)
@@ -314,6 +338,13 @@ class Slot:
                 done = False
                 log.error("slot %d: could not be closed", self.number, exc_info=error)
         return done
+
+
+def _enter(job: Job) -> None:
+    """Make this thread the job's, as after a park."""
+    for hook in before_resume:
+        hook(job)
+    _hooks.run_on_resume(job)
 
 
 _noted: set[tuple[str, str]] = set()
