@@ -189,6 +189,15 @@ class Answer:
         self._is_over()
         return True
 
+    def flush(self) -> None:
+        """Send the head now, if there is one, though there is nothing of the body yet."""
+        if self._head is not None and not self.sent and not self.ended:
+            self._send(b"", last=False)
+
+    def move(self, channel: Channel) -> None:
+        """Go on, between two pieces, on the connection of another slot."""
+        self._channel = channel
+
     def _relay(self, relay: Relay) -> None:
         """Have the gateway answer with what it fetches."""
         assert self._head is not None
