@@ -48,7 +48,7 @@ test-rust: python postgresql ## Unit, property, golden-file and integration test
 .PHONY: test-python
 test-python: python postgresql ## The worker package without Django, and its greenlet mode
 	@echo "== worker package"
-	cd python && $(PYTEST) tests/core
+	cd python && $(PYTEST) tests/core tests/transports
 	@# Apart, because greenlet mode sets Django up for a whole process.
 	cd python && $(PYTEST) tests/greenlet
 

@@ -24,6 +24,7 @@ from layby._exceptions import (
 )
 from layby._hooks import on_park, on_resume
 from layby._job import shield
+from layby._patch import patch, unpatch
 from layby._plan import (
     Fetch,
     Gather,
@@ -33,7 +34,6 @@ from layby._plan import (
     gather,
     get,
     head,
-    patch,
     post,
     put,
     request,
@@ -74,4 +74,5 @@ __all__ = [
     "request",
     "shield",
     "sleep",
+    "unpatch",
 ]

@@ -58,6 +58,15 @@ def build(
     return Request(method.upper(), sent, missing + given, body)
 
 
+def exact(
+    method: str, url: str, headers: Iterable[tuple[str | bytes, str | bytes]], body: bytes
+) -> Request:
+    """A request that is sent as it is. Raises ValueError for what cannot be sent."""
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"not an HTTP method: {method!r}")
+    return Request(method, url, _encode_headers(headers), body)
+
+
 def _encode_body(
     content: Content | None, data: Mapping[str, Any] | None, json: Any
 ) -> tuple[bytes, str | None]:
