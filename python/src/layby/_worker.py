@@ -25,7 +25,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
 
-from layby import __version__, _job, _locks, _stacks
+from layby import __version__, _job, _locks, _reload, _stacks
 from layby._channel import Channel, Closed
 from layby._coroutine import CoroutineRunner
 from layby._exceptions import AsgirefUnsupported
@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Applications in the current directory can be imported, however this was started.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    _reload.watch_if_asked()
     try:
         app = _import_app(options.app)
         set_up_log()
