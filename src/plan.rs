@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, StatusCode};
 mod decode;
 mod encode;
 
-pub use decode::{PlanError, decode};
+pub use decode::{PlanError, decode, decode_hold};
 pub use encode::encode;
 
 pub use crate::metrics::WaitReason;

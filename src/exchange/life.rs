@@ -5,15 +5,20 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+
+use super::calls::{Bound, Calls};
 use super::client::Client;
 use super::{Exchange, Failure, Settings};
 use crate::config::OnDisconnect;
-use crate::message::Request;
+use crate::message::{Answer, AnswerBody, Request};
 use crate::metrics::CancelPhase;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
+use crate::spool::{AnswerWatch, AnswerWriter};
 use crate::sweeper::Alarm;
-use crate::workers::{About, Hold, Job, Park, Release, Step, Work};
+use crate::workers::local::{Asked, LocalWait};
+use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Work};
 
 pub struct Life {
     exchange: Exchange,
@@ -25,6 +30,9 @@ pub struct Life {
     finishes: bool,
     /// As the worker said when it last parked or held.
     shielded: bool,
+    /// Reads the answer that the request is in the middle of. The head is there, so its deadline has been
+    /// met; whatever it still waits for gets as long again.
+    reader: Option<AnswerWatch>,
     /// Nobody waits for the answer, and what follows from it has been done.
     left: bool,
     /// The deadline has passed, and what follows from it has been done.
@@ -38,6 +46,8 @@ pub struct Life {
 enum Event {
     Step(Turned<Step>),
     Results(Vec<Outcome>),
+    Asked(Asked),
+    CallOver,
     WorkerGone,
     Left,
     Expired,
@@ -61,6 +71,7 @@ impl Life {
             alarm,
             finishes: !request.method.is_safe() && settings.on_disconnect == OnDisconnect::Finish,
             shielded: false,
+            reader: None,
             left: false,
             expired: false,
             epoch: 0,
@@ -73,7 +84,7 @@ impl Life {
 
     pub async fn run(mut self, request: Request) {
         let bytes = retained(&request);
-        let work = self.job(Work::Begin(Box::new(request)));
+        let work = self.job(Work::Begin(Box::new(request)), None);
         let (id, mut turn) = match self.exchange.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
@@ -90,12 +101,11 @@ impl Life {
                 None => return,
             };
             turn = match step {
-                Step::Answer(answer, rest) => {
+                Step::Answer(answer, None) => return self.client.answer(Ok(answer)),
+                Step::Answer(answer, Some(rest)) => {
+                    self.stream(&answer);
                     self.client.answer(Ok(answer));
-                    return match rest {
-                        Some(turn) => self.stream(turn).await,
-                        None => (),
-                    };
+                    rest
                 }
                 Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
                 Step::Hold(hold) => self.hold(hold).await,
@@ -107,13 +117,25 @@ impl Life {
         }
     }
 
+    /// The head of the answer is made, and its body goes on: from here on somebody waits who reads that.
+    /// When she leaves, no more of it is made, whatever the method.
+    fn stream(&mut self, answer: &Answer) {
+        if let AnswerBody::Spooled(reader) = &answer.body {
+            self.reader = Some(reader.watch());
+        }
+        self.finishes = false;
+        self.left = false;
+        self.expired = false;
+        self.alarm.clear();
+    }
+
     /// Waits for a slot to make a step. None when the job was withdrawn unseen.
     async fn step(&mut self, id: RequestId, turn: &mut Turn<Step>) -> Option<Turned<Step>> {
         loop {
             let event = tokio::select! {
                 biased; // A step that is there is worth more than a deadline that passed with it.
                 step = turn.step() => Event::Step(step),
-                () = gone(&self.client), if !self.left => Event::Left,
+                () = gone(&self.client, self.reader.as_ref()), if !self.left => Event::Left,
                 () = self.alarm.rang(), if !self.expired => Event::Expired,
             };
             match event {
@@ -149,25 +171,29 @@ impl Life {
             // Its worker never saw it, so the next job is the one that it expects.
             self.epoch = job.epoch;
             self.leave(CancelPhase::Parked);
-            return Leaving::Ends(self.end(id));
+            return Leaving::Ends(self.end(id, job.answer));
         }
         self.leave(CancelPhase::Running);
         Leaving::Stays
     }
 
-    /// Runs the plan of a parked request and asks for the slot to go on. None when its process died.
+    /// Waits for what a parked request waits for, and asks for the slot to go on. None when its process died.
     async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
         self.shielded = park.shielded;
         let parked = Instant::now();
-        let event = self.plan(park.plan, park.process.gone.cancelled()).await;
+        let gone = park.process.gone.cancelled();
+        let event = match park.awaited {
+            Awaited::Plan(plan) => self.plan(plan, gone).await,
+            Awaited::Local(wait) => self.local(id, wait, gone).await,
+        };
         self.exchange.metrics.park(parked.elapsed());
         match event {
             Event::Results(outcomes) => {
                 let bytes = outcomes.iter().map(weight).sum();
-                let job = self.job(Work::Resume(outcomes));
+                let job = self.job(Work::Resume(outcomes), park.answer);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
-            Event::Left | Event::Expired => Some(self.end(id)),
+            Event::Left | Event::Expired => Some(self.end(id, park.answer)),
             _ => {
                 self.exchange.slots.forget(id);
                 None
@@ -186,42 +212,31 @@ impl Life {
         }
     }
 
-    /// Serves an application that waits in place while it makes its answer's body. The client has the
-    /// head, so the request's deadline is met; each plan gets as long again. A client that stops
-    /// reading is noticed by the slot, which then does not wait any more.
-    async fn stream(self, mut turn: Turn<Step>) {
-        while let Ok(Step::Hold(mut hold)) = turn.step().await {
-            let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
-            let deadline = Instant::now() + self.timeout;
-            let outcomes = tokio::select! {
-                outcomes = self.exchange.outbound.run(hold.plan, deadline.into()) => outcomes,
-                () = hold.held.gone() => return,
-            };
-            turn = hold.held.release(Release::Results(outcomes));
-        }
-    }
-
     /// Runs a plan, until it is done or there is no more sense in it.
     async fn plan(&mut self, plan: Plan, worker_gone: impl Future<Output = ()>) -> Event {
-        if self.left && self.cancellable() {
+        if self.is_moot_already() {
             return Event::Left;
         }
         let outbound = self.exchange.outbound.clone();
-        let run = outbound.run(plan, self.deadline.into());
+        let run = outbound.run(plan, self.bound().ends().into());
         tokio::pin!(run, worker_gone);
         loop {
             let event = tokio::select! {
                 biased;
                 () = &mut worker_gone => Event::WorkerGone,
                 outcomes = &mut run => Event::Results(outcomes),
-                () = gone(&self.client), if !self.left => Event::Left,
+                () = gone(&self.client, self.reader.as_ref()), if !self.left => Event::Left,
                 () = self.alarm.rang(), if !self.expired => Event::Expired,
             };
             match event {
                 Event::Expired => self.expired = true,
                 Event::Left => {}
                 // At the deadline a plan ends by itself, a moment before the alarm rings.
-                Event::Results(_) if !self.expired && Instant::now() >= self.deadline => {
+                Event::Results(_)
+                    if self.reader.is_none()
+                        && !self.expired
+                        && Instant::now() >= self.deadline =>
+                {
                     self.expired = true;
                     return if self.is_moot() { Event::Left } else { event };
                 }
@@ -234,7 +249,83 @@ impl Life {
         }
     }
 
-    /// Nobody waits for the results of a plan any more. True if the request need not either.
+    /// Waits for the request's own process, and has run what it calls for. Nothing ends such a wait
+    /// by itself, so a request that must be finished gets its time once more, and is then ended like
+    /// any other.
+    async fn local(
+        &mut self,
+        id: RequestId,
+        mut wait: LocalWait,
+        worker_gone: impl Future<Output = ()>,
+    ) -> Event {
+        if self.is_moot_already() {
+            return Event::Left;
+        }
+        self.alarm.set(if self.expired {
+            self.deadline + self.timeout
+        } else {
+            self.bound().ends()
+        });
+        let park = self.epoch - 1;
+        let mut calls = Calls::new(&self.exchange, id, park, &self.about, self.bound());
+        tokio::pin!(worker_gone);
+        let event = loop {
+            let event = tokio::select! {
+                biased;
+                () = &mut worker_gone => Event::WorkerGone,
+                asked = wait.asked() => Event::Asked(asked),
+                Some(()) = calls.over() => Event::CallOver,
+                () = gone(&self.client, self.reader.as_ref()), if !self.left => Event::Left,
+                () = self.alarm.rang() => Event::Expired,
+            };
+            match event {
+                Event::Asked(Asked::Call(number, place)) => calls.begin(number, place),
+                Event::Asked(Asked::Want) => break Event::Results(Vec::new()),
+                Event::CallOver => {}
+                Event::Left => {
+                    if self.is_moot() {
+                        break Event::Left;
+                    }
+                }
+                Event::Expired if self.reader.is_none() && !self.expired => {
+                    self.expired = true;
+                    calls.overdue();
+                    if self.is_moot() {
+                        break Event::Left;
+                    }
+                    self.alarm.set(self.deadline + self.timeout);
+                }
+                _ => break event,
+            }
+        };
+        if self.reader.is_some() {
+            self.alarm.clear();
+        }
+        match event {
+            Event::Results(_) => calls.let_run(),
+            _ => calls.abandon(),
+        }
+        event
+    }
+
+    /// How long the next wait may take.
+    fn bound(&self) -> Bound {
+        match self.reader {
+            Some(_) => Bound::Each(self.timeout),
+            None => Bound::Deadline(self.deadline),
+        }
+    }
+
+    /// True if nobody waited any more before the wait began.
+    fn is_moot_already(&mut self) -> bool {
+        let left = self.left
+            || gone(&self.client, self.reader.as_ref())
+                .now_or_never()
+                .is_some();
+        left && self.is_moot()
+    }
+
+    /// Nobody waits any more for what a request waits for. True if the request need not either.
     fn is_moot(&mut self) -> bool {
         if !self.left {
             self.leave(CancelPhase::Parked);
@@ -243,14 +334,18 @@ impl Life {
     }
 
     /// The request is unwound on a slot, its results unwanted.
-    fn end(&mut self, id: RequestId) -> Turn<Step> {
-        let job = self.job(Work::End);
+    fn end(&mut self, id: RequestId, answer: Option<AnswerWriter>) -> Turn<Step> {
+        let job = self.job(Work::End, answer);
         self.exchange.slots.end(id, job)
     }
 
-    /// Nobody waits any more. If it is the deadline that says so, the client is told.
+    /// Nobody waits any more. If it is the deadline that says so, the client is told; who has the head of the
+    /// answer is told by what becomes of its body.
     fn leave(&mut self, phase: CancelPhase) {
         self.left = true;
+        if self.reader.is_some() {
+            return;
+        }
         if self.client.left() {
             self.exchange.metrics.cancelled(phase);
         } else {
@@ -262,13 +357,14 @@ impl Life {
         !self.finishes && !self.shielded
     }
 
-    fn job(&mut self, work: Work) -> Job {
+    fn job(&mut self, work: Work, answer: Option<AnswerWriter>) -> Job {
         let epoch = self.epoch;
         self.epoch += 1;
         Job {
             epoch,
             about: self.about.clone(),
             work,
+            answer,
         }
     }
 }
@@ -283,8 +379,12 @@ enum Leaving {
     Ends(Turn<Step>),
 }
 
-/// Resolves when the client has left. Whoever makes it leave also polls anew, so no wake-up is needed.
-async fn gone(client: &Client) {
+/// Resolves when the client has left: before she had the head of an answer, or while she read its body.
+async fn gone(client: &Client, reader: Option<&AnswerWatch>) {
+    if let Some(reader) = reader {
+        return reader.abandoned().await;
+    }
+    // Whoever makes it leave also polls anew, so no wake-up is needed.
     poll_fn(|_| {
         if client.left() {
             Poll::Ready(())

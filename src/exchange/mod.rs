@@ -9,9 +9,9 @@
 //!
 //! Who may run next, how a worker is driven and how plans are run is decided elsewhere.
 
+mod calls;
 mod client;
 mod life;
-mod waits;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use tokio_util::task::TaskTracker;
 
 pub use client::Outcome;
-pub use waits::{Waits, WaitsInPlace};
 
 use crate::config::OnDisconnect;
 use crate::message::Request;
@@ -27,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::slots::Shed;
 use crate::sweeper::Sweeper;
-use crate::workers::WorkerSlots;
+use crate::workers::{Waits, WaitsInPlace, WorkerSlots};
 
 /// Why a request has no answer. Downstream turns it into a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +80,8 @@ impl Exchange {
         outbound: Outbound,
         sweeper: Sweeper,
         metrics: Metrics,
+        waits: Waits,
     ) -> Self {
-        let waits = Waits::new(metrics.clone());
         Self {
             slots,
             outbound,

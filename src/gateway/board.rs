@@ -93,7 +93,7 @@ impl Board for GatewayBoard {
                 "ready"
             },
         };
-        let wait = |wait: crate::exchange::WaitsInPlace| admin::WaitsInPlace {
+        let wait = |wait: crate::workers::WaitsInPlace| admin::WaitsInPlace {
             reason: wait.reason.as_str(),
             source: wait.source,
             count: wait.count,

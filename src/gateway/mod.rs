@@ -27,9 +27,9 @@ use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spool::Spool;
 use crate::sweeper::Sweeper;
 use crate::unix_socket::UnixSocket;
-use crate::workers::WorkerSlots;
 use crate::workers::link::{Hub, Terms};
 use crate::workers::supervise::{Plan, Supervisor};
+use crate::workers::{Waits, WorkerSlots};
 
 /// Who can connect to the link can serve requests: owner and group only.
 const LINK_MODE: u32 = 0o660;
@@ -176,20 +176,28 @@ impl Gateway {
         let sweeper = Sweeper::default();
         let expiring = Arc::clone(&slots);
         debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
-        tokio::spawn(sweeper.clone().run(move || expiring.expire()));
-
+        let waits = Waits::new(metrics.clone());
         let hub = Hub::new(
             count,
             Arc::clone(&slots),
             spool.clone(),
             metrics.clone(),
+            waits.clone(),
             terms(&config),
         );
+        let asking = Arc::clone(&hub);
+        tokio::spawn(sweeper.clone().run(move || {
+            expiring.expire();
+            for stuck in expiring.stuck() {
+                asking.ask_for_stacks(stuck);
+            }
+        }));
         let exchange = Exchange::new(
             Arc::clone(&slots),
             outbound.clone(),
             sweeper.clone(),
             metrics.clone(),
+            waits,
         );
         let state = Arc::new(State::default());
         let board = GatewayBoard::new(&state, &slots, &hub, &exchange, &limits);

@@ -59,11 +59,18 @@ pub fn decode(head: &[u8], body: &Bytes) -> Result<Plan, PlanError> {
     let root = reading.gather("", 1, wire.gather, wire.join, wire.timeout)?;
     Ok(Plan {
         root,
-        hold: wire.hold.map(|hold| Hold {
-            reason: hold.reason.into(),
-            source: hold.source,
-        }),
+        hold: wire.hold.map(Hold::from),
     })
+}
+
+/// Reads the head of a `HOLD` frame that has no plan: only why the slot is held.
+///
+/// # Errors
+///
+/// If the head is not as `docs/protocol.md` has it.
+pub fn decode_hold(head: &[u8]) -> Result<Hold, PlanError> {
+    let wire: WireHeld = serde_json::from_slice(head).map_err(|error| shape(&error))?;
+    Ok(wire.hold.into())
 }
 
 /// What has been read so far, over all depths.
@@ -71,6 +78,12 @@ struct Reading<'b> {
     body: &'b Bytes,
     fetches: usize,
     things: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireHeld {
+    hold: WireHold,
 }
 
 #[derive(Deserialize)]
@@ -136,6 +149,15 @@ enum WireReason {
     Middleware,
     Mode,
     Unsupported,
+}
+
+impl From<WireHold> for Hold {
+    fn from(hold: WireHold) -> Self {
+        Self {
+            reason: hold.reason.into(),
+            source: hold.source,
+        }
+    }
 }
 
 /// Borrowed from the head unless it has escapes.

@@ -18,7 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::{Metrics, ShedReason};
 
-pub use scheduler::{Count, Limits, ProcessId, RequestId, Scheduler, Shed, SlotId, SlotView};
+pub use scheduler::{
+    Count, Limits, ProcessId, RequestId, Scheduler, Shed, SlotId, SlotView, Stuck, Why,
+};
 
 /// What becomes of a job that was submitted: a step, or the reason why there is none.
 pub type Turned<S> = Result<S, NoTurn>;
@@ -147,7 +149,7 @@ impl<J, S> Slots<J, S> {
         }
     }
 
-    /// A parked request's results are in.
+    /// What a parked request waited for is there.
     pub fn resume(&self, id: RequestId, job: J, bytes: u64) -> Turn<S> {
         self.again(|scheduler, ticket| scheduler.resume(id, ticket, bytes), job)
     }
@@ -155,6 +157,28 @@ impl<J, S> Slots<J, S> {
     /// A parked request is to be ended without its results.
     pub fn end(&self, id: RequestId, job: J) -> Turn<S> {
         self.again(|scheduler, ticket| scheduler.end(id, ticket), job)
+    }
+
+    /// A parked request wants this run on any slot of its process, beside what else runs for it. The call is
+    /// withdrawn, and overdue, by the number that comes with its turn.
+    ///
+    /// # Errors
+    /// When its process is gone.
+    pub fn call(&self, parent: RequestId, job: J) -> Result<(RequestId, Turn<S>), NoTurn> {
+        let (reply, turn) = Turn::pending();
+        let mut inner = self.lock();
+        let ticket = Ticket {
+            job,
+            submitted: None,
+            reply,
+        };
+        match inner.scheduler.call(parent, ticket) {
+            Ok(id) => {
+                self.deliver(&mut inner);
+                Ok((id, turn))
+            }
+            Err(_) => Err(NoTurn::WorkerGone),
+        }
     }
 
     fn again(
@@ -176,7 +200,8 @@ impl<J, S> Slots<J, S> {
         turn
     }
 
-    /// Takes a job back that no slot has yet. A new request is then forgotten, a resuming one parked again.
+    /// Takes a job back that no slot has yet. A new request or a call is then forgotten, a resuming request
+    /// parked again.
     pub fn withdraw(&self, id: RequestId) -> Option<J> {
         let mut inner = self.lock();
         let job = inner.scheduler.withdraw(id).map(|ticket| ticket.job);
@@ -211,6 +236,11 @@ impl<J, S> Slots<J, S> {
         for (ticket, shed) in expired {
             self.shed(ticket, shed);
         }
+    }
+
+    /// Slots that a person should look at. Asked every [`EXPIRY_TICK`], and told once.
+    pub fn stuck(&self) -> Vec<Stuck> {
+        self.lock().scheduler.stuck(Instant::now())
     }
 
     pub fn set_limits(&self, limits: Limits) {
@@ -298,8 +328,8 @@ impl<J, S> Slots<J, S> {
             let taken = self.taken(request, ticket);
             let port = inner.ports[usize::from(slot.0)].as_ref();
             if port.is_none_or(|port| port.try_send(taken).is_err()) {
-                // The slot's task ended between two events; dropping the job told its request.
-                inner.scheduler.remove_slot(slot);
+                // The slot's task ended between two events; dropping the jobs told their requests.
+                drop(inner.scheduler.remove_slot(slot));
             }
         }
         self.publish(inner);
@@ -330,6 +360,16 @@ impl<J, S> Slots<J, S> {
     }
 }
 
+/// What closing a slot came to.
+#[derive(Debug)]
+pub enum Closing<J, S> {
+    Closed,
+    /// A job was handed over already. It belongs to this slot.
+    Taken(Taken<J, S>),
+    /// Parked requests can go on here only. The next job is of one of them.
+    Pinned,
+}
+
 /// A slot's side: pulls the next job, reports when it is ready. Dropping it makes the slot lost.
 #[derive(Debug)]
 pub struct Port<J, S> {
@@ -348,17 +388,20 @@ impl<J, S> Port<J, S> {
         self.mailbox.recv().await
     }
 
-    /// Takes the idle slot out of the scheduler's hands: no job comes from here on. One that was
-    /// handed over already comes back, and then the slot stays as it was.
-    pub fn close(&mut self) -> Option<Taken<J, S>> {
+    /// Takes the idle slot out of the scheduler's hands: no job comes from here on. Unless it still
+    /// has to do: then it stays as it was.
+    pub fn close(&mut self) -> Closing<J, S> {
         let mut inner = self.slots.lock();
         // Jobs are sent under this lock, so none can come between the look and the removal.
         if let Ok(taken) = self.mailbox.try_recv() {
-            return Some(taken);
+            return Closing::Taken(taken);
         }
-        inner.scheduler.remove_slot(self.slot);
+        if inner.scheduler.pinned_to(self.slot) > 0 {
+            return Closing::Pinned;
+        }
+        drop(inner.scheduler.remove_slot(self.slot));
         self.slots.deliver(&mut inner);
-        None
+        Closing::Closed
     }
 
     /// The worker is ready and its request over. The next job, if one waits: it is handed
@@ -367,9 +410,10 @@ impl<J, S> Port<J, S> {
         self.ready(|scheduler, slot| scheduler.done(slot))
     }
 
-    /// The worker is ready and its request parked, retaining so many bytes.
-    pub fn parked(&mut self, bytes: u64) -> Option<Taken<J, S>> {
-        self.ready(|scheduler, slot| scheduler.parked(slot, bytes))
+    /// The worker is ready and its request parked, retaining so many bytes; pinned, if only this slot can
+    /// take its next job.
+    pub fn parked(&mut self, bytes: u64, pinned: bool) -> Option<Taken<J, S>> {
+        self.ready(|scheduler, slot| scheduler.parked(slot, bytes, pinned))
     }
 
     fn ready(
@@ -389,7 +433,7 @@ impl<J, S> Drop for Port<J, S> {
     fn drop(&mut self) {
         let mut inner = self.slots.lock();
         inner.ports[usize::from(self.slot.0)] = None;
-        inner.scheduler.remove_slot(self.slot);
+        drop(inner.scheduler.remove_slot(self.slot));
         self.slots.deliver(&mut inner);
     }
 }

@@ -5,9 +5,12 @@
 //!
 //! - every slot is in one state, and idle + busy + lost is the configured count;
 //! - a job leaves the scheduler once: to a slot, to its owner (withdrawn, lost), or shed;
-//! - a parked request holds no slot, and its resume goes to a slot of its own process;
+//! - a parked request holds no slot, and its next job goes to a slot of its own process: to the very
+//!   slot that it left, if it is pinned there;
 //! - resumes go before new jobs, but every [`NEW_EVERY`]-th turn goes to a new one;
-//! - a new job starts only while running + parked is below the bound.
+//! - a new job starts only while running + parked is below the bound;
+//! - a call, which runs something for a parked request, is placed like a resume and counts for nothing
+//!   else: it is its request that is admitted and parked.
 //!
 //! Waiting for the answer, waking slots and telling the time are left to [`super::Slots`].
 
@@ -26,6 +29,10 @@ pub const ENDING_EVERY: u32 = 8;
 /// At most one slot in so many (but always one) ends left requests, so that a flood of leavers
 /// displaces no live work.
 const ENDING_SHARE: usize = 8;
+
+/// A pinned request that has waited this long for its slot, busy all the while with one job, is worth a
+/// look at what the slot is doing.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A slot's number, below the configured count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,11 +91,21 @@ enum Phase {
     /// → Parked, done
     Running(SlotId),
     /// → Resuming, Ending
-    Parked(ProcessId),
+    Parked(Home),
     /// → Running, Parked (withdrawn)
-    Resuming(ProcessId),
+    Resuming(Home),
     /// → Running
-    Ending(ProcessId),
+    Ending(Home),
+    /// A call's first phase. → Running, withdrawn
+    Calling(Home),
+}
+
+/// Where a job can go on that is not new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Home {
+    process: ProcessId,
+    /// Only there.
+    pinned: Option<SlotId>,
 }
 
 #[derive(Debug)]
@@ -98,6 +115,8 @@ struct Entry {
     /// Its place in the queue that it waits in, if it waits.
     serial: u64,
     bytes: u64,
+    /// Runs something for another request, and is not counted beside that one.
+    call: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,26 +125,94 @@ enum Slot {
     Lost,
     /// → Busy, Lost
     Idle(ProcessId),
-    /// → Idle, Lost. Overdue: its request's time is over, so it counts as lost until it is ready.
-    Busy {
-        process: ProcessId,
-        request: RequestId,
-        ending: bool,
-        overdue: bool,
-    },
+    /// → Idle, Lost
+    Busy(Spell),
+}
+
+/// A slot's time with one job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Spell {
+    process: ProcessId,
+    request: RequestId,
+    ending: bool,
+    /// Its request's time is over, so the slot counts as lost until it is ready.
+    overdue: bool,
+    /// Whether [`Scheduler::stuck`] has told of that.
+    overdue_told: bool,
+    blocking: Blocking,
+}
+
+/// Whether a pinned job waits for a busy slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blocking {
+    /// → Since
+    No,
+    /// → Told
+    Since(Instant),
+    Told,
+}
+
+/// Jobs that wait for a slot, in the order of their serial numbers.
+type Line<J> = BTreeMap<u64, (RequestId, J)>;
+
+#[derive(Debug)]
+struct Waiting<J> {
+    resumes: Line<J>,
+    endings: Line<J>,
+}
+
+impl<J> Default for Waiting<J> {
+    fn default() -> Self {
+        Self {
+            resumes: Line::new(),
+            endings: Line::new(),
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Process<J> {
     slots: usize,
+    /// Parked here, or waiting to go on; pinned ones too.
     parked: usize,
     /// Takes no new jobs.
     draining: bool,
-    resumes: BTreeMap<u64, (RequestId, J)>,
-    endings: BTreeMap<u64, (RequestId, J)>,
+    waiting: Waiting<J>,
     /// Turns since a new job, and since an ending, had one while others waited.
     since_new: u32,
     since_ending: u32,
+}
+
+/// What can go on at one slot alone.
+#[derive(Debug)]
+struct Pinned<J> {
+    parked: usize,
+    waiting: Waiting<J>,
+}
+
+impl<J> Default for Pinned<J> {
+    fn default() -> Self {
+        Self {
+            parked: 0,
+            waiting: Waiting::default(),
+        }
+    }
+}
+
+/// A slot that a person should look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stuck {
+    pub slot: SlotId,
+    pub process: ProcessId,
+    pub why: Why,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The time of the request that it runs is over.
+    Overdue,
+    /// A request that is pinned to it waits, while it runs another.
+    Blocking,
 }
 
 /// How many slots are in which state.
@@ -160,6 +247,8 @@ pub struct Scheduler<J> {
     serial: u64,
     queue: BTreeMap<u64, NewJob<J>>,
     slots: Vec<Slot>,
+    /// For every slot.
+    pinned: Vec<Pinned<J>>,
     /// Idle slots, the one that became idle last at the end: its thread is likeliest to be awake.
     idle: Vec<SlotId>,
     processes: BTreeMap<ProcessId, Process<J>>,
@@ -167,6 +256,8 @@ pub struct Scheduler<J> {
     admitted: usize,
     admitted_bytes: u64,
     ending_now: usize,
+    /// Calls among `requests`.
+    calls: usize,
     draining: bool,
 }
 
@@ -178,11 +269,13 @@ impl<J> Scheduler<J> {
             serial: 0,
             queue: BTreeMap::new(),
             slots: vec![Slot::Lost; slots.into()],
+            pinned: (0..slots).map(|_| Pinned::default()).collect(),
             idle: Vec::new(),
             processes: BTreeMap::new(),
             admitted: 0,
             admitted_bytes: 0,
             ending_now: 0,
+            calls: 0,
             draining: false,
         }
     }
@@ -225,15 +318,7 @@ impl<J> Scheduler<J> {
                 },
             ));
         }
-        let serial = self.next_serial();
-        let entry = self.requests.vacant_entry();
-        let id = RequestId::new(serial, entry.key());
-        entry.insert(Entry {
-            id,
-            phase: Phase::Queued,
-            serial,
-            bytes,
-        });
+        let (id, serial) = self.enter(Phase::Queued, bytes);
         self.queue.insert(
             serial,
             NewJob {
@@ -245,10 +330,11 @@ impl<J> Scheduler<J> {
         Ok(id)
     }
 
-    /// The plan of a parked request has been run: its next job waits for a slot of its process.
+    /// What a parked request waited for is there: its next job waits for a slot of its process.
     ///
     /// # Errors
-    /// The job comes back when the process is gone; the request is forgotten then.
+    /// The job comes back when the process, or the slot that it is pinned to, is gone; the request is
+    /// forgotten then.
     pub fn resume(&mut self, id: RequestId, job: J, bytes: u64) -> Result<(), J> {
         self.unpark(id, job, bytes, false)
     }
@@ -256,7 +342,7 @@ impl<J> Scheduler<J> {
     /// The client of a parked request has left: the job that ends it waits for a slot of its process.
     ///
     /// # Errors
-    /// The job comes back when the process is gone; the request is forgotten then.
+    /// As [`Self::resume`].
     pub fn end(&mut self, id: RequestId, job: J) -> Result<(), J> {
         self.unpark(id, job, 0, true)
     }
@@ -270,45 +356,82 @@ impl<J> Scheduler<J> {
         else {
             return Err(job);
         };
-        let Phase::Parked(process_id) = entry.phase else {
-            return Err(job);
-        };
-        let Some(process) = self.processes.get_mut(&process_id) else {
-            self.close(id);
+        let Phase::Parked(home) = entry.phase else {
             return Err(job);
         };
         self.admitted_bytes = self.admitted_bytes - entry.bytes + bytes;
         entry.bytes = bytes;
         entry.serial = serial;
-        if ending {
-            entry.phase = Phase::Ending(process_id);
-            process.endings.insert(serial, (id, job));
+        entry.phase = if ending {
+            Phase::Ending(home)
         } else {
-            entry.phase = Phase::Resuming(process_id);
-            process.resumes.insert(serial, (id, job));
-        }
+            Phase::Resuming(home)
+        };
+        let Some(waiting) = self.waiting(home) else {
+            self.close(id);
+            return Err(job);
+        };
+        let line = if ending {
+            &mut waiting.endings
+        } else {
+            &mut waiting.resumes
+        };
+        line.insert(serial, (id, job));
         Ok(())
     }
 
-    /// Takes back a job that waits for a slot. A new request is forgotten; a resuming one is parked again.
-    /// None when the job has been handed to a slot already.
+    /// A parked request wants something run on a slot of its process, beside what else runs for it. The
+    /// call is known by a number of its own until it is done, or withdrawn.
+    ///
+    /// # Errors
+    /// The job comes back when the request is not parked, or its process is gone.
+    pub fn call(&mut self, parent: RequestId, job: J) -> Result<RequestId, J> {
+        let parent = self
+            .requests
+            .get(parent.place())
+            .filter(|it| it.id == parent);
+        let Some(Phase::Parked(Home { process, .. })) = parent.map(|entry| entry.phase) else {
+            return Err(job);
+        };
+        let home = Home {
+            process,
+            pinned: None,
+        };
+        if self.waiting(home).is_none() {
+            return Err(job);
+        }
+        let (id, serial) = self.enter(Phase::Calling(home), 0);
+        self.calls += 1;
+        if let Some(waiting) = self.waiting(home) {
+            waiting.resumes.insert(serial, (id, job));
+        }
+        Ok(id)
+    }
+
+    /// Takes back a job that waits for a slot. A new request or a call is forgotten; a resuming request is
+    /// parked again. None when the job has been handed to a slot already.
     pub fn withdraw(&mut self, id: RequestId) -> Option<J> {
         let entry = self
             .requests
             .get_mut(id.place())
             .filter(|entry| entry.id == id)?;
+        let serial = entry.serial;
         match entry.phase {
             Phase::Queued => {
-                let serial = entry.serial;
                 self.requests.remove(id.place());
                 self.queue.remove(&serial).map(|new| new.job)
             }
-            Phase::Resuming(process) => {
-                entry.phase = Phase::Parked(process);
-                let resumes = &mut self.processes.get_mut(&process)?.resumes;
-                resumes.remove(&entry.serial).map(|(_, job)| job)
+            Phase::Resuming(home) => {
+                entry.phase = Phase::Parked(home);
+                let resumes = &mut self.waiting(home)?.resumes;
+                resumes.remove(&serial).map(|(_, job)| job)
             }
-            _ => None,
+            Phase::Calling(home) => {
+                self.close(id);
+                let resumes = &mut self.waiting(home)?.resumes;
+                resumes.remove(&serial).map(|(_, job)| job)
+            }
+            Phase::Running(_) | Phase::Parked(_) | Phase::Ending(_) => None,
         }
     }
 
@@ -327,10 +450,45 @@ impl<J> Scheduler<J> {
     pub fn overdue(&mut self, id: RequestId) {
         let running = self.requests.get(id.place()).filter(|entry| entry.id == id);
         if let Some(Phase::Running(slot)) = running.map(|entry| entry.phase)
-            && let Slot::Busy { overdue, .. } = &mut self.slots[usize::from(slot.0)]
+            && let Slot::Busy(spell) = &mut self.slots[usize::from(slot.0)]
         {
-            *overdue = true;
+            spell.overdue = true;
         }
+    }
+
+    /// Slots that are busy where they should not be, each told once for each reason. Call it at every
+    /// tick: how long something has lasted is known as well as the ticks are close.
+    pub fn stuck(&mut self, now: Instant) -> Vec<Stuck> {
+        let mut stuck = Vec::new();
+        for (number, (slot, pinned)) in self.slots.iter_mut().zip(&self.pinned).enumerate() {
+            let Slot::Busy(spell) = slot else { continue };
+            let mut tell = |why| {
+                stuck.push(Stuck {
+                    slot: SlotId(number as u16),
+                    process: spell.process,
+                    why,
+                });
+            };
+            if spell.overdue && !spell.overdue_told {
+                spell.overdue_told = true;
+                tell(Why::Overdue);
+            }
+            let waiting = &pinned.waiting;
+            let waits = !waiting.resumes.is_empty() || !waiting.endings.is_empty();
+            spell.blocking = match spell.blocking {
+                Blocking::Told => Blocking::Told,
+                _ if !waits => Blocking::No,
+                Blocking::No => Blocking::Since(now),
+                Blocking::Since(since) if now.saturating_duration_since(since) < PATIENCE => {
+                    Blocking::Since(since)
+                }
+                Blocking::Since(_) => {
+                    tell(Why::Blocking);
+                    Blocking::Told
+                }
+            };
+        }
+        stuck
     }
 
     /// New jobs that have waited too long leave the queue.
@@ -364,8 +522,7 @@ impl<J> Scheduler<J> {
                 slots: 0,
                 parked: 0,
                 draining: false,
-                resumes: BTreeMap::new(),
-                endings: BTreeMap::new(),
+                waiting: Waiting::default(),
                 since_new: 0,
                 since_ending: 0,
             },
@@ -384,8 +541,13 @@ impl<J> Scheduler<J> {
         let Some(process) = self.processes.get(&id) else {
             return 0;
         };
-        let busy = |slot: &&Slot| matches!(slot, Slot::Busy { process, .. } if *process == id);
+        let busy = |slot: &&Slot| matches!(slot, Slot::Busy(spell) if spell.process == id);
         process.parked + self.slots.iter().filter(busy).count()
+    }
+
+    /// Requests that are parked and can go on at this slot alone, or wait to.
+    pub fn pinned_to(&self, slot: SlotId) -> usize {
+        self.pinned[usize::from(slot.0)].parked
     }
 
     /// A lost slot has found a process and is ready for its first job.
@@ -398,48 +560,53 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// A slot is gone: retired, or its worker died. What ran on it is forgotten.
-    pub fn remove_slot(&mut self, slot: SlotId) {
-        let process = match std::mem::replace(&mut self.slots[usize::from(slot.0)], Slot::Lost) {
-            Slot::Lost => return,
+    /// A slot is gone: retired, or its worker died. What ran on it is forgotten; the jobs that waited for it
+    /// alone come back. Parked requests that are pinned to it stay until [`Self::forget`].
+    pub fn remove_slot(&mut self, slot: SlotId) -> Vec<J> {
+        let number = usize::from(slot.0);
+        let process = match std::mem::replace(&mut self.slots[number], Slot::Lost) {
+            Slot::Lost => return Vec::new(),
             Slot::Idle(process) => {
                 self.idle.retain(|idle| *idle != slot);
                 process
             }
-            Slot::Busy {
-                process,
-                request,
-                ending,
-                ..
-            } => {
-                self.ending_now -= usize::from(ending);
-                self.close(request);
-                process
+            Slot::Busy(spell) => {
+                self.ending_now -= usize::from(spell.ending);
+                self.close(spell.request);
+                spell.process
             }
         };
         if let Some(owner) = self.processes.get_mut(&process) {
             owner.slots -= 1;
         }
+        let pinned = std::mem::take(&mut self.pinned[number]);
+        self.give_back(pinned.waiting)
     }
 
     /// A process is gone with its slots. The jobs that waited to resume come back; its parked
     /// requests stay until [`Self::forget`].
     pub fn remove_process(&mut self, id: ProcessId) -> Vec<J> {
+        let mut jobs = Vec::new();
         for number in 0..self.slots.len() {
             match self.slots[number] {
-                Slot::Idle(process) | Slot::Busy { process, .. } if process == id => {
-                    self.remove_slot(SlotId(number as u16));
+                Slot::Idle(process) | Slot::Busy(Spell { process, .. }) if process == id => {
+                    jobs.extend(self.remove_slot(SlotId(number as u16)));
                 }
                 _ => {}
             }
         }
-        let Some(process) = self.processes.remove(&id) else {
-            return Vec::new();
-        };
-        let waiting = process
+        if let Some(process) = self.processes.remove(&id) {
+            jobs.extend(self.give_back(process.waiting));
+        }
+        jobs
+    }
+
+    /// Jobs that can run nowhere any more; their requests are forgotten.
+    fn give_back(&mut self, waiting: Waiting<J>) -> Vec<J> {
+        let waiting = waiting
             .resumes
             .into_values()
-            .chain(process.endings.into_values());
+            .chain(waiting.endings.into_values());
         let (ids, jobs): (Vec<_>, Vec<_>) = waiting.unzip();
         for id in ids {
             self.close(id);
@@ -454,34 +621,31 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// The slot's worker says that it is ready and that its request is parked.
-    pub fn parked(&mut self, slot: SlotId, bytes: u64) {
+    /// The slot's worker says that it is ready and that its request is parked. A pinned one can go on at this
+    /// slot only.
+    pub fn parked(&mut self, slot: SlotId, bytes: u64, pinned: bool) {
         let Some((process, request)) = self.ready(slot) else {
             return;
         };
         let entry = &mut self.requests[request.place()];
         self.admitted_bytes = self.admitted_bytes - entry.bytes + bytes;
         entry.bytes = bytes;
-        entry.phase = Phase::Parked(process);
-        if let Some(owner) = self.processes.get_mut(&process) {
-            owner.parked += 1;
-        }
+        let home = Home {
+            process,
+            pinned: pinned.then_some(slot),
+        };
+        entry.phase = Phase::Parked(home);
+        self.count_parked(home, 1);
     }
 
     fn ready(&mut self, slot: SlotId) -> Option<(ProcessId, RequestId)> {
-        let Slot::Busy {
-            process,
-            request,
-            ending,
-            ..
-        } = self.slots[usize::from(slot.0)]
-        else {
+        let Slot::Busy(spell) = self.slots[usize::from(slot.0)] else {
             return None;
         };
-        self.ending_now -= usize::from(ending);
-        self.slots[usize::from(slot.0)] = Slot::Idle(process);
+        self.ending_now -= usize::from(spell.ending);
+        self.slots[usize::from(slot.0)] = Slot::Idle(spell.process);
         self.idle.push(slot);
-        Some((process, request))
+        Some((spell.process, spell.request))
     }
 
     /// The next job for this idle slot, if there is one that it may run.
@@ -489,25 +653,26 @@ impl<J> Scheduler<J> {
         let Slot::Idle(process_id) = self.slots[usize::from(slot.0)] else {
             return None;
         };
-        let open = self.open();
-        let new = open && !self.queue.is_empty();
-        let ending_room = self.ending_room();
+        let new = self.open() && !self.queue.is_empty();
+        let ending = self.ends_next(slot);
 
         let process = self.processes.get_mut(&process_id)?;
+        let pinned = &mut self.pinned[usize::from(slot.0)];
         let new = new && !process.draining;
-        let resume = !process.resumes.is_empty();
-        let ending = !process.endings.is_empty() && ending_room;
+        let resumes = older(&mut process.waiting.resumes, &mut pinned.waiting.resumes);
+        let resume = !resumes.is_empty();
 
         let live = new || resume;
         let (request, job, ending) =
             if ending && (!live || process.since_ending + 1 >= ENDING_EVERY) {
                 process.since_ending = 0;
-                let (request, job) = process.endings.pop_first()?.1;
+                let endings = older(&mut process.waiting.endings, &mut pinned.waiting.endings);
+                let (request, job) = endings.pop_first()?.1;
                 (request, job, true)
             } else if resume && (!new || process.since_new + 1 < NEW_EVERY) {
                 process.since_ending += u32::from(ending);
                 process.since_new += u32::from(new);
-                let (request, job) = process.resumes.pop_first()?.1;
+                let (request, job) = resumes.pop_first()?.1;
                 (request, job, false)
             } else if new {
                 process.since_ending += u32::from(ending);
@@ -519,20 +684,24 @@ impl<J> Scheduler<J> {
             };
 
         let entry = &mut self.requests[request.place()];
-        if entry.phase == Phase::Queued {
-            self.admitted += 1;
-            self.admitted_bytes += entry.bytes;
-        } else {
-            process.parked -= 1;
+        match std::mem::replace(&mut entry.phase, Phase::Running(slot)) {
+            Phase::Queued => {
+                self.admitted += 1;
+                self.admitted_bytes += entry.bytes;
+            }
+            Phase::Resuming(home) | Phase::Ending(home) => self.count_parked(home, -1),
+            Phase::Calling(_) => {}
+            Phase::Running(_) | Phase::Parked(_) => unreachable!("it waited in a line"),
         }
-        entry.phase = Phase::Running(slot);
         self.ending_now += usize::from(ending);
-        self.slots[usize::from(slot.0)] = Slot::Busy {
+        self.slots[usize::from(slot.0)] = Slot::Busy(Spell {
             process: process_id,
             request,
             ending,
             overdue: false,
-        };
+            overdue_told: false,
+            blocking: Blocking::No,
+        });
         // The slot asks because it became idle just now, or was chosen from the end.
         if let Some(place) = self.idle.iter().rposition(|idle| *idle == slot) {
             self.idle.remove(place);
@@ -551,11 +720,11 @@ impl<J> Scheduler<J> {
         Some((slot, request, job))
     }
 
-    /// New jobs go to the process with the least to resume, per slot.
+    /// New jobs go to the process with the least to resume, per slot, and there to the slot that the
+    /// fewest are pinned to: they are the ones who would wait for the new job's end.
     fn slot_with_work(&self) -> Option<SlotId> {
         let new = !self.queue.is_empty() && self.open();
-        let ending_room = self.ending_room();
-        let mut best: Option<(SlotId, &Process<J>)> = None;
+        let mut best: Option<(SlotId, &Process<J>, usize)> = None;
         for &slot in self.idle.iter().rev() {
             let Slot::Idle(process) = self.slots[usize::from(slot.0)] else {
                 continue;
@@ -563,16 +732,20 @@ impl<J> Scheduler<J> {
             let Some(process) = self.processes.get(&process) else {
                 continue;
             };
-            if !process.resumes.is_empty() || (ending_room && !process.endings.is_empty()) {
+            let pinned = &self.pinned[usize::from(slot.0)];
+            let resume = !process.waiting.resumes.is_empty() || !pinned.waiting.resumes.is_empty();
+            if resume || self.ends_next(slot) {
                 return Some(slot);
             }
-            let lighter =
-                |best: &Process<J>| process.parked * best.slots < best.parked * process.slots;
-            if new && !process.draining && best.is_none_or(|(_, best)| lighter(best)) {
-                best = Some((slot, process));
+            let lighter = |best: &Process<J>, most: usize| {
+                let (mine, theirs) = (process.parked * best.slots, best.parked * process.slots);
+                mine < theirs || (mine == theirs && pinned.parked < most)
+            };
+            if new && !process.draining && best.is_none_or(|(_, best, most)| lighter(best, most)) {
+                best = Some((slot, process, pinned.parked));
             }
         }
-        best.map(|(slot, _)| slot)
+        best.map(|(slot, ..)| slot)
     }
 
     // Views ----------------------------------------------------------------------------
@@ -582,8 +755,8 @@ impl<J> Scheduler<J> {
         for slot in &self.slots {
             match slot {
                 Slot::Idle(_) => count.idle += 1,
-                Slot::Busy { overdue: false, .. } => count.busy += 1,
-                Slot::Lost | Slot::Busy { overdue: true, .. } => count.lost += 1,
+                Slot::Busy(spell) if !spell.overdue => count.busy += 1,
+                Slot::Lost | Slot::Busy(_) => count.lost += 1,
             }
         }
         count
@@ -600,7 +773,12 @@ impl<J> Scheduler<J> {
 
     /// Requests that the scheduler knows, in whatever phase.
     pub fn requests(&self) -> usize {
-        self.requests.len()
+        self.requests.len() - self.calls
+    }
+
+    /// Calls that wait for a slot or run.
+    pub fn calls(&self) -> usize {
+        self.calls
     }
 
     pub fn slot_views(&self) -> Vec<SlotView> {
@@ -608,12 +786,7 @@ impl<J> Scheduler<J> {
             let (process, request, overdue) = match *slot {
                 Slot::Lost => (None, None, false),
                 Slot::Idle(process) => (Some(process), None, false),
-                Slot::Busy {
-                    process,
-                    request,
-                    overdue,
-                    ..
-                } => (Some(process), Some(request), overdue),
+                Slot::Busy(spell) => (Some(spell.process), Some(spell.request), spell.overdue),
             };
             SlotView {
                 slot: SlotId(number as u16),
@@ -632,9 +805,29 @@ impl<J> Scheduler<J> {
         self.admitted < self.limits.parked && self.admitted_bytes < self.limits.parked_bytes
     }
 
-    /// May one more slot end a left request?
-    fn ending_room(&self) -> bool {
-        self.ending_now < (self.slots.len() / ENDING_SHARE).max(1)
+    /// Is it this idle slot's turn to end a left request? The room for that is small, so among the idle slots
+    /// the oldest goes first: a slot that is ready again and again must not keep it from the others.
+    fn ends_next(&self, slot: SlotId) -> bool {
+        if self.ending_now >= (self.slots.len() / ENDING_SHARE).max(1) {
+            return false;
+        }
+        self.oldest_ending(slot).is_some_and(|mine| {
+            let mut others = self
+                .idle
+                .iter()
+                .filter_map(|idle| self.oldest_ending(*idle));
+            others.all(|theirs| mine <= theirs)
+        })
+    }
+
+    fn oldest_ending(&self, slot: SlotId) -> Option<u64> {
+        let pinned = &self.pinned[usize::from(slot.0)].waiting.endings;
+        let process = self
+            .owner(slot)
+            .and_then(|owner| self.processes.get(&owner))?;
+        let first = |line: &Line<J>| line.keys().next().copied();
+        let (one, other) = (first(&process.waiting.endings), first(pinned));
+        one.into_iter().chain(other).min()
     }
 
     /// Would a new job find a slot at once?
@@ -646,23 +839,80 @@ impl<J> Scheduler<J> {
         self.open() && self.idle.iter().any(takes_new)
     }
 
-    /// An admitted request is over.
+    /// A new entry, and its place in the line that it waits in.
+    fn enter(&mut self, phase: Phase, bytes: u64) -> (RequestId, u64) {
+        let serial = self.next_serial();
+        let entry = self.requests.vacant_entry();
+        let id = RequestId::new(serial, entry.key());
+        entry.insert(Entry {
+            id,
+            phase,
+            serial,
+            bytes,
+            call: matches!(phase, Phase::Calling(_)),
+        });
+        (id, serial)
+    }
+
+    /// An admitted request is over, or a call.
     fn close(&mut self, id: RequestId) {
-        if let Some(entry) = self.requests.try_remove(id.place()) {
-            debug_assert_eq!(entry.id, id);
-            self.admitted -= 1;
-            self.admitted_bytes -= entry.bytes;
-            if let Phase::Parked(process) | Phase::Resuming(process) | Phase::Ending(process) =
-                entry.phase
-                && let Some(owner) = self.processes.get_mut(&process)
-            {
-                owner.parked -= 1;
+        let Some(entry) = self.requests.try_remove(id.place()) else {
+            return;
+        };
+        debug_assert_eq!(entry.id, id);
+        if entry.call {
+            self.calls -= 1;
+            return;
+        }
+        self.admitted -= 1;
+        self.admitted_bytes -= entry.bytes;
+        if let Phase::Parked(home) | Phase::Resuming(home) | Phase::Ending(home) = entry.phase {
+            self.count_parked(home, -1);
+        }
+    }
+
+    /// The books of who is parked where. What is gone has none.
+    fn count_parked(&mut self, home: Home, more: isize) {
+        if let Some(owner) = self.processes.get_mut(&home.process) {
+            owner.parked = owner.parked.saturating_add_signed(more);
+        }
+        if let Some(slot) = home.pinned
+            && self.owner(slot) == Some(home.process)
+        {
+            let pinned = &mut self.pinned[usize::from(slot.0)];
+            pinned.parked = pinned.parked.saturating_add_signed(more);
+        }
+    }
+
+    /// Who waits at home. None when there is none any more.
+    fn waiting(&mut self, home: Home) -> Option<&mut Waiting<J>> {
+        match home.pinned {
+            Some(slot) if self.owner(slot) == Some(home.process) => {
+                Some(&mut self.pinned[usize::from(slot.0)].waiting)
             }
+            Some(_) => None,
+            None => Some(&mut self.processes.get_mut(&home.process)?.waiting),
+        }
+    }
+
+    fn owner(&self, slot: SlotId) -> Option<ProcessId> {
+        match self.slots[usize::from(slot.0)] {
+            Slot::Lost => None,
+            Slot::Idle(process) | Slot::Busy(Spell { process, .. }) => Some(process),
         }
     }
 
     fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
+    }
+}
+
+/// The line whose first job is the older one.
+fn older<'a, J>(one: &'a mut Line<J>, other: &'a mut Line<J>) -> &'a mut Line<J> {
+    match (one.keys().next(), other.keys().next()) {
+        (None, Some(_)) => other,
+        (Some(first), Some(second)) if second < first => other,
+        _ => one,
     }
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::Slots;
 use super::scheduler::{
-    ENDING_EVERY, Limits, NEW_EVERY, ProcessId, RequestId, Scheduler, Shed, SlotId,
+    ENDING_EVERY, Limits, NEW_EVERY, ProcessId, RequestId, Scheduler, Shed, SlotId, Stuck, Why,
 };
+use super::{Closing, Slots};
 use crate::metrics::Metrics;
 
 const SLOTS: u16 = 4;
@@ -32,11 +32,14 @@ enum Event {
     Submit,
     Done(usize),
     Park(usize),
+    ParkPinned(usize),
+    Call(usize),
     Resume(usize),
     End(usize),
     Withdraw(usize),
     Overdue(usize),
     Wait(u64),
+    SlotDies(usize),
     ProcessDies(usize),
     ProcessComes,
     ProcessDrains(usize),
@@ -46,12 +49,15 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => Just(Event::Submit),
         5 => any::<usize>().prop_map(Event::Done),
-        8 => any::<usize>().prop_map(Event::Park),
+        5 => any::<usize>().prop_map(Event::Park),
+        4 => any::<usize>().prop_map(Event::ParkPinned),
+        5 => any::<usize>().prop_map(Event::Call),
         7 => any::<usize>().prop_map(Event::Resume),
         2 => any::<usize>().prop_map(Event::End),
         2 => any::<usize>().prop_map(Event::Withdraw),
         1 => any::<usize>().prop_map(Event::Overdue),
         2 => (0u64..4000).prop_map(Event::Wait),
+        1 => any::<usize>().prop_map(Event::SlotDies),
         1 => any::<usize>().prop_map(Event::ProcessDies),
         2 => Just(Event::ProcessComes),
         1 => any::<usize>().prop_map(Event::ProcessDrains),
@@ -63,17 +69,22 @@ enum Kind {
     New,
     Resume,
     End,
+    Call,
 }
 
 /// A job says whose it is, so that a mix-up is seen.
 type Job = (u64, Kind);
 
+/// Where a parked request goes on: on any slot of its process, or on one only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Home(ProcessId, Option<SlotId>);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Queued,
     Running(SlotId),
-    Parked(ProcessId),
-    Waiting(ProcessId, Kind),
+    Parked(Home),
+    Waiting(Home, Kind),
 }
 
 /// The world as it should be, kept in the plainest way.
@@ -82,6 +93,11 @@ struct Model {
     now: Instant,
     serial: u64,
     requests: BTreeMap<u64, (RequestId, Place)>,
+    calls: BTreeMap<u64, (RequestId, Place)>,
+    /// Every job that waits and is not new, in the order of coming.
+    waiting: Vec<(Job, Home)>,
+    /// The slot that ends a request, if one does: with so few slots one may at a time.
+    ending: Option<SlotId>,
     /// New jobs in the order of their arrival, with the time.
     queue: VecDeque<(u64, Instant)>,
     processes: BTreeMap<ProcessId, bool>,
@@ -96,6 +112,9 @@ impl Model {
             now: Instant::now(),
             serial: 0,
             requests: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            waiting: Vec::new(),
+            ending: None,
             queue: VecDeque::new(),
             processes: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -138,7 +157,31 @@ impl Model {
             Place::Running(slot) => Some(*slot),
             _ => None,
         };
-        self.requests.values().filter_map(slot).collect()
+        let all = self.requests.values().chain(self.calls.values());
+        all.filter_map(slot).collect()
+    }
+
+    /// Can a job of this home run on the slot?
+    fn fits(&self, slot: SlotId, Home(process, pin): Home) -> bool {
+        self.slots.get(&slot) == Some(&process) && pin.is_none_or(|pin| pin == slot)
+    }
+
+    /// Is there anywhere that a job of this home can run?
+    fn lives(&self, Home(process, pin): Home) -> bool {
+        match pin {
+            Some(pin) => self.slots.get(&pin) == Some(&process),
+            None => self.processes.contains_key(&process),
+        }
+    }
+
+    fn wait(&mut self, job: Job, home: Home) -> Place {
+        self.waiting.push((job, home));
+        Place::Waiting(home, job.1)
+    }
+
+    fn wait_no_more(&mut self, job: Job) {
+        let place = self.waiting.iter().position(|(waiting, _)| *waiting == job);
+        self.waiting.remove(place.expect("it waited"));
     }
 
     fn pick(&self, index: usize, fits: impl Fn(Place) -> bool) -> Option<(u64, RequestId, Place)> {
@@ -154,26 +197,50 @@ impl Model {
     fn apply(&mut self, event: &Event) {
         match *event {
             Event::Submit => self.submit(),
-            Event::Done(index) | Event::Park(index) => {
+            Event::Done(index) => {
+                let busy: Vec<_> = self.busy().into_iter().collect();
+                if busy.is_empty() {
+                    return;
+                }
+                let slot = busy[index % busy.len()];
+                self.scheduler.done(slot);
+                self.over(slot);
+                self.ready(slot);
+            }
+            Event::Park(index) | Event::ParkPinned(index) => {
                 let Some((name, _, Place::Running(slot))) =
                     self.pick(index, |place| matches!(place, Place::Running(_)))
                 else {
                     return;
                 };
-                if matches!(event, Event::Done(_)) {
-                    self.scheduler.done(slot);
-                    self.requests.remove(&name);
-                } else {
-                    self.scheduler.parked(slot, 10);
-                    let process = self.slots[&slot];
-                    self.requests.get_mut(&name).expect("picked").1 = Place::Parked(process);
-                }
-                if let Some((id, job)) = self.scheduler.take(slot) {
-                    self.started(slot, id, job);
+                let pinned = matches!(event, Event::ParkPinned(_));
+                self.scheduler.parked(slot, 10, pinned);
+                let home = Home(self.slots[&slot], pinned.then_some(slot));
+                self.requests.get_mut(&name).expect("picked").1 = Place::Parked(home);
+                self.ready(slot);
+            }
+            Event::Call(index) => {
+                let Some((_, id, place)) = self.pick(index, |_| true) else {
+                    return;
+                };
+                self.serial += 1;
+                let job = (self.serial, Kind::Call);
+                match (self.scheduler.call(id, job), place) {
+                    (Ok(call), Place::Parked(Home(process, _))) => {
+                        assert!(self.processes.contains_key(&process));
+                        let place = self.wait(job, Home(process, None));
+                        self.calls.insert(job.0, (call, place));
+                    }
+                    (Ok(_), _) => panic!("a call for what is not parked"),
+                    (Err(back), Place::Parked(Home(process, _))) => {
+                        assert_eq!(back, job);
+                        assert!(!self.processes.contains_key(&process));
+                    }
+                    (Err(back), _) => assert_eq!(back, job),
                 }
             }
             Event::Resume(index) | Event::End(index) => {
-                let Some((name, id, Place::Parked(process))) =
+                let Some((name, id, Place::Parked(home))) =
                     self.pick(index, |place| matches!(place, Place::Parked(_)))
                 else {
                     return;
@@ -185,9 +252,10 @@ impl Model {
                     ),
                     _ => (Kind::End, self.scheduler.end(id, (name, Kind::End))),
                 };
-                if self.processes.contains_key(&process) {
+                if self.lives(home) {
                     assert_eq!(outcome, Ok(()));
-                    self.requests.get_mut(&name).expect("picked").1 = Place::Waiting(process, kind);
+                    let place = self.wait((name, kind), home);
+                    self.requests.get_mut(&name).expect("picked").1 = place;
                 } else {
                     assert_eq!(outcome, Err((name, kind)));
                     self.requests.remove(&name);
@@ -195,9 +263,15 @@ impl Model {
             }
             Event::Withdraw(index) => {
                 let waits = |place| matches!(place, Place::Queued | Place::Waiting(..));
-                let Some((name, id, place)) = self.pick(index, waits) else {
+                let everyone = self.requests.iter().chain(&self.calls);
+                let waiting: Vec<_> = everyone
+                    .filter(|(_, (_, place))| waits(*place))
+                    .map(|(name, (id, place))| (*name, *id, *place))
+                    .collect();
+                if waiting.is_empty() {
                     return;
-                };
+                }
+                let (name, id, place) = waiting[index % waiting.len()];
                 let job = self.scheduler.withdraw(id);
                 match place {
                     Place::Queued => {
@@ -205,9 +279,16 @@ impl Model {
                         self.requests.remove(&name);
                         self.queue.retain(|(queued, _)| *queued != name);
                     }
-                    Place::Waiting(process, Kind::Resume) => {
+                    Place::Waiting(home, Kind::Resume) => {
                         assert_eq!(job, Some((name, Kind::Resume)));
-                        self.requests.get_mut(&name).expect("picked").1 = Place::Parked(process);
+                        self.wait_no_more((name, Kind::Resume));
+                        self.requests.get_mut(&name).expect("picked").1 = Place::Parked(home);
+                    }
+                    Place::Waiting(_, Kind::Call) => {
+                        assert_eq!(job, Some((name, Kind::Call)));
+                        self.wait_no_more((name, Kind::Call));
+                        self.calls.remove(&name);
+                        assert_eq!(self.scheduler.withdraw(id), None, "it is forgotten");
                     }
                     _ => assert_eq!(job, None, "an ending is not taken back"),
                 }
@@ -243,6 +324,16 @@ impl Model {
                     !self.queue.iter().any(overdue),
                     "nobody waits past the timeout"
                 );
+            }
+            Event::SlotDies(index) => {
+                let owned: Vec<_> = self.slots.keys().copied().collect();
+                if owned.is_empty() {
+                    return;
+                }
+                let slot = owned[index % owned.len()];
+                let returned = self.scheduler.remove_slot(slot);
+                self.slot_dies(slot);
+                self.given_back(returned);
             }
             Event::ProcessDies(index) => {
                 let alive: Vec<_> = self.processes.keys().copied().collect();
@@ -285,46 +376,54 @@ impl Model {
         }
     }
 
+    /// What ran on the slot has ended.
+    fn over(&mut self, slot: SlotId) {
+        let runs = |(_, place): &(RequestId, Place)| *place == Place::Running(slot);
+        self.requests.retain(|_, request| !runs(request));
+        self.calls.retain(|_, call| !runs(call));
+    }
+
+    /// The slot may run something else.
+    fn ready(&mut self, slot: SlotId) {
+        self.ending = self.ending.filter(|ending| *ending != slot);
+        if let Some((id, job)) = self.scheduler.take(slot) {
+            self.started(slot, id, job);
+        }
+    }
+
+    fn slot_dies(&mut self, slot: SlotId) {
+        self.slots.remove(&slot);
+        self.over(slot);
+        self.ending = self.ending.filter(|ending| *ending != slot);
+    }
+
+    /// Exactly the jobs come back that can run nowhere any more.
+    fn given_back(&mut self, returned: Vec<Job>) {
+        let (lost, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, home)| !self.lives(*home));
+        self.waiting = waiting;
+        let returned: BTreeSet<_> = returned.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(returned, lost.iter().map(|((name, _), _)| *name).collect());
+        self.requests.retain(|name, _| !returned.contains(name));
+        self.calls.retain(|name, _| !returned.contains(name));
+    }
+
     fn process_dies(&mut self, process: ProcessId) {
-        let busy = self.busy();
         let lost: Vec<SlotId> = self
             .slots
             .iter()
             .filter(|(_, owner)| **owner == process)
             .map(|(slot, _)| *slot)
             .collect();
-        let returned: BTreeSet<_> = self
-            .scheduler
-            .remove_process(process)
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        let waiting: BTreeSet<_> = self
-            .requests
-            .iter()
-            .filter(
-                |(_, (_, place))| matches!(place, Place::Waiting(owner, _) if *owner == process),
-            )
-            .map(|(name, _)| *name)
-            .collect();
-        assert_eq!(
-            returned, waiting,
-            "exactly the jobs that waited for the process come back"
-        );
-        self.requests.retain(|name, (_, place)| {
-            let died = matches!(place, Place::Running(slot) if lost.contains(slot));
-            !returned.contains(name) && !died
-        });
-        assert!(
-            lost.iter()
-                .all(|slot| !busy.contains(slot) || !self.busy().contains(slot))
-        );
+        let returned = self.scheduler.remove_process(process);
         for slot in lost {
-            self.slots.remove(&slot);
+            self.slot_dies(slot);
         }
         self.processes.remove(&process);
+        self.given_back(returned);
         // Half of the parked learn of it at once, the others when their results are in.
-        let parked = |place| matches!(place, Place::Parked(owner) if owner == process);
+        let parked = |place| matches!(place, Place::Parked(Home(owner, _)) if owner == process);
         if let Some((name, id, _)) = self.pick(0, parked) {
             self.scheduler.forget(id);
             self.requests.remove(&name);
@@ -334,7 +433,8 @@ impl Model {
     /// A slot has got a job: was it right?
     fn started(&mut self, slot: SlotId, id: RequestId, (name, kind): Job) {
         let process = self.slots[&slot];
-        let (known, place) = self.requests[&name];
+        let known = self.requests.get(&name).or(self.calls.get(&name));
+        let (known, place) = *known.expect("a job of something");
         assert_eq!(known, id, "a job of another request");
         assert!(!self.busy().contains(&slot), "a busy slot got a job");
         match kind {
@@ -351,15 +451,31 @@ impl Model {
                     "a draining process got a new job"
                 );
             }
-            Kind::Resume | Kind::End => {
-                assert_eq!(
-                    place,
-                    Place::Waiting(process, kind),
-                    "resumed where it does not live"
-                );
+            Kind::Resume | Kind::Call | Kind::End => {
+                let Place::Waiting(home, waited) = place else {
+                    panic!("it did not wait: {place:?}");
+                };
+                assert_eq!(waited, kind);
+                assert!(self.fits(slot, home), "resumed where it does not live");
+                let ends = |(_, kind): Job| kind == Kind::End;
+                let first = self
+                    .waiting
+                    .iter()
+                    .find(|(job, home)| ends(*job) == (kind == Kind::End) && self.fits(slot, *home))
+                    .map(|(job, _)| *job);
+                assert_eq!(first, Some((name, kind)), "out of order");
+                self.wait_no_more((name, kind));
             }
         }
-        self.requests.get_mut(&name).expect("known").1 = Place::Running(slot);
+        if kind == Kind::End {
+            assert_eq!(self.ending, None, "more than the share of those who left");
+            self.ending = Some(slot);
+        }
+        let known = match kind {
+            Kind::Call => self.calls.get_mut(&name),
+            _ => self.requests.get_mut(&name),
+        };
+        known.expect("known").1 = Place::Running(slot);
     }
 
     fn place_all(&mut self) {
@@ -383,6 +499,13 @@ impl Model {
             self.requests.len(),
             "no trace of what is over"
         );
+        assert_eq!(self.scheduler.calls(), self.calls.len());
+        let holds_no_slot = |(_, place): &&(RequestId, Place)| {
+            matches!(place, Place::Parked(Home(process, _)) | Place::Waiting(Home(process, _), _)
+                if self.processes.contains_key(process))
+        };
+        let parked = self.requests.values().filter(holds_no_slot).count();
+        assert_eq!(self.scheduler.parked_now(), parked);
         // Work conservation: no slot idles while a job waits that it may run.
         for (slot, process) in &self.slots {
             if busy.contains(slot) {
@@ -390,13 +513,21 @@ impl Model {
             }
             let new =
                 !self.queue.is_empty() && self.admitted() < PARKED && !self.processes[process];
-            let resume =
-                |(_, place): &(RequestId, Place)| *place == Place::Waiting(*process, Kind::Resume);
             assert!(!new, "an idle slot and a new job");
-            assert!(
-                !self.requests.values().any(resume),
-                "an idle slot and a resume"
-            );
+            let runnable = |((_, kind), home): &(Job, Home)| {
+                self.fits(*slot, *home) && (*kind != Kind::End || self.ending.is_none())
+            };
+            let runnable = self.waiting.iter().find(|waiting| runnable(waiting));
+            assert_eq!(runnable, None, "an idle slot and a job that it may run");
+        }
+        for (slot, process) in &self.slots {
+            let pinned = |(_, place): &&(RequestId, Place)| {
+                let home = Home(*process, Some(*slot));
+                *place == Place::Parked(home)
+                    || matches!(place, Place::Waiting(waits, _) if *waits == home)
+            };
+            let pinned = self.requests.values().filter(pinned).count();
+            assert_eq!(self.scheduler.pinned_to(*slot), pinned);
         }
     }
 }
@@ -442,11 +573,12 @@ fn waiting(scheduler: &mut Scheduler<Job>, number: u64, kind: Kind) {
             .submit((name, Kind::New), 0, now)
             .expect("there is room");
         assert!(scheduler.place().is_some());
-        scheduler.parked(SlotId(0), 0);
+        scheduler.parked(SlotId(0), 0, false);
         ids.push(id);
     }
     for id in ids {
         match kind {
+            Kind::Call => scheduler.call(id, (0, kind)).map(|_| ()),
             Kind::End => scheduler.end(id, (0, kind)),
             _ => scheduler.resume(id, (0, kind), 0),
         }
@@ -466,19 +598,176 @@ fn turns(scheduler: &mut Scheduler<Job>, number: u32) -> Vec<Kind> {
 
 #[test]
 fn resumes_go_first_but_every_kth_turn_is_for_a_new_job() {
+    for kind in [Kind::Resume, Kind::Call] {
+        let mut scheduler = one_process(1, roomy());
+        waiting(&mut scheduler, 100, kind);
+        for name in 0..100 {
+            scheduler
+                .submit((name, Kind::New), 0, Instant::now())
+                .expect("there is room");
+        }
+        let turns = turns(&mut scheduler, NEW_EVERY * 10);
+        let new = turns.iter().filter(|kind| **kind == Kind::New).count();
+        assert_eq!(new, 10);
+        for turns in turns.chunks(NEW_EVERY as usize) {
+            assert_eq!(turns.last(), Some(&Kind::New));
+        }
+    }
+}
+
+/// Parks a new request on this slot, pinned to it.
+fn pinned(scheduler: &mut Scheduler<Job>, slot: SlotId) -> RequestId {
+    let id = scheduler
+        .submit((0, Kind::New), 0, Instant::now())
+        .expect("there is room");
+    assert!(scheduler.take(slot).is_some());
+    scheduler.parked(slot, 0, true);
+    id
+}
+
+#[test]
+fn new_jobs_go_to_the_slot_that_the_fewest_are_pinned_to() {
+    let mut scheduler = one_process(2, roomy());
+    // The slot that became idle last is otherwise the first to be asked.
+    for _ in 0..2 {
+        pinned(&mut scheduler, SlotId(0));
+    }
+    pinned(&mut scheduler, SlotId(1));
+    scheduler
+        .submit((1, Kind::New), 0, Instant::now())
+        .expect("there is room");
+    let (slot, ..) = scheduler.place().expect("both are idle");
+    assert_eq!(slot, SlotId(1));
+}
+
+#[test]
+fn pinned_and_other_resumes_take_turns_by_age() {
     let mut scheduler = one_process(1, roomy());
-    waiting(&mut scheduler, 100, Kind::Resume);
-    for name in 0..100 {
+    let fixed: Vec<_> = (0..5).map(|_| pinned(&mut scheduler, SlotId(0))).collect();
+    waiting(&mut scheduler, 5, Kind::Resume);
+    for id in fixed {
         scheduler
-            .submit((name, Kind::New), 0, Instant::now())
+            .resume(id, (1, Kind::Resume), 0)
+            .expect("its slot lives");
+    }
+    let turn = |_| {
+        let (_, (name, _)) = scheduler.take(SlotId(0)).expect("there is work");
+        scheduler.done(SlotId(0));
+        name
+    };
+    let turns: Vec<_> = (0..10).map(turn).collect();
+    assert_eq!(turns, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn the_end_of_a_pinned_request_is_not_starved_by_those_of_others() {
+    let mut scheduler = Scheduler::new(2, roomy());
+    for process in [0, 1] {
+        scheduler.add_process(ProcessId(process));
+        scheduler.add_slot(SlotId(process as u16), ProcessId(process));
+    }
+    let fixed = pinned(&mut scheduler, SlotId(1));
+    let leavers: Vec<_> = (0..50).map(|_| pinned(&mut scheduler, SlotId(0))).collect();
+    let mut leavers = leavers.into_iter();
+    let mut leave = |scheduler: &mut Scheduler<Job>| {
+        let id = leavers.next().expect("there are more");
+        scheduler.end(id, (0, Kind::End)).expect("its slot lives");
+    };
+    // One is being ended, and another one waits behind it, when the pinned one's client leaves.
+    leave(&mut scheduler);
+    assert!(scheduler.place().is_some());
+    leave(&mut scheduler);
+    scheduler
+        .end(fixed, (1, Kind::End))
+        .expect("its slot lives");
+    assert!(scheduler.place().is_none(), "one slot of two ends requests");
+    let mut turns = 0;
+    loop {
+        turns += 1;
+        scheduler.done(SlotId(0));
+        leave(&mut scheduler);
+        if scheduler.take(SlotId(0)).is_none() {
+            break;
+        }
+    }
+    let (slot, _, (name, _)) = scheduler.place().expect("there is room for one");
+    assert_eq!((slot, name), (SlotId(1), 1));
+    assert_eq!(turns, 2, "after the one that was older");
+}
+
+#[test]
+fn a_slot_that_keeps_a_pinned_request_waiting_is_told_of_once() {
+    let mut scheduler = one_process(1, roomy());
+    let now = Instant::now();
+    let second = Duration::from_secs(1);
+    let fixed = pinned(&mut scheduler, SlotId(0));
+    let stuck = Stuck {
+        slot: SlotId(0),
+        process: ProcessId(1),
+        why: Why::Blocking,
+    };
+    let submit = |scheduler: &mut Scheduler<Job>| {
+        scheduler
+            .submit((1, Kind::New), 0, now)
             .expect("there is room");
+        assert!(scheduler.place().is_some());
+    };
+    submit(&mut scheduler);
+    // A slot that is busy for long and keeps nobody waiting is nobody's business.
+    assert_eq!(scheduler.stuck(now + second * 60), []);
+    scheduler
+        .resume(fixed, (0, Kind::Resume), 0)
+        .expect("its slot lives");
+    let begun = now + second * 100;
+    assert_eq!(scheduler.stuck(begun), []);
+    assert_eq!(scheduler.stuck(begun + second / 2), []);
+    assert_eq!(scheduler.stuck(begun + second), [stuck]);
+    assert_eq!(scheduler.stuck(begun + second * 9), [], "it has been told");
+
+    scheduler.done(SlotId(0));
+    assert!(scheduler.take(SlotId(0)).is_some(), "the pinned one");
+    assert_eq!(scheduler.stuck(begun + second * 20), []);
+}
+
+#[test]
+fn short_jobs_in_a_row_are_not_one_long_one() {
+    let mut scheduler = one_process(1, roomy());
+    let mut now = Instant::now();
+    let fixed = pinned(&mut scheduler, SlotId(0));
+    waiting(&mut scheduler, 3, Kind::Resume);
+    assert!(scheduler.take(SlotId(0)).is_some());
+    scheduler
+        .resume(fixed, (9, Kind::Resume), 0)
+        .expect("its slot lives");
+    for _ in 0..3 {
+        for _ in 0..2 {
+            assert_eq!(scheduler.stuck(now), []);
+            now += Duration::from_millis(600);
+        }
+        scheduler.done(SlotId(0));
+        assert!(scheduler.take(SlotId(0)).is_some());
     }
-    let turns = turns(&mut scheduler, NEW_EVERY * 10);
-    let new = turns.iter().filter(|kind| **kind == Kind::New).count();
-    assert_eq!(new, 10);
-    for turns in turns.chunks(NEW_EVERY as usize) {
-        assert_eq!(turns.last(), Some(&Kind::New));
-    }
+}
+
+#[test]
+fn an_overdue_slot_is_told_of_once() {
+    let mut scheduler = one_process(2, roomy());
+    let now = Instant::now();
+    let parent = pinned(&mut scheduler, SlotId(1));
+    let call = scheduler
+        .call(parent, (1, Kind::Call))
+        .expect("its process lives");
+    let (slot, ..) = scheduler.place().expect("both are idle");
+    assert_eq!(scheduler.stuck(now), []);
+    scheduler.overdue(call);
+    let stuck = Stuck {
+        slot,
+        process: ProcessId(1),
+        why: Why::Overdue,
+    };
+    assert_eq!(scheduler.stuck(now), [stuck]);
+    assert_eq!(scheduler.stuck(now), []);
+    assert_eq!(scheduler.count().lost, 1);
 }
 
 #[test]
@@ -506,7 +795,7 @@ fn a_flood_of_leavers_takes_one_slot_of_eight() {
                 .expect("there is room"),
         );
         let (slot, ..) = scheduler.place().expect("a slot is idle");
-        scheduler.parked(slot, 0);
+        scheduler.parked(slot, 0, false);
     }
     for id in ids {
         scheduler
@@ -538,7 +827,7 @@ fn new_jobs_go_to_the_process_with_the_least_to_resume() {
             .expect("there is room");
         let (slot, ..) = scheduler.place().expect("all slots are idle");
         parked[usize::from(slot.0) / 2] += 1;
-        scheduler.parked(slot, 0);
+        scheduler.parked(slot, 0, false);
     }
     assert_eq!(parked, [20, 20]);
 }
@@ -581,7 +870,7 @@ fn the_bytes_that_requests_retain_are_bounded_too() {
         .expect("there is room to wait");
     assert!(scheduler.place().is_some());
     assert!(scheduler.place().is_none(), "the bound is reached");
-    scheduler.parked(SlotId(1), 99);
+    scheduler.parked(SlotId(1), 99, false);
     assert!(
         scheduler.place().is_some(),
         "what it retains now is below the bound"
@@ -609,12 +898,33 @@ fn a_slot_that_is_closed_loses_no_job() {
     let mut port = slots.open(SlotId(0), ProcessId(1));
     let (_, _turn) = slots.submit("on its way", 0).expect("there is room");
 
-    let taken = port.close().expect("the job was handed over already");
+    let Closing::Taken(taken) = port.close() else {
+        panic!("the job was handed over already");
+    };
     assert_eq!(taken.job, "on its way");
     assert!(port.done().is_none(), "no other job waits");
-    assert!(port.close().is_none());
+    assert!(matches!(port.close(), Closing::Closed));
 
     let (late, _turn) = slots.submit("late", 0).expect("there is room");
     assert_eq!(slots.count().lost, 1);
     assert_eq!(slots.withdraw(late), Some("late"), "it waits in the queue");
+}
+
+#[test]
+fn a_slot_is_not_closed_before_what_is_pinned_to_it_is_over() {
+    let slots = Slots::<&str, ()>::new(1, roomy(), Metrics::new(&[]));
+    slots.add_process(ProcessId(1));
+    let mut port = slots.open(SlotId(0), ProcessId(1));
+    let (id, _turn) = slots.submit("first", 0).expect("there is room");
+    assert!(matches!(port.close(), Closing::Taken(_)));
+    assert!(port.parked(0, true).is_none());
+    assert!(matches!(port.close(), Closing::Pinned));
+
+    let _turn = slots.resume(id, "second", 0);
+    let Closing::Taken(taken) = port.close() else {
+        panic!("it resumes");
+    };
+    assert_eq!(taken.job, "second");
+    assert!(port.done().is_none());
+    assert!(matches!(port.close(), Closing::Closed));
 }

@@ -73,6 +73,8 @@ struct Pipe {
     state: Mutex<State>,
     filled: Notify,
     drained: Notify,
+    /// The reader is gone. Both ends' watches may wait for it.
+    left: Notify,
 }
 
 impl Pipe {
@@ -80,6 +82,17 @@ impl Pipe {
         self.state
             .lock()
             .expect("no code that holds this lock panics")
+    }
+
+    async fn reader_gone(&self) {
+        loop {
+            // Made before the look, so that nothing can be missed between.
+            let left = self.left.notified();
+            if self.state().reader_gone {
+                return;
+            }
+            left.await;
+        }
     }
 }
 
@@ -89,6 +102,7 @@ pub fn answer(spool: &Spool) -> (AnswerWriter, AnswerReader) {
         state: Mutex::default(),
         filled: Notify::new(),
         drained: Notify::new(),
+        left: Notify::new(),
     });
     let writer = AnswerWriter {
         pipe: Arc::clone(&pipe),
@@ -198,9 +212,7 @@ impl AnswerWriter {
 
     /// Resolves when nobody reads any more. Cancel safe.
     pub async fn gone(&self) {
-        while !self.pipe.state().reader_gone {
-            self.pipe.drained.notified().await;
-        }
+        self.pipe.reader_gone().await;
     }
 }
 
@@ -211,6 +223,22 @@ impl Drop for AnswerWriter {
     }
 }
 
+/// Sees whether an answer is still read.
+#[derive(Debug, Clone)]
+pub struct AnswerWatch {
+    pipe: Arc<Pipe>,
+}
+
+impl AnswerWatch {
+    /// Resolves when the reader has left before the end of the body. Cancel safe.
+    pub async fn abandoned(&self) {
+        self.pipe.reader_gone().await;
+        if self.pipe.state().end.is_some() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// The client's end.
 #[derive(Debug)]
 pub struct AnswerReader {
@@ -218,6 +246,12 @@ pub struct AnswerReader {
 }
 
 impl AnswerReader {
+    pub fn watch(&self) -> AnswerWatch {
+        AnswerWatch {
+            pipe: Arc::clone(&self.pipe),
+        }
+    }
+
     /// The next chunk; None at the end of a whole body. Cancel safe only between chunks.
     ///
     /// # Errors
@@ -288,5 +322,6 @@ impl Drop for AnswerReader {
         state.reader_gone = true;
         state.segments.clear();
         self.pipe.drained.notify_one();
+        self.pipe.left.notify_waiters();
     }
 }

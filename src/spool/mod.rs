@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
-pub use answer::{AnswerReader, AnswerWriter, Gone, answer};
+pub use answer::{AnswerReader, AnswerWatch, AnswerWriter, Gone, answer};
 pub use part::FilePart;
 pub use upload::{Body, SpoolFile, Upload};
 

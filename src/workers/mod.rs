@@ -4,7 +4,9 @@
 //! workers, `supervise` keeps their processes alive. Queues and clients are not known here.
 
 pub mod link;
+pub mod local;
 pub mod supervise;
+mod waits;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
@@ -13,10 +15,17 @@ use http::Method;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub use self::waits::{Waits, WaitsInPlace};
+
+use self::local::LocalWait;
 use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
+use crate::spool::AnswerWriter;
+
+/// Longest path in the log; the rest is cut off.
+const SHOWN_PATH: usize = 200;
 
 /// One step of a request, handed to a slot.
 #[derive(Debug)]
@@ -25,6 +34,8 @@ pub struct Job {
     pub epoch: u32,
     pub about: About,
     pub work: Work,
+    /// The answer that the request is in the middle of.
+    pub answer: Option<AnswerWriter>,
 }
 
 /// Which request a job is of, for people.
@@ -40,25 +51,55 @@ pub enum Work {
     Resume(Vec<Outcome>),
     /// The client is gone: unwind.
     End,
+    /// Something for a request that is parked meanwhile.
+    Run(Call),
+}
+
+impl Job {
+    /// The request that it is of: for a call, the one that made it.
+    pub fn of(&self, scheduled: RequestId) -> RequestId {
+        match &self.work {
+            Work::Run(call) => call.request,
+            _ => scheduled,
+        }
+    }
+}
+
+/// What a parked request wants run on a slot. Its job has the epoch of the park.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    pub request: RequestId,
+    /// Chosen by the worker.
+    pub number: u16,
 }
 
 /// What a slot made of a job.
 #[derive(Debug)]
 pub enum Step {
-    /// With a turn if the body is still coming: the application may wait in place while it makes it.
+    /// With a turn if the body is still coming: the application may park, or wait in place, while it makes it.
     Answer(Answer, Option<Turn<Step>>),
     Park(Park),
     Hold(Hold),
-    /// The request was unwound; there is no answer.
+    /// The request was unwound, or the call has been run; there is no answer.
     Ended,
 }
 
 /// The slot is free; the request resumes on a slot of this process.
 #[derive(Debug)]
 pub struct Park {
-    pub plan: Plan,
+    pub awaited: Awaited,
     pub shielded: bool,
     pub process: Arc<Process>,
+    /// The answer that the request is in the middle of. It goes on with the next job.
+    pub answer: Option<AnswerWriter>,
+}
+
+/// What a parked request waits for.
+#[derive(Debug)]
+pub enum Awaited {
+    Plan(Plan),
+    /// Its own process.
+    Local(LocalWait),
 }
 
 /// The slot is held, waiting in place.
@@ -77,7 +118,7 @@ pub struct Hold {
 pub struct Held(oneshot::Sender<(Release, oneshot::Sender<Turned<Step>>)>);
 
 impl Held {
-    /// Resolves when the worker does not wait any more: it died, or nobody reads its answer. Cancel safe.
+    /// Resolves when the worker does not wait any more: it died. Cancel safe.
     pub async fn gone(&mut self) {
         self.0.closed().await;
     }
@@ -110,6 +151,15 @@ pub struct Process {
     pub token: String,
     /// Cancelled when the process is dead to us, whatever the reason.
     pub gone: CancellationToken,
+}
+
+impl std::fmt::Display for About {
+    /// Without the query, where secrets may be.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = self.target.split(['?', '#']).next().unwrap_or_default();
+        let shown: String = path.chars().take(SHOWN_PATH).collect();
+        write!(f, "{} {shown}", self.method)
+    }
 }
 
 /// What each slot works on now, for the operator.

@@ -12,8 +12,10 @@ import re
 from http import HTTPStatus
 
 from layby import _files
-from layby._channel import Channel
+from layby._channel import Channel, Closed
+from layby._headers import HOP_BY_HOP
 from layby._job import Job
+from layby._relay import Handover, Relay
 from layby._wire import (
     ANSWER,
     BODY,
@@ -38,23 +40,6 @@ _JOIN_BELOW = 64 << 10
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _STATUS = re.compile(r"[2-9][0-9][0-9]( .*)?", re.DOTALL)
 _NO_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-
-# Headers about a connection that is not the application's. Other servers drop them
-# too, so applications do set them.
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "trailers",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 
 # What is known of header names, as applications write them: lower case if it matters,
 # "" if not. Bounded, because an application may make names up.
@@ -139,6 +124,9 @@ class Answer:
         if self._bodyless or self._job.cancelled:
             self.end()
             return False
+        if type(data) is Handover and not self.sent:
+            self._relay(data.relay)
+            return False
         if not data or self.stopped:
             return not self.stopped
         if self._left is not None:
@@ -196,8 +184,24 @@ class Answer:
             body=FILE_PART.pack(part.offset, length),
         )
         self._channel.send_file(frame, part.descriptor)
-        self.sent = self.ended = True
+        self.sent = True
+        self._is_over()
         return True
+
+    def _relay(self, relay: Relay) -> None:
+        """Have the gateway answer with what it fetches."""
+        assert self._head is not None
+        parts = self._head.decode("latin-1").split("\0")
+        headers = list(zip(parts[1:-1:2], parts[2:-1:2], strict=True))
+        job = self._job
+        frame = relay.begin(job, headers)
+        try:
+            self._channel.send(frame)
+        except Closed:
+            relay.forget(job)
+            raise
+        self.sent = True
+        self._is_over()
 
     def end(self) -> None:
         """The body is over. It is cut, for the client to see, if more was promised."""
@@ -330,7 +334,7 @@ def _know_name(name: str) -> str:
     if not isinstance(name, str) or not _TOKEN.fullmatch(name):
         raise ValueError(f"not a header name: {name!r}")
     lower = name.lower()
-    known = lower if lower in _HOP_BY_HOP or lower == "content-length" else ""
+    known = lower if lower in HOP_BY_HOP or lower == "content-length" else ""
     if known and known != "content-length":
         log.info("header %s belongs to the connection and is not passed on", name)
     if len(_KNOWN_NAMES) < _MAX_KNOWN_NAMES:

@@ -16,9 +16,10 @@ from layby._channel import Closed
 from layby._drive import NO_ASYNCIO, explain_missing_loop, wait_in_place
 from layby._exceptions import Cancelled, Error
 from layby._job import App, AppResponse, Job, Obstacle, Suspend
+from layby._local import run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
-from layby._wire import FLAG_SHIELDED, PARK, WireError, encode
+from layby._wire import FLAG_SHIELDED, PARK, READY, WireError, encode
 from layby._wsgi import log_failure, run_close
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class CoroutineRunner:
             return
         self._go_on(slot, job, None, Cancelled("the client has left"))
 
+    def run(self, slot: Slot, request: int, epoch: int, number: int) -> None:
+        """Run what a parked request asked for with CALL, unless it is not wanted any more."""
+        run_asked_for(self._parked.get(request), epoch, number, slot.number, self._parking)
+        slot.channel.send(encode(READY, request=request, epoch=epoch))
+
     def _go_on(
         self, slot: Slot, job: Job, value: Any, failure: BaseException | None = None
     ) -> None:
@@ -124,9 +130,10 @@ class CoroutineRunner:
                         obstacle = self._park(slot, job, yielded)
                         if obstacle is None:
                             return
-                    value = wait_in_place(
-                        slot, job, yielded, coroutine, obstacle.reason, obstacle.detail
-                    )
+                    value = run(
+                        wait_in_place,
+                        slot, job, yielded, coroutine, obstacle.reason, obstacle.detail,
+                    )  # fmt: skip
                 except (Closed, WireError):
                     raise
                 except BaseException as error:  # noqa: BLE001 - it is raised in the coroutine

@@ -16,7 +16,10 @@ from layby._wire import FLAG_LOCAL
 
 T = TypeVar("T")
 
-NO_ASYNCIO = "asyncio cannot be used in a slot: only layby's own things can be awaited here"
+NO_ASYNCIO = (
+    "asyncio cannot be used in a slot: put it under `async with layby.io:`;"
+    " outside of that only layby's own things can be awaited"
+)
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -59,7 +62,10 @@ def wait(suspend: Suspend, stepped: Coroutine[Any, Any, Any] | None = None) -> A
     if job is None or waiter is None:
         return suspend.outside(stepped)
     if tls.park is not None:
-        return tls.park(job, suspend, stepped)
+        try:
+            return tls.park(job, suspend, stepped)
+        finally:
+            suspend.resumed()
     reason = job.inline[-1] if job.inline and stepped is not None else "mode"
     return wait_in_place(waiter, job, suspend, stepped, reason)
 

@@ -24,9 +24,10 @@ from layby._channel import Closed
 from layby._drive import wait_in_place
 from layby._exceptions import Cancelled
 from layby._job import Job, Obstacle, Suspend, tls
+from layby._local import run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
-from layby._wire import FLAG_PINNED, FLAG_SHIELDED, PARK, WireError, encode
+from layby._wire import FLAG_PINNED, FLAG_SHIELDED, PARK, READY, WireError, encode
 from layby._wsgi import WsgiApp, WsgiRunner
 
 if TYPE_CHECKING:
@@ -107,6 +108,14 @@ class GreenletRunner:
         self._hubs[slot.number].stuck.append(job)
         job.end()
         Answer(slot.channel, job).ready()
+
+    def run(self, slot: Slot, request: int, epoch: int, number: int) -> None:
+        """Run what a parked request, of any slot, asked for with CALL."""
+        hubs = list(self._hubs.values())
+        parked = (hub.parked.get(request) for hub in hubs)
+        job = next((job for job in parked if job is not None), None)
+        run_asked_for(job, epoch, number, slot.number, self._parking)
+        slot.channel.send(encode(READY, request=request, epoch=epoch))
 
     def close(self, slot: Slot) -> None:
         """End what is parked on this slot: no other thread can."""

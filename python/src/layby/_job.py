@@ -83,6 +83,23 @@ class Job:
         # The request's body when it came as a file, or may still come.
         self.body: IO[bytes] | io.IOBase | None = None
 
+    def branch(self, context: Context, slot: int) -> Job:
+        """What stands for this request where something is run on its behalf, beside it."""
+        job = Job(
+            request=self.request,
+            epoch=self.epoch,
+            environ=self.environ,
+            context=context,
+            slot=slot,
+        )
+        job.process = self.process
+        # Beside others it cannot park: that would be their request's park too.
+        job.inline.append("unsupported")
+        job.locals = {name: dict(held) for name, held in self.locals.items()}
+        for hook in on_branch:
+            hook(self, job)
+        return job
+
     def end(self) -> None:
         """The request is over: close what was opened for it."""
         if self.body is not None:
@@ -144,6 +161,9 @@ class Suspend(ABC):
     def parked(self) -> None:  # noqa: B027 - most have nothing to do
         """PARK is out. The request may have been resumed or cancelled by now, elsewhere."""
 
+    def resumed(self) -> None:  # noqa: B027
+        """Code on a call stack, and so in a context of its own, goes on after a park."""
+
     def abandon(self) -> bool:
         """The parked request is cancelled: end what still runs for it here, and wait for that.
 
@@ -167,6 +187,9 @@ class Process(Protocol):
 
 class Waiter(Protocol):
     """What a slot offers to the code that it is running: waiting in place."""
+
+    max_plan: int
+    """Largest body of a plan, or of one fetch for `layby.stream`; in bytes."""
 
     def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
         """Have `suspend` waited for while the slot is held, and return what came of it.
@@ -271,6 +294,17 @@ on_leave: list[Callable[[Job], None]] = []
 # Run inside the job's context on the thread that takes it over, before its coroutine
 # goes on; also before a cancelled one is ended.
 before_resume: list[Callable[[Job], None]] = []
+
+# Make what is bound to a thread in the current context bound to the current thread. Run
+# wherever a context comes to another thread, if only for a while: also on the event loop.
+rehomers: list[Callable[[], None]] = []
+
+# Run when a job gets a branch, with both: copy what the branch should see.
+on_branch: list[Callable[[Job, Job], None]] = []
+
+# Run after each call that a slot made for a parked request, with the branch that made it:
+# close what it left open. They may raise an `Error`, which the call then ends with.
+after_call: list[Callable[[Job], None]] = []
 
 # Run on the slot's own thread, with the slot's number, before its first job.
 slot_openers: list[Callable[[int], None]] = []

@@ -24,9 +24,10 @@ use tokio_util::task::TaskTracker;
 use self::channel::{Broken, Channel};
 use self::slot::SlotTask;
 use self::wire::{Frame, Header, Kind};
-use super::{Board, Process, WorkerSlots};
+use super::local::{Ask, Locals, ParkId};
+use super::{Board, Process, Waits, WorkerSlots};
 use crate::metrics::Metrics;
-use crate::slots::{ProcessId, SlotId};
+use crate::slots::{ProcessId, SlotId, Stuck, Why};
 use crate::spool::Spool;
 use crate::unix_socket::UnixSocket;
 
@@ -35,6 +36,10 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// How often a draining process is looked at.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
+
+/// Requests for stacks that may wait for one process. A worker that does not read them is not helped by
+/// more: what does not fit is dropped.
+const STACKS: usize = 16;
 
 /// What workers are told when they arrive.
 #[derive(Debug, Clone)]
@@ -78,7 +83,16 @@ struct Member {
     /// Granted, connection awaited.
     expected: BTreeSet<SlotId>,
     orders: mpsc::UnboundedSender<Order>,
+    /// Slots whose stacks the worker is to write down, and why.
+    stacks: mpsc::Sender<(SlotId, String)>,
     draining: bool,
+}
+
+/// What the hub has for a process's control task.
+#[derive(Debug)]
+struct Inbox {
+    orders: mpsc::UnboundedReceiver<Order>,
+    stacks: mpsc::Receiver<(SlotId, String)>,
 }
 
 /// From the hub to a process's control task. At most one per slot and one drain: bounded by that.
@@ -103,8 +117,10 @@ pub struct Hub {
     slots: Arc<WorkerSlots>,
     spool: Spool,
     metrics: Metrics,
+    waits: Waits,
     terms: Mutex<Terms>,
     board: Arc<Board>,
+    locals: Arc<Locals>,
     books: Mutex<Books>,
     /// Processes came, went, or changed.
     changed: Notify,
@@ -117,6 +133,7 @@ impl Hub {
         slots: Arc<WorkerSlots>,
         spool: Spool,
         metrics: Metrics,
+        waits: Waits,
         terms: Terms,
     ) -> Arc<Self> {
         let books = Books {
@@ -127,8 +144,10 @@ impl Hub {
             slots,
             spool,
             metrics,
+            waits,
             terms: Mutex::new(terms),
             board: Board::new(count),
+            locals: Locals::new(count),
             books: Mutex::new(books),
             changed: Notify::new(),
             tasks: TaskTracker::new(),
@@ -192,7 +211,12 @@ impl Hub {
             return Err((channel, "a HELLO that offers no threads".to_owned()));
         }
         let key = key();
-        let (orders, incoming) = mpsc::unbounded_channel();
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let (stacks, wanted) = mpsc::channel(STACKS);
+        let inbox = Inbox {
+            orders: ordered,
+            stacks: wanted,
+        };
         let process = {
             let mut books = self.books();
             books.last_process += 1;
@@ -210,6 +234,7 @@ impl Hub {
                 slots: BTreeMap::new(),
                 expected: BTreeSet::new(),
                 orders,
+                stacks,
                 draining: books.closed,
             };
             books.members.insert(process.id, member);
@@ -236,7 +261,7 @@ impl Hub {
         if outcome.is_ok() {
             self.grant();
             self.changed.notify_waiters();
-            outcome = self.control(&mut channel, &process, incoming).await;
+            outcome = self.control(&mut channel, &process, inbox).await;
         }
         match outcome {
             Ok(()) => tracing::info!(process = process.id.0, pid = process.pid, "worker released"),
@@ -256,46 +281,65 @@ impl Hub {
         &self,
         channel: &mut Channel,
         process: &Process,
-        mut orders: mpsc::UnboundedReceiver<Order>,
+        mut inbox: Inbox,
     ) -> Result<(), Broken> {
+        let mut draining = false;
+        // Begins when it is polled first.
+        let released = self.release(process.id);
+        tokio::pin!(released);
         loop {
             tokio::select! {
-                order = orders.recv() => match order {
+                order = inbox.orders.recv() => match order {
                     Some(Order::Grant(slot)) => {
                         channel.send(Header::bare(Kind::Grant, slot.0), |_, _| {}, &[]).await?;
                     }
                     Some(Order::Drain) => {
                         channel.send(Header::bare(Kind::Drain, 0), |_, _| {}, &[]).await?;
-                        return self.release(channel, process).await;
+                        draining = true;
                     }
                     None => return Ok(()),
                 },
-                frame = channel.frame() => match frame?.header {
-                    Header { kind: Kind::Bye, .. } => self.drain_process(process.id),
-                    header => return Err(Broken::Unexpected(header)),
-                },
+                Some((slot, why)) = inbox.stacks.recv() => {
+                    let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(why.as_bytes());
+                    channel.send(Header::bare(Kind::Stack, slot.0), head, &[]).await?;
+                }
+                frame = channel.frame() => self.heard(process.id, frame?.header)?,
+                () = &mut released, if draining => return Ok(()),
                 () = process.gone.cancelled() => return Err(Broken::Closed),
             }
         }
     }
 
-    /// Takes the slots of a draining process back: all but one as they fall idle, so that a successor
-    /// can have them, and the last one when no request is left that could resume on it.
-    async fn release(&self, channel: &mut Channel, process: &Process) -> Result<(), Broken> {
-        let over = async {
-            self.retire(process.id, 1);
-            while self.slots.held_by(process.id) > 0 {
-                tokio::time::sleep(DRAIN_TICK).await;
+    /// What a worker says about itself or its parked requests.
+    fn heard(&self, process: ProcessId, header: Header) -> Result<(), Broken> {
+        let ask = match header.kind {
+            Kind::Bye => {
+                self.drain_process(process);
+                return Ok(());
             }
-            self.retire(process.id, 0);
-            while self.slots_of(process.id) > 0 {
-                tokio::time::sleep(DRAIN_TICK).await;
-            }
+            Kind::Want => Ask::Want,
+            Kind::Call => Ask::Call(header.aux),
+            _ => return Err(Broken::Unexpected(header)),
         };
-        tokio::select! {
-            () = over => Ok(()),
-            () = process.gone.cancelled() => Err(Broken::Closed),
-            broken = silence(channel) => Err(broken),
+        let park = ParkId {
+            process,
+            request: header.request,
+            epoch: header.epoch,
+        };
+        self.locals.asked(park, ask).map_err(Broken::content)
+    }
+
+    /// Takes the slots of a draining process back: all but one as they fall idle, so that a successor
+    /// can have them, and the last one when no request is left that could resume on it. A slot with
+    /// requests that can go on there alone waits for these.
+    async fn release(&self, process: ProcessId) {
+        self.retire(process, 1);
+        while self.slots.held_by(process) > 0 {
+            tokio::time::sleep(DRAIN_TICK).await;
+        }
+        self.retire(process, 0);
+        while self.slots_of(process) > 0 {
+            tokio::time::sleep(DRAIN_TICK).await;
         }
     }
 
@@ -323,6 +367,32 @@ impl Hub {
             self.slots.drain_process(id);
             // The control task may have ended: then the process is gone anyway.
             let _ = member.orders.send(Order::Drain);
+        }
+    }
+
+    /// Has a worker write down what keeps one of its slots, for the person who reads the log.
+    pub fn ask_for_stacks(&self, stuck: Stuck) {
+        let Some(activity) = self.board.of(stuck.slot) else {
+            return; // It has just become ready.
+        };
+        let runs = activity.about;
+        let reason = match stuck.why {
+            Why::Overdue => format!("the time of {runs} is over, and this slot still works on it"),
+            Why::Blocking => format!(
+                "a request that can go on in this slot only has waited 1 s for it, while it works on {runs}"
+            ),
+        };
+        let books = self.books();
+        let Some(member) = books.members.get(&stuck.process) else {
+            return;
+        };
+        let pid = member.process.pid;
+        tracing::warn!(slot = stuck.slot.0, process = stuck.process.0, pid, %reason, "slot stuck");
+        if member.stacks.try_send((stuck.slot, reason)).is_err() {
+            tracing::debug!(
+                process = stuck.process.0,
+                "no stacks: it does not read what it is asked"
+            );
         }
     }
 
@@ -363,7 +433,9 @@ impl Hub {
             process,
             spool: self.spool.clone(),
             metrics: self.metrics.clone(),
+            waits: self.waits.clone(),
             board: Arc::clone(&self.board),
+            locals: Arc::clone(&self.locals),
         };
         task.run(retire).await;
         self.free(id, slot);
@@ -486,15 +558,6 @@ impl Hub {
         self.books
             .lock()
             .expect("no code that holds this lock panics")
-    }
-}
-
-/// Reads on until the connection ends: what a draining worker says is too late to matter.
-async fn silence(channel: &mut Channel) -> Broken {
-    loop {
-        if let Err(broken) = channel.frame().await {
-            return broken;
-        }
     }
 }
 

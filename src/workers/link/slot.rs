@@ -14,19 +14,30 @@ use super::channel::{Broken, Channel};
 use super::wire::{Frame, Header, Kind, MAX_CHUNK, MAX_HEAD, flag};
 use super::{answer, environ};
 use crate::message::{Answer, AnswerBody, Request};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, WaitInPlace};
 use crate::plan::{self, FailureKind, Outcome, Phase};
-use crate::slots::{Port, Taken, Turn, Turned};
+use crate::slots::{Closing, Port, Taken, Turn, Turned};
 use crate::spool::{self, AnswerWriter, Body, FilePart, Spool, SpoolFile, Upload};
-use crate::workers::{Activity, Board, Held, Hold, Job, Park, Process, Release, Step, Work};
+use crate::workers::local::{Locals, ParkId};
+use crate::workers::{
+    Activity, Awaited, Board, Held, Hold, Job, Park, Process, Release, Step, Waits, Work,
+};
 
 type Reply = oneshot::Sender<Turned<Step>>;
 
 /// How a job left its slot, which is ready again.
 enum Left {
     Done,
-    /// To be reported after the scheduler knows that the request is parked.
-    Parked(Reply, Park, u64),
+    Parked(Parked),
+}
+
+/// To be reported after the scheduler knows that the request is parked.
+struct Parked {
+    reply: Reply,
+    park: Park,
+    /// Bytes that it retains.
+    retained: u64,
+    pinned: bool,
 }
 
 /// What a slot's task waits for while the slot is idle.
@@ -42,7 +53,9 @@ pub struct SlotTask {
     pub process: Arc<Process>,
     pub spool: Spool,
     pub metrics: Metrics,
+    pub waits: Waits,
     pub board: Arc<Board>,
+    pub locals: Arc<Locals>,
 }
 
 impl SlotTask {
@@ -64,9 +77,11 @@ impl SlotTask {
             port,
             process,
             board,
+            locals,
             ..
         } = self;
         board.set(port.slot(), None);
+        locals.ends(port.slot());
         drop(port);
         if !retire.is_cancelled() {
             // A worker that lost one slot cannot be trusted with the others.
@@ -77,10 +92,12 @@ impl SlotTask {
 
     async fn serve(&mut self, retire: &tokio_util::sync::CancellationToken) -> Result<(), Broken> {
         let mut waiting = None;
+        // Whether it can be retired: not while requests are pinned to it. Only a job changes that.
+        let mut retirable = true;
         loop {
             let taken = match waiting.take() {
                 Some(taken) => taken,
-                None => match self.idle(retire).await {
+                None => match self.idle(retire, retirable).await {
                     Event::Job(Some(taken)) => taken,
                     Event::Job(None) | Event::Frame(Err(Broken::Closed)) => {
                         return Err(Broken::Closed);
@@ -89,34 +106,49 @@ impl SlotTask {
                     Event::Frame(Err(broken)) => return Err(broken),
                     // A job that came in the same moment goes first: it belongs to this slot.
                     Event::Retire => match self.port.close() {
-                        Some(taken) => taken,
-                        None => return self.retire().await,
+                        Closing::Taken(taken) => taken,
+                        Closing::Pinned => {
+                            retirable = false;
+                            continue;
+                        }
+                        Closing::Closed => return self.retire().await,
                     },
                 },
             };
+            retirable = true;
             let gone = self.process.gone.clone();
             let begun = Instant::now();
-            let (slot, request, about) = (self.port.slot(), taken.request, taken.job.about.clone());
+            let slot = self.port.slot();
             self.board.set(
                 slot,
                 Some(Activity {
-                    request,
-                    about,
+                    request: taken.job.of(taken.request),
+                    about: taken.job.about.clone(),
                     since: begun,
                 }),
             );
+            if matches!(taken.job.work, Work::Begin(_) | Work::Resume(_)) {
+                let park = ParkId {
+                    process: self.process.id,
+                    request: taken.request.number(),
+                    epoch: taken.job.epoch,
+                };
+                self.locals.begins(slot, park);
+            }
             let left = tokio::select! {
                 biased; // The usual end first; a process that is gone ends the rest.
                 left = self.step(taken) => left?,
                 () = gone.cancelled() => return Err(Broken::Closed),
             };
             self.board.set(slot, None);
+            self.locals.ends(slot);
             self.metrics.slot_busy(begun.elapsed());
             waiting = match left {
                 Left::Done => self.port.done(),
-                Left::Parked(reply, park, bytes) => {
-                    let next = self.port.parked(bytes);
-                    if let Err(Ok(Step::Park(_))) = reply.send(Ok(Step::Park(park))) {
+                Left::Parked(parked) => {
+                    let next = self.port.parked(parked.retained, parked.pinned);
+                    let step = Step::Park(parked.park);
+                    if let Err(Ok(Step::Park(_))) = parked.reply.send(Ok(step)) {
                         tracing::debug!("parked a request that nobody owns");
                     }
                     next
@@ -125,12 +157,16 @@ impl SlotTask {
         }
     }
 
-    async fn idle(&mut self, retire: &tokio_util::sync::CancellationToken) -> Event {
+    async fn idle(
+        &mut self,
+        retire: &tokio_util::sync::CancellationToken,
+        retirable: bool,
+    ) -> Event {
         tokio::select! {
             job = self.port.next() => Event::Job(job),
             frame = self.channel.frame() => Event::Frame(frame),
             () = self.process.gone.cancelled() => Event::Frame(Err(Broken::Closed)),
-            () = retire.cancelled() => Event::Retire,
+            () = retire.cancelled(), if retirable => Event::Retire,
         }
     }
 
@@ -154,16 +190,34 @@ impl SlotTask {
             mut reply,
         } = taken;
         let tag = Tag {
-            request: request.number(),
+            request: job.of(request).number(),
             epoch: job.epoch,
         };
-        self.hand_over(tag, job).await?;
+        let Job { work, answer, .. } = job;
+        let (runs, ends) = (matches!(work, Work::Run(_)), matches!(work, Work::End));
+        self.hand_over(tag, work).await?;
+        if let Some(writer) = answer {
+            return self.stream(tag, writer, reply, ends).await;
+        }
+        // Dropped when its turn in the loop is over: with the job's next frame.
+        let mut _waiting = None;
         loop {
             let Frame { header, head, body } = self.channel.frame().await?;
+            _waiting = None;
             if (header.request, header.epoch) != (tag.request, tag.epoch) {
                 return Err(Broken::Unexpected(header));
             }
             match header.kind {
+                Kind::Ready => {
+                    let _ = reply.send(Ok(Step::Ended));
+                    return Ok(Left::Done);
+                }
+                Kind::Hold if header.has(flag::LOCAL) => _waiting = Some(self.waits(&head)?),
+                Kind::Hold => {
+                    reply = self.hold(tag, header, &head, &body, reply).await?;
+                }
+                // A call answers nobody, and its request is parked already.
+                _ if runs => return Err(Broken::Unexpected(header)),
                 Kind::Answer => {
                     let (status, reason, headers) =
                         answer::decode(header.aux, &head).map_err(Broken::content)?;
@@ -184,7 +238,7 @@ impl SlotTask {
                         let (next, turn) = Turn::pending();
                         // A request that lost its client drops the answer, and with it the pipe's reader.
                         let _ = reply.send(Ok(Step::Answer(answer, Some(turn))));
-                        self.stream(tag, writer, next).await?;
+                        return self.stream(tag, writer, next, false).await;
                     } else {
                         let body = if header.has(flag::FD) {
                             self.file_part(&body).await?
@@ -205,26 +259,50 @@ impl SlotTask {
                     return Ok(Left::Done);
                 }
                 Kind::Park => {
-                    let retained = head.len() as u64 + body.len() as u64;
-                    let plan = plan::decode(&head, &body).map_err(Broken::content)?;
-                    let park = Park {
-                        plan,
-                        shielded: header.has(flag::SHIELDED),
-                        process: Arc::clone(&self.process),
-                    };
-                    return Ok(Left::Parked(reply, park, retained));
-                }
-                Kind::Hold => {
-                    let nobody = std::future::pending();
-                    reply = self.hold(tag, header, &head, &body, reply, nobody).await?;
-                }
-                Kind::Ready => {
-                    let _ = reply.send(Ok(Step::Ended));
-                    return Ok(Left::Done);
+                    let parked = self.parked(header, &head, &body, reply, None)?;
+                    return Ok(Left::Parked(parked));
                 }
                 _ => return Err(Broken::Unexpected(header)),
             }
         }
+    }
+
+    /// What a `PARK` says.
+    fn parked(
+        &self,
+        header: Header,
+        head: &Bytes,
+        body: &Bytes,
+        reply: Reply,
+        answer: Option<AnswerWriter>,
+    ) -> Result<Parked, Broken> {
+        let awaited = if header.has(flag::LOCAL) {
+            if !head.is_empty() || !body.is_empty() {
+                return Err(Broken::content("a local wait with a plan"));
+            }
+            let wait = self.locals.parks(self.port.slot());
+            Awaited::Local(wait.ok_or(Broken::Unexpected(header))?)
+        } else {
+            Awaited::Plan(plan::decode(head, body).map_err(Broken::content)?)
+        };
+        let park = Park {
+            awaited,
+            shielded: header.has(flag::SHIELDED),
+            process: Arc::clone(&self.process),
+            answer,
+        };
+        Ok(Parked {
+            reply,
+            park,
+            retained: head.len() as u64 + body.len() as u64,
+            pinned: header.has(flag::PINNED),
+        })
+    }
+
+    /// What a `HOLD` says that asks for nothing.
+    fn waits(&self, head: &[u8]) -> Result<WaitInPlace, Broken> {
+        let plan::Hold { reason, source } = plan::decode_hold(head).map_err(Broken::content)?;
+        Ok(self.waits.begin(reason, source))
     }
 
     /// The body of an answer that is a part of a file.
@@ -234,8 +312,15 @@ impl SlotTask {
         Ok(part.map_or_else(AnswerBody::Unreadable, AnswerBody::File))
     }
 
-    async fn hand_over(&mut self, tag: Tag, job: Job) -> Result<(), Broken> {
-        match job.work {
+    async fn hand_over(&mut self, tag: Tag, work: Work) -> Result<(), Broken> {
+        match work {
+            Work::Run(call) => {
+                let header = Header {
+                    aux: call.number,
+                    ..tag.header(Kind::Run)
+                };
+                self.channel.send(header, |_, _| {}, &[]).await
+            }
             Work::Begin(request) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::End => {
@@ -308,8 +393,7 @@ impl SlotTask {
         }
     }
 
-    /// The worker waits in place: the request's side runs the plan, and its reply goes back. No longer
-    /// than until `unread`.
+    /// The worker waits in place: the request's side runs the plan, and its reply goes back.
     async fn hold(
         &mut self,
         tag: Tag,
@@ -317,7 +401,6 @@ impl SlotTask {
         head: &Bytes,
         body: &Bytes,
         reply: Reply,
-        unread: impl Future<Output = ()>,
     ) -> Result<Reply, Broken> {
         let mut plan = plan::decode(head, body).map_err(Broken::content)?;
         let Some(plan::Hold { reason, source }) = plan.hold.take() else {
@@ -334,10 +417,7 @@ impl SlotTask {
         };
         // Nobody owns the request any more: its worker unwinds.
         let _ = reply.send(Ok(Step::Hold(hold)));
-        let released = tokio::select! {
-            released = released => released.ok(),
-            () = unread => None,
-        };
+        let released = released.await.ok();
         let (release, reply) = released.unwrap_or_else(|| (Release::Cancel, oneshot::channel().0));
         match release {
             Release::Results(outcomes) => {
@@ -353,14 +433,17 @@ impl SlotTask {
         Ok(reply)
     }
 
-    /// Takes the rest of a body at the worker's speed, until the slot is ready.
+    /// Takes the rest of a body at the worker's speed, until the slot is ready. A request that `ends` has
+    /// been told already that nobody reads.
     async fn stream(
         &mut self,
         tag: Tag,
         mut writer: AnswerWriter,
         mut reply: Reply,
-    ) -> Result<(), Broken> {
-        let mut stopped = false;
+        ends: bool,
+    ) -> Result<Left, Broken> {
+        let mut stopped = ends;
+        let mut _waiting = None;
         loop {
             let frame = tokio::select! {
                 frame = self.channel.frame() => frame?,
@@ -371,6 +454,7 @@ impl SlotTask {
                 }
             };
             let Frame { header, head, body } = frame;
+            _waiting = None;
             if (header.request, header.epoch) != (tag.request, tag.epoch) {
                 return Err(Broken::Unexpected(header));
             }
@@ -384,20 +468,24 @@ impl SlotTask {
                     if !header.has(flag::BROKEN) {
                         writer.finish();
                     }
-                    return if header.has(flag::READY) {
-                        Ok(())
-                    } else {
-                        self.expect_ready(tag).await
-                    };
+                    if !header.has(flag::READY) {
+                        self.expect_ready(tag).await?;
+                    }
+                    return Ok(Left::Done);
                 }
+                Kind::Park => {
+                    let parked = self.parked(header, &head, &body, reply, Some(writer))?;
+                    return Ok(Left::Parked(parked));
+                }
+                Kind::Ready if ends => return Ok(Left::Done),
+                Kind::Hold if header.has(flag::LOCAL) => _waiting = Some(self.waits(&head)?),
                 Kind::Hold if stopped => {
                     self.channel
                         .send(tag.header(Kind::Cancel), |_, _| {}, &[])
                         .await?;
                 }
                 Kind::Hold => {
-                    let unread = writer.gone();
-                    reply = self.hold(tag, header, &head, &body, reply, unread).await?;
+                    reply = self.hold(tag, header, &head, &body, reply).await?;
                 }
                 _ => return Err(Broken::Unexpected(header)),
             }

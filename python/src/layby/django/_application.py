@@ -24,7 +24,6 @@ from django.http import FileResponse
 from django.http.response import HttpResponseBase
 from django.urls import get_resolver, set_script_prefix
 
-from layby._exceptions import Cancelled
 from layby._job import App, tls
 from layby.django import _asgiref, _bodies, _caches, _databases, _files, _inplace
 from layby.django._chain import Chain
@@ -169,8 +168,9 @@ class _Application:
             _caches.remember(tls.job, request)
         try:
             response: Any = await self._respond(request)
-        except Cancelled:
-            # No response will be closed, but what began with the request must end with it.
+        except BaseException:
+            # Cancelled, above all. No response will be closed, but what began with the request
+            # must end with it.
             request.close()
             request_finished.send(sender=self._sender)
             raise

@@ -11,8 +11,8 @@ Left to the event loop, as in plain Django:
 - a view decorated with `on_event_loop`;
 - whatever is called while a loop waits for this thread (ASGI, `AsyncClient`).
 
-A coroutine cannot be moved to a loop once it has begun, so a view that needs asyncio
-has to be named; the error it gets without says so.
+What of a view needs asyncio stands under `async with layby.io`, or the view has to be named;
+the error it gets without says so.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ _ON_LOOP = "_layby_on_event_loop"
 _END = object()
 
 NEEDS_LOOP = (
-    "This view is stepped without an event loop, so that it may block. If it needs asyncio,"
-    " decorate it with @layby.django.on_event_loop, or set LAYBY_INLINE_ASYNC_VIEWS = False"
+    "This view is stepped without an event loop, so that it may block. If it needs asyncio, put"
+    " that under `async with layby.io:`, decorate the view with @layby.django.on_event_loop, or"
+    " set LAYBY_INLINE_ASYNC_VIEWS = False"
 )
 
 
@@ -67,8 +68,9 @@ def install() -> None:
 def on_event_loop(view: View) -> View:
     """Run this `async def` view on an event loop, as plain Django does.
 
-    For views that use asyncio (`asyncio.sleep`, `httpx.AsyncClient`, …). Blocking code
-    and layby's fetches are refused in them. In a slot the request waits in place.
+    For views that use asyncio throughout. Blocking code and layby's fetches are refused in
+    them, and in a slot the request waits in place: where only a part of the view needs
+    asyncio, `async with layby.io` around that part does better.
 
         @on_event_loop
         async def rates(request): ...

@@ -8,5 +8,6 @@ urlpatterns = [
     path("lab/fetch-in-place", views.fetch_in_place),
     path("lab/slow", views.slow),
     path("lab/stuck", views.stuck),
+    path("lab/files/", include("lab.files")),
     path("", include("shop.urls")),
 ]
