@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::board::GatewayBoard;
 use crate::admin::Admin;
 use crate::config::{Config, Loaded, Source, Sources};
-use crate::downstream::{self, Downstream, Listener, Listeners};
+use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
@@ -372,6 +372,7 @@ fn settings(config: &Config) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         max_body: config.max_body,
+        routes: Routes::new(config.routes.clone()),
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,
             on_disconnect: config.slots.on_disconnect,

@@ -79,8 +79,14 @@ class GreenletRunner:
         """Run a new request until it answers or parks."""
         self._locals.begin()
         hub = self._hubs[slot.number]
-        job.greenlet = hub.idle.pop() if hub.idle else greenlet(self._carry, hub.greenlet)
-        _switch(job, (slot, hub, job))
+        if hub.idle:
+            job.greenlet = hub.idle.pop()
+        else:
+            job.greenlet = greenlet(self._carry, hub.greenlet)
+            # To where it waits for a request. Not with one, for what a greenlet is started
+            # with it keeps.
+            job.greenlet.switch(slot, hub)
+        _switch(job, job)
 
     def unpark(self, request: int, epoch: int) -> Job:
         """Take a request that is parked on this thread. WireError when there is none such."""
@@ -136,14 +142,14 @@ class GreenletRunner:
             hub.idle.pop().throw()
         del self._hubs[slot.number]
 
-    def _carry(self, work: tuple[Slot, _Hub, Job]) -> BaseException | None:
+    def _carry(self, slot: Slot, hub: _Hub) -> BaseException | None:
         """What every greenlet runs: one request after the other.
 
         Nothing may be raised out of it, for that would end the slot's thread; what should
         end it is handed over.
         """
         while True:
-            slot, hub, job = work
+            job = hub.greenlet.switch(None)
             failure: BaseException | None = None
             try:
                 job.context.run(self._wsgi.begin, slot, job)
@@ -155,8 +161,7 @@ class GreenletRunner:
                 return failure
             hub.idle.append(carrier)
             # An idle greenlet keeps nothing of its last request alive.
-            del work, job, carrier
-            work = hub.greenlet.switch(None)
+            del job, carrier
 
     def _wait(
         self,
