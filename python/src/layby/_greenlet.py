@@ -204,8 +204,6 @@ class GreenletRunner:
         """What greenlets add to the reasons not to park."""
         if job.greenlet is not getcurrent():
             return Obstacle("unsupported", "it runs in a greenlet of the application's own")
-        if job.answered:
-            return Obstacle("mode", "its answer is over")
         if self.parked >= self._max_parked:
             return Obstacle("unsupported", f"{self._max_parked} requests are parked already")
         return None

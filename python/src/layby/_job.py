@@ -18,9 +18,12 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, ClassVar, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol
 
 from layby._wire import Frame
+
+if TYPE_CHECKING:
+    from layby._answer import Answer
 
 Reason = Literal["transaction", "cursor", "middleware", "mode", "unsupported"]
 
@@ -29,6 +32,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "answer",
         "answered",
         "awaited",
         "body",
@@ -59,7 +63,7 @@ class Job:
         self.context = context
         # Number of the slot that steps it, or that stepped it last.
         self.slot = slot
-        self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
+        self.coroutine: Coroutine[Any, Any, AppResponse | None] | None = None
         # In greenlet mode, the greenlet that runs it.
         self.greenlet: Any = None
         # It is being ended. From here on it never parks: it waits in place.
@@ -78,6 +82,8 @@ class Job:
         self.inline: list[Reason] = []
         # What named threading.local objects held for it when it parked, by their names.
         self.locals: dict[str, dict[str, Any]] = {}
+        # What it has begun to send, if it can park while sending.
+        self.answer: Answer | None = None
         # What it waits for while it is parked.
         self.awaited: Suspend | None = None
         # The request's body when it came as a file, or may still come.
@@ -261,7 +267,9 @@ class AppResponse(Protocol):
     """What a coroutine application returns.
 
     It may have an attribute `filelike`: something that, read, gives the same bytes as
-    iterating. If there is a file on disk in it, the gateway reads that itself.
+    iterating. If there is a file on disk in it, the gateway reads that itself. And a method
+    `stream`: an asynchronous generator of what to send instead of iterating, which may
+    park between its pieces; or None.
     """
 
     status: str

@@ -143,13 +143,7 @@ class Ride:
             if yielded is FOR_GOOD:
                 return
             if yielded is FOR_A_WHILE:
-                self._aboard.clear()
-                self._land()
-                while not self._aboard.is_set():
-                    try:
-                        yield from self._aboard.wait().__await__()
-                    except asyncio.CancelledError as error:
-                        failure = error  # It is told when it is back.
+                yield from self._stay_ashore()
             elif isinstance(yielded, Suspend):
                 failure = Error(INSIDE_IO)
             else:
@@ -159,6 +153,24 @@ class Ride:
                     raise  # The process ends.
                 except BaseException as error:  # noqa: BLE001 - it is raised in the coroutine
                     failure = error
+
+    def _stay_ashore(self) -> Generator[Any, Any, None]:
+        """Hand the coroutine to a slot, until it boards again."""
+        self._aboard.clear()
+        self._land()
+        cancelled = False
+        while not self._aboard.is_set():
+            try:
+                yield from self._aboard.wait().__await__()
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            # A timeout that ran out meanwhile, for one: raised at the next await aboard, where
+            # it belongs. Counted once, as whoever cancelled will uncancel once.
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            task.cancel()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         # Not in the task: one that is cancelled before its first step never runs.
