@@ -277,7 +277,9 @@ class Direct(Iterator[bytes]):
 def _open(fetch: Fetch) -> _direct.Stream | Failure:
     if _plan.stand_in is not None:
         # layby.testing: whole at once.
-        [outcome] = _plan.stand_in(_plan.gather(fetch))
+        root = fetch._root()
+        root._used = True
+        [outcome] = _plan.stand_in(root)
         if not isinstance(outcome, Response):
             assert isinstance(outcome, Failure)
             return outcome
