@@ -11,5 +11,6 @@ urlpatterns = [
     path("lab/files/", include("lab.files")),
     path("lab/uploads/", include("lab.uploads")),
     path("lab/streams/", include("lab.streams")),
+    path("lab/sdks/", include("lab.sdks")),
     path("", include("shop.urls")),
 ]
