@@ -9,5 +9,6 @@ urlpatterns = [
     path("lab/slow", views.slow),
     path("lab/stuck", views.stuck),
     path("lab/files/", include("lab.files")),
+    path("lab/loop/", include("lab.loop")),
     path("", include("shop.urls")),
 ]
