@@ -12,6 +12,7 @@ import re
 from http import HTTPStatus
 
 from layby import _files
+from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._headers import HOP_BY_HOP
 from layby._job import Job
@@ -183,8 +184,8 @@ class Answer:
             head=self._head,
             body=FILE_PART.pack(part.offset, length),
         )
+        self._begin_sending()
         self._channel.send_file(frame, part.descriptor)
-        self.sent = True
         self._is_over()
         return True
 
@@ -203,13 +204,13 @@ class Answer:
         parts = self._head.decode("latin-1").split("\0")
         headers = list(zip(parts[1:-1:2], parts[2:-1:2], strict=True))
         job = self._job
+        self._begin_sending()
         frame = relay.begin(job, headers)
         try:
             self._channel.send(frame)
         except Closed:
             relay.forget(job)
             raise
-        self.sent = True
         self._is_over()
 
     def end(self) -> None:
@@ -293,11 +294,16 @@ class Answer:
             self.ended = self._job.answered = last
             self._is_ready = ready
 
+    def _begin_sending(self) -> None:
+        self.sent = True
+        if isinstance(self._job.body, LazyBody):
+            self._job.body.give_up()
+
     def _send_one(self, data: bytes | memoryview, flags: int) -> None:
         if not self.sent:
             if self._head is None:
                 raise RuntimeError("the application sent a body without a head")
-            self.sent = True
+            self._begin_sending()
             self._frame(ANSWER, flags, data)
         elif self._nobody_reads():
             self.stopped = True

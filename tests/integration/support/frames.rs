@@ -48,6 +48,7 @@ pub mod flag {
     pub const READY: u8 = 0x04;
     pub const BROKEN: u8 = 0x08;
     pub const SHIELDED: u8 = 0x10;
+    pub const LAZY: u8 = 0x80;
 }
 
 const HEADER: usize = 24;

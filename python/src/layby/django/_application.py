@@ -18,7 +18,7 @@ from django.apps import apps
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
 from django.core.handlers.wsgi import WSGIHandler, get_script_name
-from django.core.signals import request_finished, request_started
+from django.core.signals import got_request_exception, request_finished, request_started
 from django.db import close_old_connections, connections
 from django.http import FileResponse
 from django.http.response import HttpResponseBase
@@ -65,6 +65,7 @@ def prepare(*, pinned: bool = False) -> bool:
     _databases.install()
     _caches.install()
     _files.install()
+    got_request_exception.connect(_bodies.forget_form, dispatch_uid="layby.django.bodies")
     _asgiref.install_lent_jobs()
     if pinned:
         _databases.share()
