@@ -8,6 +8,7 @@ mod files;
 mod heads;
 mod leaving;
 mod lifecycle;
+mod local;
 mod parking;
 mod policy;
 mod queue;
