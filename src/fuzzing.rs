@@ -143,7 +143,7 @@ pub fn head(bytes: &[u8]) {
         query: target.query,
         headers: parts.headers,
         client,
-        body: Body::Memory(Bytes::new()),
+        body: message::RequestBody::Here(Body::Memory(Bytes::new())),
     };
     let mut environ = BytesMut::new();
     let pairs = environ::encode(&request, &mut environ);

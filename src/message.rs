@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode, Version};
 
 use crate::spool::{AnswerReader, Body, FilePart};
 
-/// A client's request with its whole body in hand.
+/// A client's request, with its whole body in hand unless that is to be taken later.
 #[derive(Debug)]
 pub struct Request {
     pub method: Method,
@@ -22,7 +23,59 @@ pub struct Request {
     /// Without hop-by-hop, framing and spoofable headers.
     pub headers: HeaderMap,
     pub client: Client,
-    pub body: Body,
+    pub body: RequestBody,
+}
+
+#[derive(Debug)]
+pub enum RequestBody {
+    Here(Body),
+    /// Still with the client, who has announced so many bytes, if any.
+    Later(Option<u64>),
+}
+
+/// A body that its client still has. Nothing of it is asked for before it is taken; dropped, it stays there.
+pub struct LaterBody(BoxFuture<'static, Result<Body, NoBody>>);
+
+/// Why a body cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoBody {
+    /// It did not come in time.
+    Late,
+    /// It is larger than allowed.
+    TooLarge,
+    /// It is malformed, or was cut.
+    Broken,
+    /// The gateway cannot keep it.
+    NoRoom,
+}
+
+impl LaterBody {
+    pub fn new(taking: impl Future<Output = Result<Body, NoBody>> + Send + 'static) -> Self {
+        Self(Box::pin(taking))
+    }
+
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn take(self) -> Result<Body, NoBody> {
+        self.0.await
+    }
+}
+
+impl std::fmt::Debug for LaterBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LaterBody")
+    }
+}
+
+impl std::fmt::Display for NoBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Late => "the request body took too long to arrive",
+            Self::TooLarge => "the request body is too large",
+            Self::Broken => "the request body is malformed",
+            Self::NoRoom => "no room for the request body",
+        })
+    }
 }
 
 /// Who sent the request and to whom, as far as trusted proxies tell.

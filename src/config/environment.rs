@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::keys::{self, KEYS, Key};
+use super::keys::{self, KEYS, Key, ROUTES};
 use super::mistakes::{Mistake, Place};
 use super::read::{Given, Item, Layer, Written};
 
@@ -71,6 +71,11 @@ fn given(key: &'static Key, value: &str, place: Place) -> Option<(&'static str, 
 fn unknown(name: &str) -> Option<String> {
     if OTHERS.contains(&name) {
         return None;
+    }
+    if name.starts_with("LAYBY_ROUTE_") {
+        return Some(format!(
+            "{name}: unknown variable, ignored; routes are given in the file, as [[{ROUTES}]]"
+        ));
     }
     let variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
     let hint = match keys::nearest(name, variables.iter().map(String::as_str)) {

@@ -11,9 +11,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, KEYS, Key, SECTIONS};
+use super::keys::{self, KEYS, Key, ROUTE, ROUTES, SECTIONS};
 use super::mistakes::{Mistake, Place, masked};
-use super::read::{Given, Item, Layer, Written};
+use super::read::{Given, Item, Layer, RouteTable, Written};
 
 /// Read if it is there.
 const DEFAULT_PATH: &str = "layby.toml";
@@ -26,6 +26,7 @@ pub(super) struct File {
 #[derive(Default)]
 pub(super) struct Parsed {
     pub layer: Layer,
+    pub routes: Vec<RouteTable>,
     pub mistakes: Vec<Mistake>,
     /// Lines that are not TOML, and those below a broken section header: nothing else that
     /// is wrong there counts.
@@ -104,7 +105,9 @@ impl File {
                 _ => format!("{section}.{}", key.get_ref()),
             };
             let place = self.place(self.line(key.span()));
-            if let Some(key) = keys::find(&name) {
+            if name == ROUTES {
+                self.read_routes(place, value, parsed);
+            } else if let Some(key) = keys::find(&name) {
                 match self.given(key, value) {
                     Ok(given) => _ = parsed.layer.insert(key.name, given),
                     Err(mistake) => parsed.mistakes.push(mistake),
@@ -121,6 +124,36 @@ impl File {
                 let text = unknown(section, &name, value.get_ref());
                 parsed.mistakes.push(Mistake::new(place, name, text));
             }
+        }
+    }
+
+    fn read_routes(&self, place: Place, value: &Spanned<DeValue<'_>>, parsed: &mut Parsed) {
+        let DeValue::Array(array) = value.get_ref() else {
+            let text = format!("is a list of sections; write [[{ROUTES}]] above the keys of each");
+            parsed.mistakes.push(Mistake::new(place, ROUTES, text));
+            return;
+        };
+        for route in array {
+            let place = self.place(self.line(route.span()));
+            let DeValue::Table(table) = route.get_ref() else {
+                let text = format!("an item is not a section; write [[{ROUTES}]]");
+                parsed.mistakes.push(Mistake::new(place, ROUTES, text));
+                continue;
+            };
+            let mut layer = Layer::new();
+            for (key, value) in table {
+                let name = format!("{ROUTES}.{}", key.get_ref());
+                match keys::find(&name).map(|key| (key.name, self.given(key, value))) {
+                    Some((name, Ok(given))) => _ = layer.insert(name, given),
+                    Some((_, Err(mistake))) => parsed.mistakes.push(mistake),
+                    None => {
+                        let place = self.place(self.line(key.span()));
+                        let text = unknown(ROUTES, &name, value.get_ref());
+                        parsed.mistakes.push(Mistake::new(place, name, text));
+                    }
+                }
+            }
+            parsed.routes.push(RouteTable { layer, place });
         }
     }
 
@@ -187,7 +220,7 @@ impl File {
         let above = self.text.lines().take(line).map(str::trim);
         let header = above.filter(|line| line.starts_with('[')).last();
         match header.and_then(|header| header[1..].split(']').next()) {
-            Some(section) => format!("{section}.{key}"),
+            Some(section) => format!("{}.{key}", section.trim_start_matches('[')),
             None => key.to_owned(),
         }
     }
@@ -227,18 +260,30 @@ fn unknown(section: &str, name: &str, value: &DeValue<'_>) -> String {
         _ => false,
     };
     if tables && section.is_empty() {
-        return match keys::nearest(name, SECTIONS.iter().copied()) {
+        return match keys::nearest(name, SECTIONS.iter().copied().chain([ROUTES])) {
+            Some(ROUTES) => format!("unknown section; did you mean [[{ROUTES}]]?"),
             Some(meant) => format!("unknown section; did you mean [{meant}]?"),
-            None => format!("unknown section; there are {}", SECTIONS.join(", ")),
+            None => format!(
+                "unknown section; there are {}, {ROUTES}",
+                SECTIONS.join(", ")
+            ),
         };
     }
-    if let Some(meant) = keys::meant_by(name) {
+    let meant = match section {
+        ROUTES => keys::meant_in_route(name),
+        _ => keys::meant_by(name),
+    };
+    if let Some(meant) = meant {
         return format!("unknown key; did you mean {meant}?");
     }
-    let siblings = KEYS.iter().filter(|key| key.section() == section);
+    let siblings = KEYS
+        .iter()
+        .chain(ROUTE)
+        .filter(|key| key.section() == section);
     let siblings: Vec<&str> = siblings.map(Key::short).collect();
     let here = match section {
         "" => "at the top level".to_owned(),
+        ROUTES => format!("in [[{ROUTES}]]"),
         _ => format!("in [{section}]"),
     };
     format!("unknown key; {here} there are {}", siblings.join(", "))

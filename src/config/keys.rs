@@ -24,6 +24,8 @@ pub(super) enum Kind {
     Allow,
     Host,
     DatabaseUrl,
+    RoutePath,
+    Method,
 }
 
 /// What holds when no source gives a key.
@@ -398,6 +400,61 @@ pub(super) const KEYS: &[Key] = &[
     },
 ];
 
+/// The keys of one `[[route]]`. They are in the file only: an environment variable holds no list of sections.
+pub(super) const ROUTE: &[Key] = &[
+    Key {
+        name: "route.path",
+        kind: Kind::RoutePath,
+        default: Default::Unset("a mistake: a route is for some path"),
+        example: "/upload",
+        doc: "Which requests the route is for: this path and all below it. `/upload` stands for `/upload` and \
+              `/upload/photo`, not for `/uploads`; `/` for every path. Compared with the decoded path.",
+        ..PLAIN
+    },
+    Key {
+        name: "route.host",
+        kind: Kind::Host,
+        default: Default::Unset("every host"),
+        example: "shop.example.org",
+        doc: "Only requests for this host. Every port counts.",
+        ..PLAIN
+    },
+    Key {
+        name: "route.methods",
+        kind: Kind::Method,
+        list: true,
+        default: Default::Unset("every method"),
+        example: "POST",
+        doc: "Only requests with one of these methods.",
+        ..PLAIN
+    },
+    Key {
+        name: "route.body",
+        kind: Kind::Word(&["buffered", "lazy"]),
+        default: Default::Value {
+            text: "buffered",
+            because: "no client can keep a slot waiting with a slow upload",
+        },
+        example: "lazy",
+        doc: "When a request's body is read: `buffered`, before the request asks for a slot, or `lazy`, when the \
+              application asks for it (`await layby.read_uploaded_file(…)`). With `lazy` the application can refuse \
+              an upload that then is never read, and `Expect: 100-continue` is answered only when the body is wanted.",
+        ..PLAIN
+    },
+    Key {
+        name: "route.max_body",
+        kind: Kind::Size,
+        range: Some(("1", "1024TiB")),
+        default: Default::Unset("that at the top level"),
+        example: "5GiB",
+        doc: "Largest request body on this route; a larger one is answered 413.",
+        ..PLAIN
+    },
+];
+
+/// What a list of routes is called in the file.
+pub(super) const ROUTES: &str = "route";
+
 pub(super) const SECTIONS: &[&str] = &["slots", "workers", "outbound", "database"];
 
 /// What other servers call a key, and what it is here.
@@ -426,6 +483,11 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("outbound.hosts", "outbound.allow"),
     ("outbound.labels", "outbound.label"),
     ("database.dsn", "database.url"),
+    ("route.prefix", "route.path"),
+    ("route.location", "route.path"),
+    ("route.method", "route.methods"),
+    ("route.hosts", "route.host"),
+    ("route.client_max_body_size", "route.max_body"),
 ];
 
 impl Key {
@@ -450,13 +512,22 @@ impl Key {
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
+    KEYS.iter().chain(ROUTE).find(|key| key.name == name)
+}
+
+/// The key of a route that somebody who wrote this unknown name most likely meant.
+pub(super) fn meant_in_route(name: &str) -> Option<&'static str> {
+    known_elsewhere(name).or_else(|| nearest(name, ROUTE.iter().map(|key| key.name)))
+}
+
+fn known_elsewhere(name: &str) -> Option<&'static str> {
+    let elsewhere = KNOWN_ELSEWHERE.iter().find(|(known, _)| *known == name);
+    elsewhere.map(|(_, key)| *key)
 }
 
 /// The key that somebody who wrote this unknown name most likely meant.
 pub(super) fn meant_by(name: &str) -> Option<&'static str> {
-    let elsewhere = KNOWN_ELSEWHERE.iter().find(|(known, _)| *known == name);
-    if let Some((_, key)) = elsewhere {
+    if let Some(key) = known_elsewhere(name) {
         return Some(key);
     }
     // The right key in the wrong section, before a similar one in the right section.

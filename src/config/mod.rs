@@ -4,7 +4,7 @@
 //! file, default. Every value in it has been checked, so no other room checks again. What is
 //! wrong is reported all at once, each mistake with its place and what to write instead.
 //!
-//! The keys stand in one table ([`keys::KEYS`]); reading the file, reading the environment, the
+//! The keys stand in one table ([`keys::KEYS`], and [`keys::ROUTE`] for each of the routes); reading the file, reading the environment, the
 //! effective configuration and the reference page all follow it. What a value means to the
 //! machine (does the folder exist, is the port free) is left to whoever uses it.
 
@@ -15,6 +15,7 @@ mod keys;
 mod mistakes;
 mod read;
 mod reference;
+mod routes;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,8 @@ pub struct Config {
     pub workers: Workers,
     pub outbound: Outbound,
     pub database: Option<Database>,
+    /// In the order of the file; no two for the same requests.
+    pub routes: Vec<Route>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +168,29 @@ pub enum Allow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
     pub url: Secret,
+}
+
+/// What is special about the requests of one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Begins with `/` and ends without, but for `/` itself. Stands for what is below it, too.
+    pub path: String,
+    /// Lower case, without port; every host if there is none.
+    pub host: Option<String>,
+    /// Every method if there is none.
+    pub methods: Vec<http::Method>,
+    pub body: BodyMode,
+    /// None: that of the whole gateway.
+    pub max_body: Option<u64>,
+}
+
+/// When a request's body is taken from its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Before a slot is asked for.
+    Buffered,
+    /// When the application asks for it.
+    Lazy,
 }
 
 /// A value that is never printed.
@@ -319,6 +345,18 @@ impl OnDisconnect {
         match self {
             OnDisconnect::Finish => "finish",
             OnDisconnect::Cancel => "cancel",
+        }
+    }
+}
+
+impl BodyMode {
+    pub const ALL: [BodyMode; 2] = [BodyMode::Buffered, BodyMode::Lazy];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BodyMode::Buffered => "buffered",
+            BodyMode::Lazy => "lazy",
         }
     }
 }

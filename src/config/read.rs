@@ -25,6 +25,13 @@ pub(super) struct Given {
     pub place: Place,
 }
 
+/// One `[[route]]`: what it says, and where it begins.
+#[derive(Debug)]
+pub(super) struct RouteTable {
+    pub layer: Layer,
+    pub place: Place,
+}
+
 /// One value, or one of a list.
 #[derive(Debug)]
 pub(super) struct Item {
@@ -56,6 +63,7 @@ pub(super) fn resolve(
     });
     let Parsed {
         layer,
+        routes,
         mut mistakes,
         broken_lines,
     } = file.as_ref().map(File::parse).unwrap_or_default();
@@ -66,6 +74,7 @@ pub(super) fn resolve(
 
     let mut reader = Reader {
         layers: [layer, environment.layer, flags(&sources.flags)],
+        routes,
         mistakes,
         entries: Vec::new(),
         warnings: environment.warnings,
@@ -108,6 +117,7 @@ fn flags(flags: &[(&'static str, Vec<String>)]) -> Layer {
 pub(super) struct Reader {
     /// File, environment, flags: the weaker before the stronger.
     pub layers: [Layer; 3],
+    pub routes: Vec<RouteTable>,
     pub mistakes: Vec<Mistake>,
     pub entries: Vec<Entry>,
     pub warnings: Vec<String>,
@@ -148,6 +158,16 @@ impl Reader {
         values
     }
 
+    /// The values of a key in one route, the default's if none is given or one is wrong.
+    pub fn in_route<T: Value>(&mut self, route: &RouteTable, name: &'static str) -> Vec<T> {
+        let key = key(name);
+        assert!(T::is(key.kind), "the table has another kind for {name}");
+        let given = route.layer.get(name).map(|given| parse_items(key, given));
+        let (values, mistakes) = given.unwrap_or_default();
+        self.mistakes.extend(mistakes);
+        values.unwrap_or_else(|| default_values(key))
+    }
+
     /// Whether nothing is wrong with the key by itself.
     pub fn is_right(&self, name: &str) -> bool {
         self.mistakes
@@ -176,7 +196,7 @@ impl Reader {
     }
 }
 
-fn key(name: &str) -> &'static Key {
+pub(super) fn key(name: &str) -> &'static Key {
     keys::find(name).expect("every key that is read stands in the table")
 }
 
@@ -265,7 +285,7 @@ fn written(key: &Key, item: &Item) -> String {
 }
 
 /// Values as the file would have them.
-fn show<T: Value>(key: &Key, values: &[T]) -> Option<String> {
+pub(super) fn show<T: Value>(key: &Key, values: &[T]) -> Option<String> {
     let one = |value: &T| {
         let text = value.show();
         match text.bytes().all(|byte| byte.is_ascii_digit()) {

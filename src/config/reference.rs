@@ -4,14 +4,14 @@
 
 use std::fmt::Write as _;
 
-use super::keys::{Default, KEYS, Key, Kind, SECTIONS};
+use super::keys::{Default, KEYS, Key, Kind, ROUTE, SECTIONS};
 
 const HEAD: &str = "\
 # Configuration
 
 <!-- Written from the table in src/config/keys.rs; `UPDATE_DOCS=1 cargo test reference` writes it anew. -->
 
-Every key can be given in four places. The stronger comes first:
+Every key can be given in four places, those of a `[[route]]` in the file only. The stronger comes first:
 
 1. a flag, for the keys that have one: `--slots 8`;
 2. an environment variable: `LAYBY_SLOTS_COUNT=8`, lists with commas: `LAYBY_OUTBOUND_ALLOW=public,10.0.0.7`.
@@ -34,6 +34,27 @@ SIGHUP reads the configuration again. Keys marked *restart* keep their old value
 started anew, and the log says so.
 ";
 
+const ROUTES: &str = r#"
+## `[[route]]`
+
+What is special about some requests. There may be any number of such sections, in the file only:
+
+```toml
+[[route]]
+path = "/upload"
+methods = ["POST", "PUT"]
+body = "lazy"
+max_body = "5GiB"
+
+[[route]]
+path = "/upload/avatar"
+```
+
+A request takes one route, of those whose path, host and methods fit: the one with the longest path; of those with
+the same path one with a host before one without, then one with methods before one without. What that route does not
+say is as without a route; nothing is taken from a shorter path. Two routes for the same requests are a mistake.
+"#;
+
 /// The page as Markdown.
 #[must_use]
 pub fn reference() -> String {
@@ -45,13 +66,18 @@ pub fn reference() -> String {
         };
         page += &format!("\n## {title}\n");
         for key in KEYS.iter().filter(|key| key.section() == *section) {
-            page += &entry(key);
+            page += &entry(key, true);
         }
+    }
+    page += ROUTES;
+    for key in ROUTE {
+        page += &entry(key, false);
     }
     page
 }
 
-fn entry(key: &Key) -> String {
+/// `elsewhere`: also as a variable, and maybe as a flag.
+fn entry(key: &Key, elsewhere: bool) -> String {
     let mut text = format!("\n### `{}`\n\n{}\n\n", key.name, key.doc);
     let mut line = |name: &str, value: &str| {
         writeln!(text, "- {name}: {value}").expect("writing to a string does not fail");
@@ -72,12 +98,14 @@ fn entry(key: &Key) -> String {
             in_file(key, key.example, key.list)
         ),
     );
-    let flag = key.flag.map(|flag| format!(", flag `{flag}`"));
-    let variable = key.variable();
-    line(
-        "elsewhere",
-        &format!("`{variable}`{}", flag.unwrap_or_default()),
-    );
+    if elsewhere {
+        let flag = key.flag.map(|flag| format!(", flag `{flag}`"));
+        let variable = key.variable();
+        line(
+            "elsewhere",
+            &format!("`{variable}`{}", flag.unwrap_or_default()),
+        );
+    }
     if key.restart {
         line("change", "*restart*");
     }
@@ -105,6 +133,8 @@ fn describe(key: &Key) -> String {
         Kind::Allow => "`public`, name, `*.name`, address or network".to_owned(),
         Kind::Host => "host name or address".to_owned(),
         Kind::DatabaseUrl => "`postgres://` URL".to_owned(),
+        Kind::RoutePath => "path, from `/` on".to_owned(),
+        Kind::Method => "method, in capitals".to_owned(),
     };
     let list = if key.list { "list of: " } else { "" };
     match key.range {

@@ -28,6 +28,7 @@ impl Reader {
         let spool_dir = self.one("spool_dir");
         let drain_timeout = self.one("drain_timeout");
         let log_format = self.one("log_format");
+        let routes = self.routes();
         let slots = Slots {
             count: self.one("slots.count"),
             queue: self.one("slots.queue"),
@@ -79,6 +80,7 @@ impl Reader {
             workers: workers?,
             outbound,
             database,
+            routes,
         })
     }
 

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::keys::{Default, KEYS, Key, Kind, SECTIONS};
+use super::keys::{Default, KEYS, Key, Kind, ROUTE, SECTIONS};
 use super::values::{Size, Value};
 use super::*;
 
@@ -119,6 +119,7 @@ fn the_sample_of_the_contract_is_valid() {
         database: Some(Database {
             url: Secret("postgres://shop:hunter2@db/shop".to_owned()),
         }),
+        routes: Vec::new(),
     };
     assert_eq!(config, expected);
 }
@@ -222,6 +223,10 @@ fn every_key_can_be_set_in_the_environment_and_means_the_same() {
 
 #[test]
 fn the_table_is_sound() {
+    for key in ROUTE {
+        assert_eq!(key.section(), "route");
+        assert!(!key.doc.is_empty());
+    }
     for key in KEYS {
         assert!(
             key.section().is_empty() || SECTIONS.contains(&key.section()),
@@ -249,6 +254,147 @@ fn the_table_is_sound() {
         defaults.effective.0.iter().filter(by_default).count(),
         // All but app and its two rivals.
         KEYS.len() - 3
+    );
+}
+
+#[test]
+fn routes_are_read_in_the_order_of_the_file() {
+    let text = r#"
+        workers.app = "base"
+        [[route]]
+        path = "/upload"
+        methods = ["POST", "PUT"]
+        body = "lazy"
+        max_body = "5GiB"
+        [[route]]
+        path = "/"
+        host = "Shop.Example."
+    "#;
+    let loaded = Config::from_toml(text).expect("valid");
+    assert_eq!(
+        loaded.config.routes,
+        [
+            Route {
+                path: "/upload".to_owned(),
+                host: None,
+                methods: vec![http::Method::POST, http::Method::PUT],
+                body: BodyMode::Lazy,
+                max_body: Some(5 << 30),
+            },
+            Route {
+                path: "/".to_owned(),
+                host: Some("shop.example".to_owned()),
+                methods: Vec::new(),
+                body: BodyMode::Buffered,
+                max_body: None,
+            },
+        ]
+    );
+    let effective = loaded.effective.to_string();
+    for line in [
+        r#"route = { path = "/upload", methods = ["POST", "PUT"], body = "lazy", max_body = "5GiB" }  # layby.toml:3"#,
+        r#"route = { path = "/", host = "shop.example" }"#,
+    ] {
+        assert!(effective.contains(line), "{line} is not in\n{effective}");
+    }
+    let (section, values) = &loaded.effective.sections()[0];
+    assert_eq!(*section, "general");
+    assert!(values.contains(r#"{ path = "/", host"#), "{values}");
+}
+
+#[test]
+fn the_keys_of_a_route_are_those_of_the_table() {
+    for key in ROUTE {
+        let path = match key.short() {
+            "path" => "",
+            _ => "path = \"/\"\n",
+        };
+        let text = format!(
+            "[[route]]\n{path}{} = {:?}\n[workers]\napp = \"base\"",
+            key.short(),
+            key.example
+        );
+        let loaded = Config::from_toml(&text).expect(&text);
+        let entry = loaded.effective.entry("route").expect("it is in force");
+        let value = entry.value.as_deref().expect("it has one");
+        assert!(value.contains(key.example), "{value}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_routes_is_said_all_at_once() {
+    let text = r#"workers.app = "base"
+[[route]]
+path = "/upload/"
+body = "lasy"
+[[route]]
+methods = "post"
+max_body = "0"
+[[route]]
+path = "/a"
+methods = ["GET", "HEAD"]
+prefix = "/b"
+[[route]]
+path = "/a"
+methods = ["HEAD"]
+[[route]]
+path = "/a"
+host = "example.org:80"
+max_bdy = "1MiB"
+"#;
+    let said = mistakes(text);
+    for line in [
+        r#"layby.toml:3: route.path: "/upload/" is not a path from / on, without / at its end; write "/upload""#,
+        r#"layby.toml:4: route.body: "lasy" is not one of the values; write "buffered" or "lazy""#,
+        r#"layby.toml:5: route.path: is missing; write path = "/" for every path"#,
+        r#"layby.toml:6: route.methods: "post" is not in capitals, as methods are; write "POST""#,
+        r#"layby.toml:7: route.max_body: "0" is too small; write 1 to "1024TiB""#,
+        "layby.toml:11: route.prefix: unknown key; did you mean route.path?",
+        "layby.toml:12: route: is for requests of the route at layby.toml:8 already; keep one",
+        r#"layby.toml:17: route.host: "example.org:80" has a port; every port counts; write "example.org""#,
+        "layby.toml:18: route.max_bdy: unknown key; did you mean route.max_body?",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+    assert_eq!(said.lines().count(), 9, "{said}");
+}
+
+#[test]
+fn a_route_has_one_spelling_and_others_are_told_it() {
+    let path = |path: &str| mistake(&format!("route = [{{ path = {path:?} }}]"));
+    for (written, right) in [
+        ("upload", "/upload"),
+        ("/a//b", "/a/b"),
+        ("/a/./b", "/a/b"),
+        ("/upload/*", "/upload"),
+        ("/upload?x=1", "/upload"),
+        ("/caf%C3%A9", "/café"),
+    ] {
+        let said = path(written);
+        assert!(said.contains(&format!("write {right:?}")), "{said}");
+    }
+    assert!(path("/a/../b").contains("write the path that they lead to"));
+    let said = mistake("[route]\npath = \"/\"\n[workers]\napp = \"base\"\n[x]");
+    assert!(
+        said.contains("route: is a list of sections; write [[route]]"),
+        "{said}"
+    );
+    let said = mistakes("[[routes]]\npath = \"/\"\n[workers]\napp = \"base\"");
+    assert!(said.contains("did you mean [[route]]?"), "{said}");
+}
+
+#[test]
+fn routes_cannot_come_from_the_environment() {
+    let sources = Sources {
+        env: env(&[("LAYBY_ROUTE_PATH", "/upload")]),
+        ..Sources::default()
+    };
+    let loaded = load("workers.app = \"base\"", &sources).expect("valid");
+    assert!(loaded.config.routes.is_empty());
+    assert!(
+        loaded.warnings[0].contains("routes are given in the file"),
+        "{:?}",
+        loaded.warnings
     );
 }
 
@@ -440,13 +586,13 @@ layby.toml:4: max_body: 100MB has no quotes; write "100MB"
 layby.toml:5: spool_dir: there is no value
 layby.toml:7: trusted_proxies: "10.0.0.1/8" is an address within a network; write "10.0.0.0/8" or "10.0.0.1"
 layby.toml:8: trusted_proxies: 7 is not an address, a network or unix; write it like "10.0.0.0/8"
-layby.toml:10: tls: unknown section; there are slots, workers, outbound, database
+layby.toml:10: tls: unknown section; there are slots, workers, outbound, database, route
 layby.toml:13: slots.count: "8" is a text; write 8
 layby.toml:14: slots.queue_timeout: 5 has no unit; write "5s"
 layby.toml:15: slots.parked: 0 is too small; write 1 to 1000000
 layby.toml:18: workers.app: "mysite/wsgi.py" is not a Python name, module:object; write "mysite.wsgi:application"
 layby.toml:19: workers.link: conflicts with workers.app (layby.toml:18); keep exactly one of app, link and upstream
-layby.toml:21: plans: unknown section; there are slots, workers, outbound, database
+layby.toml:21: plans: unknown section; there are slots, workers, outbound, database, route
 layby.toml:25: database.url: *** is not a PostgreSQL URL; write it like "postgres://user:password@host:5432/name"
 LAYBY_OUTBOUND_ALLOW: localhost is loopback, which only an address allows; write 127.0.0.1
 LAYBY_SLOTS_QUEUE_TIMEOUT: 6 has no unit; write 6s
@@ -662,8 +808,8 @@ fn a_mistake_says_what_to_write() {
             "slot: unknown section; did you mean [slots]?",
         ),
         (
-            "route = [{ path = \"/\" }]",
-            "route: unknown section; there are slots, workers, outbound, database",
+            "plans = [{ path = \"/\" }]",
+            "plans: unknown section; there are slots, workers, outbound, database, route",
         ),
     ];
     for (line, expected) in cases {

@@ -7,16 +7,18 @@
 mod addresses;
 mod names;
 mod quantities;
+mod requests;
 
 use std::path::PathBuf;
 
 use super::keys::Kind;
 use super::mistakes::Problem;
-use super::{LogFormat, Mode, OnDisconnect, Secret};
+use super::{BodyMode, LogFormat, Mode, OnDisconnect, Secret};
 
 pub(super) use addresses::UnixSocket;
 pub(super) use names::{AppName, Dotted, Host};
 pub(super) use quantities::Size;
+pub(super) use requests::RoutePath;
 
 pub(super) trait Value: Sized {
     /// Whether the table's description of the key is that of this type.
@@ -48,6 +50,20 @@ impl Value for LogFormat {
 }
 
 impl Value for OnDisconnect {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for BodyMode {
     fn is(kind: Kind) -> bool {
         matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
     }

@@ -17,7 +17,7 @@ use hyper::ext::ReasonPhrase;
 use super::head::{Refusal, strip_hop_by_hop};
 use super::watch::Finish;
 use crate::exchange::Failure;
-use crate::message::{Answer, AnswerBody};
+use crate::message::{Answer, AnswerBody, NoBody};
 use crate::slots::Shed;
 use crate::spool::{AnswerReader, FilePart};
 
@@ -25,14 +25,7 @@ use crate::spool::{AnswerReader, FilePart};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     Refused(Refusal),
-    /// The body did not come in time.
-    BodyTimeout,
-    /// The body is larger than allowed.
-    BodyTooLarge,
-    /// The body is malformed, or was cut.
-    BodyBroken,
-    /// The gateway cannot keep the body.
-    SpoolFull,
+    Body(NoBody),
     /// The worker's answer cannot be passed on.
     BadAnswer(&'static str),
     Exchange(Failure),
@@ -42,10 +35,13 @@ impl Trouble {
     pub fn status(self) -> StatusCode {
         match self {
             Self::Refused(Refusal(status, _)) => status,
-            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyBroken => StatusCode::BAD_REQUEST,
-            Self::SpoolFull | Self::Exchange(Failure::Shed(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Body(no) | Self::Exchange(Failure::Body(no)) => match no {
+                NoBody::Late => StatusCode::REQUEST_TIMEOUT,
+                NoBody::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                NoBody::Broken => StatusCode::BAD_REQUEST,
+                NoBody::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
+            },
+            Self::Exchange(Failure::Shed(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadAnswer(_) | Self::Exchange(Failure::WorkerGone) => StatusCode::BAD_GATEWAY,
             Self::Exchange(Failure::Deadline) => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -55,10 +51,12 @@ impl Trouble {
     fn text(self) -> &'static str {
         match self {
             Self::Refused(Refusal(_, why)) => why,
-            Self::BodyTimeout => "the request body took too long to arrive",
-            Self::BodyTooLarge => "the request body is too large",
-            Self::BodyBroken => "the request body is malformed",
-            Self::SpoolFull => "no room for the request body; try again later",
+            Self::Body(no) | Self::Exchange(Failure::Body(no)) => match no {
+                NoBody::Late => "the request body took too long to arrive",
+                NoBody::TooLarge => "the request body is too large",
+                NoBody::Broken => "the request body is malformed",
+                NoBody::NoRoom => "no room for the request body; try again later",
+            },
             Self::Exchange(Failure::Shed(Shed::Draining)) => {
                 "the server is shutting down; try again"
             }
@@ -69,10 +67,13 @@ impl Trouble {
         }
     }
 
-    /// The connection cannot carry another request: what the client sent of this one is not read.
+    /// The connection is not to carry another request.
     fn closes(self) -> bool {
         !matches!(self, Self::Exchange(_) | Self::BadAnswer(_))
-            || matches!(self, Self::Exchange(Failure::Shed(Shed::Draining)))
+            || matches!(
+                self,
+                Self::Exchange(Failure::Shed(Shed::Draining) | Failure::Body(_))
+            )
     }
 }
 

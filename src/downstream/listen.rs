@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::TcpListener as StdTcp;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ enum Accepted {
 }
 
 /// A connection's bytes.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin {
+pub trait Stream: AsyncRead + AsyncWrite + AsFd + Unpin {
     /// Ends it so that the client cannot take it for a regular end.
     fn reset(self);
 }

@@ -1,12 +1,14 @@
 //! Downstream: the clients' side. Listeners, HTTP, bodies, header hygiene.
 //!
-//! A request leaves this room vetted, with its whole body in hand; what comes back is made fit for the
-//! wire. Slots and workers are not known here.
+//! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
+//! comes back is made fit for the wire. Slots and workers are not known here.
 
 mod answers;
+mod collect;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
+mod routes;
 mod watch;
 
 use std::sync::{Arc, RwLock};
@@ -14,24 +16,26 @@ use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
+use self::collect::{Bounds, collect};
 use self::forwarded::Peer;
 use self::listen::Stream;
 use self::watch::{Finish, STALL, Watch, Watched};
-use crate::config::Trusted;
+use crate::config::{BodyMode, Trusted};
 use crate::exchange::{self, Exchange};
-use crate::message;
+use crate::message::{self, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
-use crate::spool::{self, Spool, Upload};
+use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 
 pub use listen::{Listener, Listeners};
+pub use routes::Routes;
 
 /// Largest request head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -45,6 +49,7 @@ const LAST_ARRIVALS: Duration = Duration::from_millis(50);
 pub struct Settings {
     pub trusted: Vec<Trusted>,
     pub max_body: u64,
+    pub routes: Routes,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
@@ -104,11 +109,14 @@ impl Downstream {
             tokio::select! {
                 biased;
                 ended = &mut connection => match ended {
-                    Ok(()) => return,
+                    Ok(()) => break false,
                     Err(error) => {
                         tracing::debug!(%error, "connection ended");
-                        // The only such error is that of an answer's body.
-                        break error.is_user();
+                        if !error.is_user() {
+                            return;
+                        }
+                        // An answer's body, or nobody to answer.
+                        break true;
                     }
                 },
                 () = watch.alarm.rang() => {
@@ -121,10 +129,17 @@ impl Downstream {
                 }
             }
         };
+        let unread = watch.is_unread();
+        if !cut && !unread {
+            return;
+        }
+        let stream = connection.into_parts().io.into_inner().stream;
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            connection.into_parts().io.into_inner().stream.reset();
+            stream.reset();
+        } else {
+            Box::pin(linger(stream)).await;
         }
     }
 
@@ -133,30 +148,37 @@ impl Downstream {
         request: Request<Incoming>,
         peer: Peer,
         watch: Arc<Watch>,
-    ) -> Result<Response<Body>, std::convert::Infallible> {
+    ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
         let method = request.method().clone();
         let mut finish = Finish::new(self.metrics.clone(), Arc::clone(&watch), method.clone());
         let json = answers::wants_json(request.headers());
         let answered = async {
-            let request = self.receive(request, peer, &watch, &settings).await?;
+            let (request, later) = self.receive(request, peer, &watch, &settings).await?;
             watch.in_hand();
-            let answer = self
-                .exchange
-                .run(request, settings.exchange)
-                .await
-                .map_err(Trouble::Exchange)?;
-            answers::passed_on(answer, &method)
+            let lazy = later.is_some();
+            let outcome = self.exchange.run(request, later, settings.exchange);
+            let answer = if lazy {
+                // hyper looks for the client's leaving only while it reads.
+                tokio::select! {
+                    answer = outcome => answer,
+                    () = watch.hung_up() => return Ok(None),
+                }
+            } else {
+                outcome.await
+            };
+            answers::passed_on(answer.map_err(Trouble::Exchange)?, &method).map(Some)
         };
         let mut response = match answered.await {
-            Ok(response) => response,
+            Ok(Some(response)) => response,
+            Ok(None) => return Err(ClientLeft),
             Err(trouble) => {
                 log(trouble, &method);
                 let retry_after = settings.retry_after.as_secs().max(1);
                 answers::own(trouble, json, retry_after)
             }
         };
-        if self.drain.is_cancelled() {
+        if self.drain.is_cancelled() || watch.is_unread() {
             let headers = response.headers_mut();
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -164,19 +186,43 @@ impl Downstream {
         Ok(response.map(|body| body.watched(finish)))
     }
 
-    /// Vets the head and takes in the whole body.
+    /// Vets the head and takes in the whole body, or leaves it where it is if its route says so.
     async fn receive(
         &self,
         request: Request<Incoming>,
         peer: Peer,
-        watch: &Watch,
+        watch: &Arc<Watch>,
         settings: &Settings,
-    ) -> Result<message::Request, Trouble> {
+    ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
         let (mut parts, body) = request.into_parts();
+        let empty = http_body::Body::is_end_stream(&body);
+        watch.set_unread(!empty);
         let target = head::vet(&mut parts).map_err(Trouble::Refused)?;
         let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
-        let body = self.collect(body, watch, settings.max_body).await?;
-        Ok(message::Request {
+        let route = settings
+            .routes
+            .of(&target.path, &client.server_name, &parts.method);
+        let max = route
+            .and_then(|route| route.max_body)
+            .unwrap_or(settings.max_body);
+        if http_body::Body::size_hint(&body).lower() > max {
+            return Err(Trouble::Body(NoBody::TooLarge));
+        }
+        let bounds = Bounds { max, stall: STALL };
+        let lazy = !empty && route.is_some_and(|route| route.body == BodyMode::Lazy);
+        let (body, later) = if empty {
+            let nothing = spool::Body::Memory(bytes::Bytes::new());
+            (RequestBody::Here(nothing), None)
+        } else if lazy {
+            let announced = http_body::Body::size_hint(&body).exact();
+            let (spool, watch) = (self.spool.clone(), Arc::clone(watch));
+            let taking = async move { collect(body, &spool, &watch, bounds).await };
+            (RequestBody::Later(announced), Some(LaterBody::new(taking)))
+        } else {
+            let body = collect(body, &self.spool, watch, bounds).await;
+            (RequestBody::Here(body.map_err(Trouble::Body)?), None)
+        };
+        let request = message::Request {
             method: parts.method,
             version: parts.version,
             target: target.raw.into(),
@@ -185,49 +231,41 @@ impl Downstream {
             headers: parts.headers,
             client,
             body,
-        })
-    }
-
-    async fn collect(
-        &self,
-        mut body: Incoming,
-        watch: &Watch,
-        max: u64,
-    ) -> Result<spool::Body, Trouble> {
-        if http_body::Body::size_hint(&body).lower() > max {
-            return Err(Trouble::BodyTooLarge);
-        }
-        if http_body::Body::is_end_stream(&body) {
-            return Ok(spool::Body::Memory(bytes::Bytes::new()));
-        }
-        let mut upload = Upload::new(&self.spool);
-        loop {
-            watch.within(2 * STALL);
-            let frame = match tokio::time::timeout(STALL, body.frame()).await {
-                Err(_) => return Err(Trouble::BodyTimeout),
-                Ok(None) => break,
-                Ok(Some(Err(error))) => {
-                    tracing::debug!(%error, "request body broken");
-                    return Err(Trouble::BodyBroken);
-                }
-                Ok(Some(Ok(frame))) => frame,
-            };
-            // Trailers are dropped: WSGI has no place for them, and they must not become headers.
-            let Ok(chunk) = frame.into_data() else {
-                continue;
-            };
-            if upload.len() + chunk.len() as u64 > max {
-                return Err(Trouble::BodyTooLarge);
-            }
-            upload.push(chunk).await.map_err(spool_full)?;
-        }
-        upload.finish().await.map_err(spool_full)
+        };
+        Ok((request, later))
     }
 }
 
-fn spool_full(error: std::io::Error) -> Trouble {
-    tracing::error!(%error, "the spool folder takes no more");
-    Trouble::SpoolFull
+/// The client of a request is gone: nobody is answered, and the connection ends.
+#[derive(Debug)]
+struct ClientLeft;
+
+impl std::fmt::Display for ClientLeft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the client left")
+    }
+}
+
+impl std::error::Error for ClientLeft {}
+
+/// What a client still sends after an answer that it did not wait for is read for so long, and so far.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+
+/// Reads what nobody wants, until the client has seen its answer and closes. A connection that is closed
+/// with something unread is reset, which takes the answer out of the client's hands on many systems.
+async fn linger(mut stream: impl Stream) {
+    let mut room = vec![0; 64 * 1024];
+    let mut left = LINGER_BYTES;
+    let reading = async {
+        while let Ok(count @ 1..) = stream.read(&mut room).await
+            && left > count
+        {
+            left -= count;
+        }
+    };
+    // Whoever sends on for longer does not read.
+    let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
 /// What the client is not told.

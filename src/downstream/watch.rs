@@ -3,14 +3,18 @@
 //! The connection's task waits on the alarm; whoever makes progress moves it. Whether the
 //! application is in time is not decided here: while a request is in its hands, the alarm is off.
 
+use std::future::pending;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
 use crate::sweeper::Alarm;
@@ -46,6 +50,11 @@ enum Phase {
 pub struct Watch {
     pub alarm: Alarm,
     phase: AtomicU8,
+    /// Not all of the last request's body was read.
+    unread: AtomicBool,
+    /// Somebody asks for the connection's descriptor.
+    wanted: AtomicBool,
+    asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
 }
 
 impl Watch {
@@ -53,6 +62,9 @@ impl Watch {
         let watch = Self {
             alarm,
             phase: AtomicU8::new(Phase::Idle as u8),
+            unread: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
+            asking: Mutex::default(),
         };
         watch.within(IDLE);
         Arc::new(watch)
@@ -71,6 +83,55 @@ impl Watch {
     /// A whole request is with the application: its own deadline counts.
     pub fn in_hand(&self) {
         self.alarm.clear();
+    }
+
+    pub fn set_unread(&self, unread: bool) {
+        self.unread.store(unread, Relaxed);
+    }
+
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Relaxed)
+    }
+
+    /// Resolves when the client has closed its side of the connection, which nobody reads. A client that
+    /// has more on its way than there is room for is noticed only when that is read. Cancel safe.
+    pub async fn hung_up(&self) {
+        let (lend, lent) = oneshot::channel();
+        *self.asking() = Some(lend);
+        self.wanted.store(true, Relaxed);
+        let line = lent.await.ok();
+        // Of whatever kind, it is only asked how it is.
+        let line = line.and_then(|line| TcpStream::from_std(line.into()).ok());
+        let Some(line) = line else {
+            // Out of descriptors: then a client that leaves is noticed later.
+            return pending().await;
+        };
+        while let Ok(ready) = line.ready(Interest::READABLE).await {
+            if ready.is_read_closed() {
+                return;
+            }
+            // Only more bytes: on to the next event.
+            let nothing = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+            let _ = line.try_io(Interest::READABLE, nothing);
+        }
+        pending().await
+    }
+
+    /// Gives the connection's descriptor to whoever asked for it.
+    fn lend(&self, line: &impl AsFd) {
+        if self.wanted.swap(false, Relaxed)
+            && let Some(asking) = self.asking().take()
+            && let Ok(line) = line.as_fd().try_clone_to_owned()
+        {
+            // Who does not wait any more does not need it.
+            let _ = asking.send(line);
+        }
+    }
+
+    fn asking(&self) -> MutexGuard<'_, Option<oneshot::Sender<OwnedFd>>> {
+        self.asking
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 
     fn bytes_came(&self) {
@@ -123,7 +184,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -137,6 +198,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        // hyper owns the stream, and comes by here whenever it has asked the request's task.
+        if self.watch.wanted.load(Relaxed) {
+            self.watch.lend(&self.stream);
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Exchange;
 use crate::slots::{NoTurn, RequestId, Turn};
-use crate::workers::{About, Call, Job, Release, Step, Work};
+use crate::workers::{About, Awaited, Call, Job, Release, Step, Work};
 
 /// How long what a request waits for may take.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +75,7 @@ impl Calls {
             about: self.about.clone(),
             work: Work::Run(call),
             answer: None,
+            lazy: false,
         };
         match self.exchange.slots.call(self.request, job) {
             Ok((id, turn)) => {
@@ -146,7 +147,10 @@ impl Exchange {
     async fn call(&self, mut turn: Turn<Step>, bound: Bound) {
         while let Ok(Step::Hold(mut hold)) = turn.step().await {
             let _waiting = self.waits.begin(hold.reason, hold.source);
-            let results = self.outbound.run(hold.plan, bound.ends().into());
+            let Awaited::Plan(plan) = hold.awaited else {
+                unreachable!("the slot lets a call wait for plans only");
+            };
+            let results = self.outbound.run(plan, bound.ends().into());
             let release = tokio::select! {
                 outcomes = results => Release::Results(outcomes),
                 () = hold.held.gone() => return,

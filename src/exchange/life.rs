@@ -11,11 +11,11 @@ use super::calls::{Bound, Calls};
 use super::client::Client;
 use super::{Exchange, Failure, Settings};
 use crate::config::OnDisconnect;
-use crate::message::{Answer, AnswerBody, Request};
+use crate::message::{Answer, AnswerBody, LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
-use crate::spool::{AnswerWatch, AnswerWriter};
+use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
 use crate::workers::local::{Asked, LocalWait};
 use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Work};
@@ -40,12 +40,15 @@ pub struct Life {
     /// Of the next job.
     epoch: u32,
     about: About,
+    /// The request's body, while it is with the client and may be wanted.
+    body: Option<LaterBody>,
 }
 
 /// What a life waits for.
 enum Event {
     Step(Turned<Step>),
     Results(Vec<Outcome>),
+    Body(Result<Body, NoBody>),
     Asked(Asked),
     CallOver,
     WorkerGone,
@@ -57,6 +60,7 @@ impl Life {
     pub fn new(
         exchange: &Exchange,
         request: &Request,
+        body: Option<LaterBody>,
         settings: Settings,
         deadline: Instant,
         client: Client,
@@ -79,6 +83,7 @@ impl Life {
                 method: request.method.clone(),
                 target: Arc::clone(&request.target),
             },
+            body,
         }
     }
 
@@ -123,6 +128,8 @@ impl Life {
         if let AnswerBody::Spooled(reader) = &answer.body {
             self.reader = Some(reader.watch());
         }
+        // What the client still sends is for nobody.
+        self.body = None;
         self.finishes = false;
         self.left = false;
         self.expired = false;
@@ -184,6 +191,7 @@ impl Life {
         let gone = park.process.gone.cancelled();
         let event = match park.awaited {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
+            Awaited::Body => self.receive(gone).await,
             Awaited::Local(wait) => self.local(id, wait, gone).await,
         };
         self.exchange.metrics.park(parked.elapsed());
@@ -193,7 +201,12 @@ impl Life {
                 let job = self.job(Work::Resume(outcomes), park.answer);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
-            Event::Left | Event::Expired => Some(self.end(id, park.answer)),
+            Event::Body(Ok(body)) => {
+                let bytes = body.retained();
+                let job = self.job(Work::Body(body), park.answer);
+                Some(self.exchange.slots.resume(id, job, bytes))
+            }
+            Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id, park.answer)),
             _ => {
                 self.exchange.slots.forget(id);
                 None
@@ -205,8 +218,14 @@ impl Life {
     async fn hold(&mut self, mut hold: Hold) -> Turn<Step> {
         self.shielded = hold.shielded;
         let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
-        match self.plan(hold.plan, hold.held.gone()).await {
+        let event = match hold.awaited {
+            Awaited::Plan(plan) => self.plan(plan, hold.held.gone()).await,
+            Awaited::Body => self.receive(hold.held.gone()).await,
+            Awaited::Local(_) => unreachable!("the slot keeps these to itself"),
+        };
+        match event {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
+            Event::Body(Ok(body)) => hold.held.release(Release::Body(body)),
             // The turn of a worker that is gone says so.
             _ => hold.held.release(Release::Cancel),
         }
@@ -247,6 +266,38 @@ impl Life {
                 return Event::Left;
             }
         }
+    }
+
+    /// Takes the request's body from its client. Without it the request cannot go on, whatever its method.
+    ///
+    /// The request's clock stands still meanwhile: how long this takes is up to the client, and bounded by
+    /// how slow a client may be.
+    async fn receive(&mut self, worker_gone: impl Future<Output = ()>) -> Event {
+        let Some(body) = self.body.take() else {
+            unreachable!("the slot lets a request ask for a body that its client has, once");
+        };
+        if self.left {
+            return Event::Left;
+        }
+        self.alarm.clear();
+        let begun = Instant::now();
+        let event = tokio::select! {
+            biased; // A client that left may seem to have sent all that there is.
+            () = worker_gone => Event::WorkerGone,
+            () = gone(&self.client, None) => Event::Left,
+            body = body.take() => Event::Body(body),
+        };
+        self.deadline += begun.elapsed();
+        self.alarm.set(self.deadline);
+        match event {
+            Event::Left => self.leave(CancelPhase::Parked),
+            Event::Body(Err(no)) => {
+                self.left = true;
+                self.client.answer(Err(Failure::Body(no)));
+            }
+            _ => {}
+        }
+        event
     }
 
     /// Waits for the request's own process, and has run what it calls for. Nothing ends such a wait
@@ -365,6 +416,7 @@ impl Life {
             about: self.about.clone(),
             work,
             answer,
+            lazy: self.body.is_some(),
         }
     }
 }
@@ -411,5 +463,9 @@ fn retained(request: &Request) -> u64 {
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    (request.target.len() + headers) as u64 + request.body.retained()
+    let body = match &request.body {
+        RequestBody::Here(body) => body.retained(),
+        RequestBody::Later(_) => 0,
+    };
+    (request.target.len() + headers) as u64 + body
 }

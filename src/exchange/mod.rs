@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 pub use client::Outcome;
 
 use crate::config::OnDisconnect;
-use crate::message::Request;
+use crate::message::{LaterBody, NoBody, Request};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::slots::Shed;
@@ -36,6 +36,8 @@ pub enum Failure {
     Deadline,
     /// The worker died with it.
     WorkerGone,
+    /// The application waited for the body in vain.
+    Body(NoBody),
 }
 
 impl std::fmt::Display for Failure {
@@ -49,6 +51,7 @@ impl std::fmt::Display for Failure {
             Self::Shed(Shed::Draining) => f.write_str("shutting down"),
             Self::Deadline => f.write_str("the request took too long"),
             Self::WorkerGone => f.write_str("the worker died"),
+            Self::Body(no) => no.fmt(f),
         }
     }
 }
@@ -92,14 +95,15 @@ impl Exchange {
         }
     }
 
-    /// Takes a request to its outcome.
+    /// Takes a request to its outcome; its body, if that is still with the client, when the
+    /// application asks for it.
     ///
     /// Dropping the future means that the client left: a request that no application code has seen
     /// is forgotten, any other goes on by itself to a clean end.
-    pub fn run(&self, request: Request, settings: Settings) -> Outcome {
+    pub fn run(&self, request: Request, body: Option<LaterBody>, settings: Settings) -> Outcome {
         let deadline = Instant::now() + settings.request_timeout;
         Outcome::new(self.left.clone(), |client| {
-            life::Life::new(self, &request, settings, deadline, client).run(request)
+            life::Life::new(self, &request, body, settings, deadline, client).run(request)
         })
     }
 

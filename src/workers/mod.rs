@@ -22,7 +22,7 @@ use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
 use crate::plan::{Outcome, Plan};
 use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
-use crate::spool::AnswerWriter;
+use crate::spool::{AnswerWriter, Body};
 
 /// Longest path in the log; the rest is cut off.
 const SHOWN_PATH: usize = 200;
@@ -36,6 +36,8 @@ pub struct Job {
     pub work: Work,
     /// The answer that the request is in the middle of.
     pub answer: Option<AnswerWriter>,
+    /// The request's body is still with its client, and may be asked for, once.
+    pub lazy: bool,
 }
 
 /// Which request a job is of, for people.
@@ -49,6 +51,8 @@ pub struct About {
 pub enum Work {
     Begin(Box<Request>),
     Resume(Vec<Outcome>),
+    /// What was asked for: the request's body.
+    Body(Body),
     /// The client is gone: unwind.
     End,
     /// Something for a request that is parked meanwhile.
@@ -94,10 +98,12 @@ pub struct Park {
     pub answer: Option<AnswerWriter>,
 }
 
-/// What a parked request waits for.
+/// What a request waits for.
 #[derive(Debug)]
 pub enum Awaited {
     Plan(Plan),
+    /// Its body.
+    Body,
     /// Its own process.
     Local(LocalWait),
 }
@@ -105,7 +111,8 @@ pub enum Awaited {
 /// The slot is held, waiting in place.
 #[derive(Debug)]
 pub struct Hold {
-    pub plan: Plan,
+    /// Never its own process: what that waits for is its own business.
+    pub awaited: Awaited,
     pub shielded: bool,
     pub reason: WaitReason,
     /// Where the application waits, for the operator.
@@ -136,6 +143,7 @@ impl Held {
 #[derive(Debug)]
 pub enum Release {
     Results(Vec<Outcome>),
+    Body(Body),
     /// The client is gone: unwind.
     Cancel,
 }

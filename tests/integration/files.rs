@@ -122,7 +122,8 @@ async fn no_descriptor_is_left_when_the_client_leaves() {
         reader.head().await;
         readers.push(reader);
     }
-    assert!(gateway.metric("process_open_fds").await >= before + 10.0);
+    // Five connections, and more than that.
+    assert!(gateway.metric("process_open_fds").await > before + 5.0);
     drop(readers);
     gateway
         .until_metric("process_open_fds", |open| open <= before)

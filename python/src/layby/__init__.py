@@ -24,6 +24,7 @@ from layby._exceptions import (
 )
 from layby._hooks import on_park, on_resume
 from layby._job import shield
+from layby._parallel import Op, Parallel, parallel
 from layby._patch import patch, unpatch
 from layby._plan import (
     Fetch,
@@ -39,12 +40,15 @@ from layby._plan import (
     request,
     sleep,
 )
+from layby._relay import Captured, stream
 from layby._response import Headers, Response
+from layby._ride import in_slot, io
 from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [
     "BodyNotReady",
     "Cancelled",
+    "Captured",
     "ConnectError",
     "Error",
     "Fetch",
@@ -52,6 +56,8 @@ __all__ = [
     "Gather",
     "Headers",
     "NotInASlot",
+    "Op",
+    "Parallel",
     "ParkRefused",
     "Refused",
     "Response",
@@ -65,8 +71,11 @@ __all__ = [
     "gather",
     "get",
     "head",
+    "in_slot",
+    "io",
     "on_park",
     "on_resume",
+    "parallel",
     "patch",
     "post",
     "put",
@@ -74,5 +83,6 @@ __all__ = [
     "request",
     "shield",
     "sleep",
+    "stream",
     "unpatch",
 ]

@@ -12,8 +12,11 @@ import re
 from http import HTTPStatus
 
 from layby import _files
-from layby._channel import Channel
+from layby._body import LazyBody
+from layby._channel import Channel, Closed
+from layby._headers import HOP_BY_HOP
 from layby._job import Job
+from layby._relay import Handover, Relay
 from layby._wire import (
     ANSWER,
     BODY,
@@ -38,23 +41,6 @@ _JOIN_BELOW = 64 << 10
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _STATUS = re.compile(r"[2-9][0-9][0-9]( .*)?", re.DOTALL)
 _NO_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-
-# Headers about a connection that is not the application's. Other servers drop them
-# too, so applications do set them.
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "trailers",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 
 # What is known of header names, as applications write them: lower case if it matters,
 # "" if not. Bounded, because an application may make names up.
@@ -139,6 +125,9 @@ class Answer:
         if self._bodyless or self._job.cancelled:
             self.end()
             return False
+        if type(data) is Handover and not self.sent:
+            self._relay(data.relay)
+            return False
         if not data or self.stopped:
             return not self.stopped
         if self._left is not None:
@@ -195,9 +184,34 @@ class Answer:
             head=self._head,
             body=FILE_PART.pack(part.offset, length),
         )
+        self._begin_sending()
         self._channel.send_file(frame, part.descriptor)
-        self.sent = self.ended = True
+        self._is_over()
         return True
+
+    def flush(self) -> None:
+        """Send the head now, if there is one, though there is nothing of the body yet."""
+        if self._head is not None and not self.sent and not self.ended:
+            self._send(b"", last=False)
+
+    def move(self, channel: Channel) -> None:
+        """Go on, between two pieces, on the connection of another slot."""
+        self._channel = channel
+
+    def _relay(self, relay: Relay) -> None:
+        """Have the gateway answer with what it fetches."""
+        assert self._head is not None
+        parts = self._head.decode("latin-1").split("\0")
+        headers = list(zip(parts[1:-1:2], parts[2:-1:2], strict=True))
+        job = self._job
+        self._begin_sending()
+        frame = relay.begin(job, headers)
+        try:
+            self._channel.send(frame)
+        except Closed:
+            relay.forget(job)
+            raise
+        self._is_over()
 
     def end(self) -> None:
         """The body is over. It is cut, for the client to see, if more was promised."""
@@ -280,11 +294,16 @@ class Answer:
             self.ended = self._job.answered = last
             self._is_ready = ready
 
+    def _begin_sending(self) -> None:
+        self.sent = True
+        if isinstance(self._job.body, LazyBody):
+            self._job.body.give_up()
+
     def _send_one(self, data: bytes | memoryview, flags: int) -> None:
         if not self.sent:
             if self._head is None:
                 raise RuntimeError("the application sent a body without a head")
-            self.sent = True
+            self._begin_sending()
             self._frame(ANSWER, flags, data)
         elif self._nobody_reads():
             self.stopped = True
@@ -330,7 +349,7 @@ def _know_name(name: str) -> str:
     if not isinstance(name, str) or not _TOKEN.fullmatch(name):
         raise ValueError(f"not a header name: {name!r}")
     lower = name.lower()
-    known = lower if lower in _HOP_BY_HOP or lower == "content-length" else ""
+    known = lower if lower in HOP_BY_HOP or lower == "content-length" else ""
     if known and known != "content-length":
         log.info("header %s belongs to the connection and is not passed on", name)
     if len(_KNOWN_NAMES) < _MAX_KNOWN_NAMES:

@@ -1,19 +1,22 @@
 """One fetch made by this process itself: by httpx if it is installed, else http.client.
 
 Every failure is a value. The whole exchange has one deadline, which is checked between
-reads; a thread that waits at the deadline is given up on by `_outside`.
+reads; a thread that waits at the deadline is given up on by `_outside`. A response may
+also be read as it comes (`Exchange.open`): then the deadline is that of its head.
 """
 
 from __future__ import annotations
 
 import http.client
+import math
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from layby import _urls
@@ -24,7 +27,12 @@ from layby._response import Response
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
+
 _MAX_REDIRECTS = 20
+
+# How long a stream may send nothing, in seconds.
+_IDLE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,17 @@ class Failure:
     phase: str
     message: str
     url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A response whose body is still to be read; `close` ends it at any moment."""
+
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    chunks: Iterator[bytes]
+    close: Callable[[], None]
 
 
 class _Failed(Exception):
@@ -57,12 +76,46 @@ class Exchange:
 
     def run(self) -> Response | Failure:
         """Make the fetch."""
+
+        def whole() -> Response:
+            with _errors_of_httpx(self):
+                opened = self._open()
+                try:
+                    content = self.collect(opened.chunks)
+                finally:
+                    opened.close()
+            return Response(
+                opened.status,
+                reason_phrase=opened.reason,
+                headers=opened.headers,
+                content=content,
+                url=self.url,
+                seconds=time.monotonic() - self.begun,
+            )
+
+        return self._guarded(whole)
+
+    def open(self) -> Stream | Failure:
+        """Make the fetch up to the head of its response."""
+
+        def head() -> Stream:
+            with _errors_of_httpx(self):
+                opened = self._open()
+            self.deadline = math.inf
+            return opened
+
+        return self._guarded(head)
+
+    def _open(self) -> Stream:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise _Failed("failed", "not an absolute http or https URL")
+        parts.port  # noqa: B018 - raises ValueError when it is no number
+        return _by_httpx(self) if _has_httpx() else _by_http_client(self)
+
+    def _guarded(self, act: Callable[[], T]) -> T | Failure:
         try:
-            parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise _Failed("failed", "not an absolute http or https URL")
-            parts.port  # noqa: B018 - raises ValueError when it is no number
-            return _by_httpx(self) if _has_httpx() else _by_http_client(self)
+            return act()
         except _Failed as error:
             return Failure(error.kind, self.phase, str(error), _urls.masked(self.url))
         except TimeoutError:
@@ -73,7 +126,9 @@ class Exchange:
             return Failure("failed", self.phase, message, _urls.masked(self.url))
 
     def left(self) -> float:
-        """Seconds until the deadline; TimeoutError when it is over."""
+        """Seconds until the deadline, or to the next byte; TimeoutError when it is over."""
+        if self.deadline == math.inf:
+            return _IDLE
         seconds = self.deadline - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
@@ -105,25 +160,47 @@ def _httpx_ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _by_httpx(exchange: Exchange) -> Response:
+def _by_httpx(exchange: Exchange) -> Stream:
     import httpx
 
     method, url, headers, body = exchange.request
+    timeout = httpx.Timeout(exchange.left()).as_dict()
+    # Made by hand: a client would add headers of its own.
+    request = httpx.Request(
+        method, url, headers=headers, content=body or None, extensions={"timeout": timeout}
+    )
+    client = httpx.Client(verify=_httpx_ssl_context(), max_redirects=_MAX_REDIRECTS)
     try:
-        timeout = httpx.Timeout(exchange.left()).as_dict()
-        # Made by hand: a client would add headers of its own.
-        request = httpx.Request(
-            method, url, headers=headers, content=body or None, extensions={"timeout": timeout}
-        )
-        with httpx.Client(verify=_httpx_ssl_context(), max_redirects=_MAX_REDIRECTS) as client:
-            exchange.phase = "connect"
-            answer = client.send(request, stream=True, follow_redirects=exchange.follow_redirects)
-            try:
-                exchange.phase = "body"
-                exchange.url = str(answer.url)
-                content = exchange.collect(answer.iter_raw())
-            finally:
-                answer.close()
+        exchange.phase = "connect"
+        answer = client.send(request, stream=True, follow_redirects=exchange.follow_redirects)
+    except BaseException:
+        client.close()
+        raise
+    exchange.phase = "body"
+    exchange.url = str(answer.url)
+
+    def close() -> None:
+        answer.close()
+        client.close()
+
+    return Stream(
+        answer.status_code,
+        answer.reason_phrase,
+        [(n.decode("latin-1"), v.decode("latin-1")) for n, v in answer.headers.raw],
+        answer.iter_raw(),
+        close,
+    )
+
+
+@contextmanager
+def _errors_of_httpx(exchange: Exchange) -> Iterator[None]:
+    if not _has_httpx():
+        yield
+        return
+    import httpx
+
+    try:
+        yield
     except httpx.InvalidURL as error:
         exchange.phase = "url"
         raise _Failed("failed", str(error)) from error
@@ -132,14 +209,6 @@ def _by_httpx(exchange: Exchange) -> Response:
     except httpx.TooManyRedirects as error:
         exchange.phase = "redirect"
         raise _Failed("failed", str(error)) from error
-    return Response(
-        answer.status_code,
-        reason_phrase=answer.reason_phrase,
-        headers=[(n.decode("latin-1"), v.decode("latin-1")) for n, v in answer.headers.raw],
-        content=content,
-        url=exchange.url,
-        seconds=time.monotonic() - exchange.begun,
-    )
 
 
 def _failed_transport(exchange: Exchange, error: httpx.TransportError) -> _Failed:
@@ -173,7 +242,7 @@ def _comes_from(error: BaseException, kind: type[BaseException]) -> bool:
     return False
 
 
-def _by_http_client(exchange: Exchange) -> Response:
+def _by_http_client(exchange: Exchange) -> Stream:
     method, url, headers, body = exchange.request
     for _ in range(_MAX_REDIRECTS + 1):
         connection = _connect(exchange, url)
@@ -185,25 +254,21 @@ def _by_http_client(exchange: Exchange) -> Response:
             sock.settimeout(exchange.left())
             answer = connection.getresponse()
             location = answer.getheader("location") if exchange.follow_redirects else None
-            if answer.status in (301, 302, 303, 307, 308) and location is not None:
-                exchange.phase = "redirect"
-                method, url, headers, body = _redirected(
-                    answer.status, urljoin(url, location), Request(method, url, headers, body)
-                )
-                exchange.url = url
-                continue
-            exchange.phase = "body"
-            content = exchange.collect(_chunks(exchange, sock, answer))
-            return Response(
-                answer.status,
-                reason_phrase=answer.reason,
-                headers=answer.getheaders(),
-                content=content,
-                url=url,
-                seconds=time.monotonic() - exchange.begun,
-            )
-        finally:
+        except BaseException:
             connection.close()
+            raise
+        if answer.status not in (301, 302, 303, 307, 308) or location is None:
+            exchange.phase = "body"
+            chunks = _chunks(exchange, sock, answer)
+            return Stream(
+                answer.status, answer.reason, answer.getheaders(), chunks, connection.close
+            )
+        connection.close()
+        exchange.phase = "redirect"
+        method, url, headers, body = _redirected(
+            answer.status, urljoin(url, location), Request(method, url, headers, body)
+        )
+        exchange.url = url
     raise _Failed("failed", f"more than {_MAX_REDIRECTS} redirects")
 
 

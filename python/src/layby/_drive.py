@@ -7,7 +7,7 @@ mode it may park, else it waits in place.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
 from layby._exceptions import Error
@@ -16,7 +16,10 @@ from layby._wire import FLAG_LOCAL
 
 T = TypeVar("T")
 
-NO_ASYNCIO = "asyncio cannot be used in a slot: only layby's own things can be awaited here"
+NO_ASYNCIO = (
+    "asyncio cannot be used in a slot: put it under `async with layby.io:`;"
+    " outside of that only layby's own things can be awaited"
+)
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -25,6 +28,18 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     Every layby thing it awaits is waited for as `wait` does. Anything else that it awaits
     is answered with `Error`, raised inside it.
     """
+    steps = driven(coroutine)
+    try:
+        yielded = next(steps)
+        while True:
+            yielded = steps.throw(foreign(yielded))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def driven(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """`drive`, for who knows what to do with other things: those are yielded on."""
     value: Any = None
     failure: BaseException | None = None
     while True:
@@ -40,13 +55,15 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             explain_missing_loop(error)
             raise
         value, failure = None, None
-        if not isinstance(yielded, Suspend):
-            failure = Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
-            continue
         try:
-            value = wait(yielded, coroutine)
+            value = wait(yielded, coroutine) if isinstance(yielded, Suspend) else (yield yielded)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the coroutine
             failure = error
+
+
+def foreign(yielded: object) -> Error:
+    """What to raise in a coroutine that awaits what nobody here can wait for."""
+    return Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
 
 
 def wait(suspend: Suspend, stepped: Coroutine[Any, Any, Any] | None = None) -> Any:
@@ -59,7 +76,10 @@ def wait(suspend: Suspend, stepped: Coroutine[Any, Any, Any] | None = None) -> A
     if job is None or waiter is None:
         return suspend.outside(stepped)
     if tls.park is not None:
-        return tls.park(job, suspend, stepped)
+        try:
+            return tls.park(job, suspend, stepped)
+        finally:
+            suspend.resumed()
     reason = job.inline[-1] if job.inline and stepped is not None else "mode"
     return wait_in_place(waiter, job, suspend, stepped, reason)
 

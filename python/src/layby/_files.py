@@ -24,7 +24,7 @@ _DEPTH = 8
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: a file as an iterable of blocks."""
+    """`wsgi.file_wrapper`: a file as an iterator over its blocks."""
 
     def __init__(self, filelike: Any, block_size: int = 8192) -> None:
         self.filelike = filelike
@@ -32,19 +32,39 @@ class FileWrapper:
         if hasattr(filelike, "close"):
             self.close = filelike.close
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> FileWrapper:
+        return self
+
+    def __next__(self) -> bytes:
         # An application that wraps this one must see blocks of the size that it asked
         # for; we ourselves take larger ones.
-        return self.blocks(self.block_size)
+        block: bytes = self.filelike.read(self.block_size)
+        if not block:
+            raise StopIteration
+        return block
 
     def blocks(self, size: int) -> Iterator[bytes]:
         """The file in blocks of at most `size` bytes."""
         while block := self.filelike.read(size):
             yield block
 
+    # For frameworks that cut out ranges themselves.
+
+    def seekable(self) -> bool:
+        """Whether `seek` works."""
+        return hasattr(self.filelike, "seekable") and bool(self.filelike.seekable())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the file's position."""
+        return int(self.filelike.seek(offset, whence))
+
+    def tell(self) -> int:
+        """The file's position."""
+        return int(self.filelike.tell())
+
 
 class Part(NamedTuple):
-    """A part of an open file on disk: from its position to its end."""
+    """A part of an open file on disk: from its position on."""
 
     descriptor: int
     offset: int
@@ -53,6 +73,11 @@ class Part(NamedTuple):
 
 def part_of(body: Any) -> Part | None:
     """What of a file on disk `body` would give when read; None if it is no such file."""
+    limit = None
+    if _is_range_of_werkzeug(body):
+        # Not begun: its file is where it was, and is to be read from elsewhere.
+        body.iterable.seek(body.start_byte)
+        body, limit = body.iterable, body.byte_range
     file = _plain(body)
     if file is None:
         return None
@@ -68,7 +93,8 @@ def part_of(body: Any) -> Part | None:
     except (OSError, ValueError):
         # Closed, or not as it seems: reading it tells the application.
         return None
-    return Part(file.fileno(), offset, max(0, status.st_size - offset))
+    length = max(0, status.st_size - offset)
+    return Part(file.fileno(), offset, length if limit is None else min(length, limit))
 
 
 def _plain(body: Any) -> io.FileIO | io.BufferedReader | io.BufferedRandom | None:
@@ -88,3 +114,16 @@ def _plain(body: Any) -> io.FileIO | io.BufferedReader | io.BufferedRandom | Non
             if body is None:
                 return None
     return None
+
+
+def _is_range_of_werkzeug(body: Any) -> bool:
+    """Whether this is what Flask's `send_file` answers a Range header with."""
+    kind = type(body)
+    return (
+        (kind.__module__, kind.__qualname__) == ("werkzeug.wsgi", "_RangeWrapper")
+        and type(getattr(body, "iterable", None)) is FileWrapper
+        and getattr(body, "seekable", False)
+        and getattr(body, "read_length", 1) == 0
+        and isinstance(getattr(body, "byte_range", None), int)
+        and isinstance(getattr(body, "start_byte", None), int)
+    )

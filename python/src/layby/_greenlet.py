@@ -24,9 +24,10 @@ from layby._channel import Closed
 from layby._drive import wait_in_place
 from layby._exceptions import Cancelled
 from layby._job import Job, Obstacle, Suspend, tls
+from layby._local import run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
-from layby._wire import FLAG_PINNED, FLAG_SHIELDED, PARK, WireError, encode
+from layby._wire import FLAG_PINNED, FLAG_SHIELDED, PARK, READY, WireError, encode
 from layby._wsgi import WsgiApp, WsgiRunner
 
 if TYPE_CHECKING:
@@ -78,8 +79,14 @@ class GreenletRunner:
         """Run a new request until it answers or parks."""
         self._locals.begin()
         hub = self._hubs[slot.number]
-        job.greenlet = hub.idle.pop() if hub.idle else greenlet(self._carry, hub.greenlet)
-        _switch(job, (slot, hub, job))
+        if hub.idle:
+            job.greenlet = hub.idle.pop()
+        else:
+            job.greenlet = greenlet(self._carry, hub.greenlet)
+            # To where it waits for a request. Not with one, for what a greenlet is started
+            # with it keeps.
+            job.greenlet.switch(slot, hub)
+        _switch(job, job)
 
     def unpark(self, request: int, epoch: int) -> Job:
         """Take a request that is parked on this thread. WireError when there is none such."""
@@ -108,6 +115,14 @@ class GreenletRunner:
         job.end()
         Answer(slot.channel, job).ready()
 
+    def run(self, slot: Slot, request: int, epoch: int, number: int) -> None:
+        """Run what a parked request, of any slot, asked for with CALL."""
+        hubs = list(self._hubs.values())
+        parked = (hub.parked.get(request) for hub in hubs)
+        job = next((job for job in parked if job is not None), None)
+        run_asked_for(job, epoch, number, slot.number, self._parking)
+        slot.channel.send(encode(READY, request=request, epoch=epoch))
+
     def close(self, slot: Slot) -> None:
         """End what is parked on this slot: no other thread can."""
         tls.park = None
@@ -127,14 +142,14 @@ class GreenletRunner:
             hub.idle.pop().throw()
         del self._hubs[slot.number]
 
-    def _carry(self, work: tuple[Slot, _Hub, Job]) -> BaseException | None:
+    def _carry(self, slot: Slot, hub: _Hub) -> BaseException | None:
         """What every greenlet runs: one request after the other.
 
         Nothing may be raised out of it, for that would end the slot's thread; what should
         end it is handed over.
         """
         while True:
-            slot, hub, job = work
+            job = hub.greenlet.switch(None)
             failure: BaseException | None = None
             try:
                 job.context.run(self._wsgi.begin, slot, job)
@@ -146,8 +161,7 @@ class GreenletRunner:
                 return failure
             hub.idle.append(carrier)
             # An idle greenlet keeps nothing of its last request alive.
-            del work, job, carrier
-            work = hub.greenlet.switch(None)
+            del job, carrier
 
     def _wait(
         self,
@@ -190,8 +204,6 @@ class GreenletRunner:
         """What greenlets add to the reasons not to park."""
         if job.greenlet is not getcurrent():
             return Obstacle("unsupported", "it runs in a greenlet of the application's own")
-        if job.answered:
-            return Obstacle("mode", "its answer is over")
         if self.parked >= self._max_parked:
             return Obstacle("unsupported", f"{self._max_parked} requests are parked already")
         return None

@@ -24,7 +24,6 @@ Send = Callable[[Any], Any]
 
 # Options of HTTPTransport with which a connection is not one that the gateway can make.
 _OPTIONS = {
-    "cert": "a client certificate",
     "proxy": "a proxy",
     "uds": "a Unix socket",
     "local_address": "a source address",
@@ -54,7 +53,10 @@ class Sender:
     def __init__(self, library: Library, options: Mapping[str, Any] | None) -> None:
         self._library = library
         self._options = options or {}
-        self._obstacle = _obstacle(options)
+        # What the gateway cannot honour: of every request, and of those by https.
+        early = "a transport made before layby.patch()"
+        self._obstacle = early if options is None else _obstacle(options)
+        self._tls_obstacle = _tls_obstacle(self._options)
 
     def send(self, request: Any, real: Send) -> Any:
         """For a Client; `real` is the library's own way."""
@@ -111,7 +113,8 @@ class Sender:
             response = transport.handle_request(request)
             content = b"".join(response.stream)
             response.close()
-        return self._whole(response.status_code, response.headers.raw, content, response.extensions)
+        reason = response.reason_phrase.encode("latin-1")
+        return self._whole(response.status_code, response.headers.raw, content, reason)
 
     @property
     def _attempts(self) -> int:
@@ -120,9 +123,10 @@ class Sender:
 
     def _fetch(self, request: Any) -> Fetch:
         """The fetch for a request. Raises `Unsupported`."""
-        if self._obstacle is not None and not _transport.stands_in():
-            raise Unsupported(self._obstacle)
         url = request.url
+        obstacle = self._obstacle or (self._tls_obstacle if url.scheme == "https" else None)
+        if obstacle is not None and not _transport.stands_in():
+            raise Unsupported(obstacle)
         if url.scheme not in ("http", "https"):
             raise Unsupported(f"a URL with the scheme {url.scheme!r}")
         for extension in ("sni_hostname", "target"):
@@ -153,20 +157,20 @@ class Sender:
                 for n, v in _transport.raw_headers(response)
             ],
             _transport.raw_body(response),
-            {
-                "http_version": b"HTTP/1.1",
-                "reason_phrase": response.reason_phrase.encode("latin-1"),
-            },
+            response.reason_phrase.encode("latin-1"),
         )
 
     def _whole(
-        self, status: int, headers: list[tuple[bytes, bytes]], content: bytes, extensions: Any
+        self, status: int, headers: list[tuple[bytes, bytes]], content: bytes, reason: bytes
     ) -> Any:
+        # There is no connection that the client could keep for another request. With HTTP/2
+        # it need not try: openai's stream then does not read on after its last event, for
+        # which it would want an event loop.
         return self._library.Response(
             status_code=status,
             headers=headers,
             stream=self._library.ByteStream(content),
-            extensions=extensions,
+            extensions={"http_version": b"HTTP/2", "reason_phrase": reason},
         )
 
     def _give_up(self, error: _exceptions.FetchError, request: Any, attempt: int) -> None:
@@ -302,30 +306,36 @@ def _noting_options(library: Library, init: Callable[..., None]) -> Callable[...
         init(transport, *args, **kwargs)
         options = dict(signature.bind(transport, *args, **kwargs).arguments)
         options.pop("self")
+        own_context = isinstance(options.get("verify"), ssl.SSLContext)
+        if own_context and _transport.called_by("stripe._http_client"):
+            # It holds the public authorities of stripe's bundle, and nothing else.
+            del options["verify"]
         setattr(transport, _SENDER, Sender(library, options))
 
     return noting
 
 
-def _obstacle(options: Mapping[str, Any] | None) -> str | None:
-    """What among the options the gateway cannot honour. None are known before a patch."""
-    if options is None:
-        return "a transport made before layby.patch()"
+def _obstacle(options: Mapping[str, Any]) -> str | None:
     for name, what in _OPTIONS.items():
         if options.get(name) is not None:
             return what
     if options.get("http2") or not options.get("http1", True):
         return "HTTP/2 by choice"
+    return None
+
+
+def _tls_obstacle(options: Mapping[str, Any]) -> str | None:
+    if options.get("cert") is not None:
+        return "a client certificate"
     match options.get("verify", True):
         case True:
             return None
-        case str() as bundle if _transport.is_public_bundle(bundle):
-            return None
-        case ssl.SSLContext():
-            return "an ssl_context"
         case False:
             return "verify=False"
-    return "certificate authorities of its own"
+        case str() as bundle if _transport.is_public_bundle(bundle):
+            return None
+    # A context does not tell whether a client certificate is in it.
+    return "certificates of its own"
 
 
 def _seconds(timeout: Mapping[str, float | None]) -> float | None:

@@ -18,9 +18,12 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, ClassVar, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol
 
 from layby._wire import Frame
+
+if TYPE_CHECKING:
+    from layby._answer import Answer
 
 Reason = Literal["transaction", "cursor", "middleware", "mode", "unsupported"]
 
@@ -29,6 +32,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "answer",
         "answered",
         "awaited",
         "body",
@@ -59,7 +63,7 @@ class Job:
         self.context = context
         # Number of the slot that steps it, or that stepped it last.
         self.slot = slot
-        self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
+        self.coroutine: Coroutine[Any, Any, AppResponse | None] | None = None
         # In greenlet mode, the greenlet that runs it.
         self.greenlet: Any = None
         # It is being ended. From here on it never parks: it waits in place.
@@ -78,10 +82,29 @@ class Job:
         self.inline: list[Reason] = []
         # What named threading.local objects held for it when it parked, by their names.
         self.locals: dict[str, dict[str, Any]] = {}
+        # What it has begun to send, if it can park while sending.
+        self.answer: Answer | None = None
         # What it waits for while it is parked.
         self.awaited: Suspend | None = None
         # The request's body when it came as a file, or may still come.
         self.body: IO[bytes] | io.IOBase | None = None
+
+    def branch(self, context: Context, slot: int) -> Job:
+        """What stands for this request where something is run on its behalf, beside it."""
+        job = Job(
+            request=self.request,
+            epoch=self.epoch,
+            environ=self.environ,
+            context=context,
+            slot=slot,
+        )
+        job.process = self.process
+        # Beside others it cannot park: that would be their request's park too.
+        job.inline.append("unsupported")
+        job.locals = {name: dict(held) for name, held in self.locals.items()}
+        for hook in on_branch:
+            hook(self, job)
+        return job
 
     def end(self) -> None:
         """The request is over: close what was opened for it."""
@@ -144,6 +167,9 @@ class Suspend(ABC):
     def parked(self) -> None:  # noqa: B027 - most have nothing to do
         """PARK is out. The request may have been resumed or cancelled by now, elsewhere."""
 
+    def resumed(self) -> None:  # noqa: B027
+        """Code on a call stack, and so in a context of its own, goes on after a park."""
+
     def abandon(self) -> bool:
         """The parked request is cancelled: end what still runs for it here, and wait for that.
 
@@ -167,6 +193,9 @@ class Process(Protocol):
 
 class Waiter(Protocol):
     """What a slot offers to the code that it is running: waiting in place."""
+
+    max_plan: int
+    """Largest body of a plan, or of one fetch for `layby.stream`; in bytes."""
 
     def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
         """Have `suspend` waited for while the slot is held, and return what came of it.
@@ -238,7 +267,9 @@ class AppResponse(Protocol):
     """What a coroutine application returns.
 
     It may have an attribute `filelike`: something that, read, gives the same bytes as
-    iterating. If there is a file on disk in it, the gateway reads that itself.
+    iterating. If there is a file on disk in it, the gateway reads that itself. And a method
+    `stream`: an asynchronous generator of what to send instead of iterating, which may
+    park between its pieces; or None.
     """
 
     status: str
@@ -271,6 +302,17 @@ on_leave: list[Callable[[Job], None]] = []
 # Run inside the job's context on the thread that takes it over, before its coroutine
 # goes on; also before a cancelled one is ended.
 before_resume: list[Callable[[Job], None]] = []
+
+# Make what is bound to a thread in the current context bound to the current thread. Run
+# wherever a context comes to another thread, if only for a while: also on the event loop.
+rehomers: list[Callable[[], None]] = []
+
+# Run when a job gets a branch, with both: copy what the branch should see.
+on_branch: list[Callable[[Job, Job], None]] = []
+
+# Run after each call that a slot made for a parked request, with the branch that made it:
+# close what it left open. They may raise an `Error`, which the call then ends with.
+after_call: list[Callable[[Job], None]] = []
 
 # Run on the slot's own thread, with the slot's number, before its first job.
 slot_openers: list[Callable[[int], None]] = []

@@ -10,7 +10,7 @@ import os
 
 from layby import _hooks, _locks
 from layby._exceptions import ParkRefused
-from layby._job import Job, Obstacle, before_resume, on_leave, park_checks
+from layby._job import Job, Obstacle, before_resume, on_leave, park_checks, slot_closers
 from layby._locals import ThreadLocals
 
 
@@ -28,6 +28,8 @@ class Parking:
         """
         if job.cancelled:
             return Obstacle("unsupported", "the request is being ended")
+        if job.answered:
+            return Obstacle("mode", "its answer is over")
         if job.inline:
             return Obstacle(job.inline[-1], "called from synchronous code")
         obstacle = self._check(job)
@@ -57,6 +59,16 @@ class Parking:
         for hook in before_resume:
             hook(job)
         _hooks.run_on_resume(job)
+
+    def leave_branch(self, job: Job) -> None:
+        """The call that ran here as `job` is over: nothing of it stays on this thread."""
+        if _hooks.run_on_park(job) is not None:
+            # What could not be put away must go all the same.
+            for closer in slot_closers:
+                closer()
+        for hook in on_leave:
+            hook(job)
+        self._locals.end()
 
     def _check(self, job: Job) -> Obstacle | None:
         for check in park_checks:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Generator, Mapping
 from enum import Enum
 from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar
 
-from layby import _drive, _exceptions, _job, _request, _source, _urls, _wire
+from layby import _drive, _exceptions, _job, _loop, _request, _ride, _source, _urls, _wire
 from layby._direct import Failure
 from layby._exceptions import Error, FetchError, NotInASlot
 from layby._job import Suspend, tls
@@ -75,6 +75,9 @@ class Thing(Generic[T_co]):
 
     def __await__(self) -> Generator[Suspend, list[Outcome], T_co]:
         if self._state is not _State.ENDED:
+            if _loop.is_running_here():
+                self._used = True  # The error tells enough.
+                raise Error(_ride.INSIDE_IO)
             root = self._root()
             if root._begin():
                 try:

@@ -19,23 +19,26 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
+from layby import _hooks, _relay
 from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
-from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
+from layby._job import Job, Process, Reason, Suspend, before_resume, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
     FLAG_LAZY,
     FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
+    READY,
     REFUSED,
     REQUEST,
     RESULTS,
     RESUME,
     RETIRE,
     RETIRED,
+    RUN,
     SLOT,
     STOP,
     Frame,
@@ -43,6 +46,7 @@ from layby._wire import (
     encode,
     fill_environ,
 )
+from layby._wsgi import log_failure
 
 log = logging.getLogger("layby")
 
@@ -63,6 +67,7 @@ class ParkingRunner(Runner, Protocol):
     def unpark(self, request: int, epoch: int) -> Job: ...
     def resume(self, slot: Slot, job: Job, value: Any) -> None: ...
     def cancel(self, slot: Slot, job: Job) -> None: ...
+    def run(self, slot: Slot, request: int, epoch: int, number: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -157,10 +162,14 @@ class Slot:
         kind = frame.type
         if kind == REQUEST:
             self._begin(frame, file)
+        elif kind == RESUME and (done := _relay.take(frame)) is not None:
+            self._after_relay(done, frame, file)
         elif kind == RESUME and self._parking is not None:
             self._resume(self._parking, frame, file)
         elif kind == CANCEL and self._parking is not None:
             self._cancel(self._parking, frame)
+        elif kind == RUN and self._parking is not None:
+            self._run(self._parking, frame)
         elif kind == RETIRE:
             return False
         elif kind == REFUSED:
@@ -239,6 +248,32 @@ class Slot:
             tls.job = None
         self._check()
 
+    def _after_relay(self, done: _relay.Done, frame: Frame, file: BinaryIO | None) -> None:
+        """The answer of a request was another server's, and that has ended."""
+        job = done.job
+        job.slot = self.number
+        tls.job = job
+        try:
+            job.context.run(_enter, job)
+            done(frame, file)
+        except (Closed, WireError):
+            raise
+        except Cancelled:
+            pass  # It will not get what it waited for, or (logged) its state.
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            log_failure(job, error, "on_done of layby.stream")
+        finally:
+            tls.job = None
+        self._check()
+        self.channel.send(encode(READY, request=job.request, epoch=job.epoch))
+
+    def _run(self, runner: ParkingRunner, frame: Frame) -> None:
+        try:
+            runner.run(self, frame.request, frame.epoch, frame.aux)
+        finally:
+            tls.job = None
+        self._check()
+
     def wait_in_place(self, job: Job, suspend: Suspend, reason: Reason, detail: str = "") -> Any:
         """See `_job.Waiter`."""
         _note_wait(reason, suspend.source, detail)
@@ -303,6 +338,13 @@ class Slot:
                 done = False
                 log.error("slot %d: could not be closed", self.number, exc_info=error)
         return done
+
+
+def _enter(job: Job) -> None:
+    """Make this thread the job's, as after a park."""
+    for hook in before_resume:
+        hook(job)
+    _hooks.run_on_resume(job)
 
 
 _noted: set[tuple[str, str]] = set()

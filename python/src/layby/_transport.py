@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from os.path import dirname, join, realpath
+from types import FrameType
 from typing import Any, BinaryIO, TypeVar
 
 from layby import _plan, _request, _source
@@ -146,8 +147,9 @@ def body_bytes(body: Any) -> bytes:
             return body
         case bytearray() | memoryview():
             return bytes(body)
-        case io.BytesIO():
-            return body.read()
+        case io.BytesIO() if type(body) is io.BytesIO:
+            # Not read: the library may have to, if it is too long for a plan.
+            return bytes(body.getbuffer()[body.tell() :])
     if not stands_in():
         raise Unsupported("a request body from a file or a generator")
     if hasattr(body, "read"):
@@ -168,6 +170,16 @@ def headers_of(mapping: Mapping[str, Any] | None) -> list[tuple[str | bytes, str
 def is_public_bundle(path: str) -> bool:
     """Whether this file of certificate authorities is one that libraries bring along."""
     return realpath(path) in _public_bundles()
+
+
+def called_by(module: str) -> bool:
+    """Whether code of `module` is on the call stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def note_real_call(why: object) -> None:

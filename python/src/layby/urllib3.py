@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from http.client import HTTPMessage
@@ -248,7 +247,9 @@ def _check(pool: HTTPConnectionPool) -> None:
     if own_way or pool.ConnectionCls.__module__ not in _CONNECTIONS:
         raise Unsupported(f"connections of its own, {pool.ConnectionCls.__qualname__}")
     by_botocore = pool.ConnectionCls.__module__ == "botocore.awsrequest"
-    if by_botocore and _loads_credentials():
+    if by_botocore and _transport.called_by("botocore.credentials"):
+        # From the machine's metadata service, on an address that no policy should open, and
+        # under a lock for which the slot's other requests would wait.
         raise Unsupported("botocore's own credentials")
     settings = dict(pool.conn_kw)
     if by_botocore:
@@ -268,20 +269,6 @@ def _refuse(settings: Mapping[str, Any], unsupported: Mapping[str, str]) -> None
     for name, what in unsupported.items():
         if settings.get(name) is not None:
             raise Unsupported(what)
-
-
-def _loads_credentials() -> bool:
-    """Whether botocore is loading its credentials.
-
-    It asks the machine's metadata service for them, on an address that no policy should
-    open, and holds a lock meanwhile for which the slot's other requests would wait.
-    """
-    frame = sys._getframe(2)
-    while frame.f_back is not None:
-        if frame.f_globals.get("__name__") == "botocore.credentials":
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _translated(

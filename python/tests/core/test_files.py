@@ -174,6 +174,17 @@ def test_what_is_no_file_on_disk_is_read(start: Start, path: Path, kind: str) ->
     assert read(slot, 1) == ([], expected.get(kind, b"bytes"))
 
 
+def test_the_wrapper_reads_like_a_file_in_blocks(path: Path) -> None:
+    with path.open("rb") as file:
+        wrapper = _files.FileWrapper(file, 1000)
+        assert next(wrapper) == CONTENT[:1000]
+        assert (wrapper.seekable(), wrapper.tell(), wrapper.seek(10)) == (True, 1000, 10)
+        assert [len(block) for block in wrapper][:2] == [1000, 1000]
+        wrapper.close()
+        assert file.closed
+    assert not _files.FileWrapper(iter(())).seekable()
+
+
 def test_a_middleware_around_the_wrapper_is_not_bypassed(start: Start, path: Path) -> None:
     path.write_bytes(b"abc")
     app = serve(lambda: path.open("rb"))

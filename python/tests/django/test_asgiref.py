@@ -34,7 +34,7 @@ def test_it_fails_when_a_local_leaks_into_another_job(monkeypatch: pytest.Monkey
 @pytest.mark.skipif(not hasattr(asgiref.local, "_rehome"), reason="asgiref before 3.12")
 def test_it_needs_the_rehoming_of_tagged_storages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_asgiref, "install_travelling_locals", lambda: None)
-    monkeypatch.setattr(_asgiref, "before_resume", [])
+    monkeypatch.setattr(_asgiref, "rehomers", [])
     with pytest.raises(layby.django.AsgirefUnsupported):
         layby.django.self_test()
 

@@ -25,7 +25,7 @@ from origin import Origin  # noqa: E402
 
 import layby  # noqa: E402
 
-start = _core.start
+ends, start = _core.ends, _core.start
 
 
 @pytest.fixture

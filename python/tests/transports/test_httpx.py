@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import stripe
 from gateway import Gateway, failure
 from origin import Origin, Reply, json_reply
 
@@ -51,7 +52,6 @@ def test_a_request_is_a_fetch_and_its_response_is_exact(
     assert response.headers.get_list("set-cookie") == ["a=1; Path=/", "b=2; Path=/"]
     assert dict(response.cookies) == {"a": "1", "b": "2"}
     assert response.elapsed.total_seconds() > 0
-    assert response.http_version == "HTTP/1.1"
     [seen] = origin.seen
     assert seen.by_gateway
     assert (seen.method, seen.target, seen.body) == ("POST", "/quote?zip=1", b'{"a":1}')
@@ -247,8 +247,6 @@ def test_an_async_client_in_a_slot_makes_real_calls_without_a_loop(
 @pytest.mark.parametrize(
     "of_transport",
     [
-        {"verify": False},
-        {"verify": ssl.create_default_context()},
         {"http2": True},
         {"proxy": "http://127.0.0.1:1"},
         {"local_address": "127.0.0.1"},
@@ -273,6 +271,29 @@ def test_options_of_ones_own_are_real_calls(
         assert gateway.run(lambda transport=transport: view(transport)) == "ok"
     assert gateway.fetches == []
     assert len(gateway.real_calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("verify", "by_gateway"),
+    [(False, False), (ssl.create_default_context(), False), (stripe.ca_bundle_path, True)],
+    ids=["False", "context", "public"],
+)
+@pytest.mark.filterwarnings("ignore:.*verify=<str>.*:DeprecationWarning")
+def test_only_public_certificates_are_for_the_gateway(
+    gateway: Gateway, library: Any, patched: None, verify: Any, by_gateway: bool
+) -> None:
+    gateway.instead = failure("connect", "connect")
+    ours = importlib.import_module(f"layby.{library.__name__}")
+
+    def view(transport: Any) -> None:
+        with library.Client(transport=transport) as client, pytest.raises(library.ConnectError):
+            client.get("https://127.0.0.1:1/")
+
+    for kind in (ours.Transport, library.HTTPTransport):
+        transport = kind(verify=verify)
+        gateway.run(lambda transport=transport: view(transport))
+    assert len(gateway.fetches) == (2 if by_gateway else 0)
+    assert len(gateway.real_calls) == (0 if by_gateway else 2)
 
 
 def test_on_an_event_loop_and_on_helper_threads_calls_are_real(

@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE};
 use http::{HeaderName, Version};
 
-use crate::message::{Request, Scheme};
+use crate::message::{Request, RequestBody, Scheme};
 
 /// Writes the environ as `name NUL value NUL` and returns the number of pairs.
 ///
@@ -34,9 +34,14 @@ pub fn encode(request: &Request, out: &mut BytesMut) -> u16 {
     if client.scheme == Scheme::Https {
         block.pair("HTTPS", b"on");
     }
-    // A length that was announced stays visible when it is 0; any other is the true one.
-    if !request.body.is_empty() || request.headers.contains_key(CONTENT_LENGTH) {
-        block.display("CONTENT_LENGTH", request.body.len());
+    let announced = || request.headers.contains_key(CONTENT_LENGTH);
+    let length = match &request.body {
+        // A length that was announced stays visible when it is 0; any other is the true one.
+        RequestBody::Here(body) => (!body.is_empty() || announced()).then(|| body.len()),
+        RequestBody::Later(announced) => *announced,
+    };
+    if let Some(length) = length {
+        block.display("CONTENT_LENGTH", length);
     }
     for name in request.headers.keys() {
         if name == CONTENT_LENGTH {
@@ -138,7 +143,7 @@ mod tests {
                 server_name: "shop.example".into(),
                 server_port: 443,
             },
-            body: Body::Memory(Bytes::from_static(body)),
+            body: RequestBody::Here(Body::Memory(Bytes::from_static(body))),
         };
         let mut block = BytesMut::new();
         let pairs = encode(&request, &mut block);

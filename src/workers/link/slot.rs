@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::channel::{Broken, Channel};
 use super::wire::{Frame, Header, Kind, MAX_CHUNK, MAX_HEAD, flag};
 use super::{answer, environ};
-use crate::message::{Answer, AnswerBody, Request};
+use crate::message::{Answer, AnswerBody, Request, RequestBody};
 use crate::metrics::{Metrics, WaitInPlace};
 use crate::plan::{self, FailureKind, Outcome, Phase};
 use crate::slots::{Closing, Port, Taken, Turn, Turned};
@@ -127,7 +127,10 @@ impl SlotTask {
                     since: begun,
                 }),
             );
-            if matches!(taken.job.work, Work::Begin(_) | Work::Resume(_)) {
+            if matches!(
+                taken.job.work,
+                Work::Begin(_) | Work::Resume(_) | Work::Body(_)
+            ) {
                 let park = ParkId {
                     process: self.process.id,
                     request: taken.request.number(),
@@ -193,7 +196,12 @@ impl SlotTask {
             request: job.of(request).number(),
             epoch: job.epoch,
         };
-        let Job { work, answer, .. } = job;
+        let Job {
+            work,
+            answer,
+            mut lazy,
+            ..
+        } = job;
         let (runs, ends) = (matches!(work, Work::Run(_)), matches!(work, Work::End));
         self.hand_over(tag, work).await?;
         if let Some(writer) = answer {
@@ -206,6 +214,10 @@ impl SlotTask {
             _waiting = None;
             if (header.request, header.epoch) != (tag.request, tag.epoch) {
                 return Err(Broken::Unexpected(header));
+            }
+            if header.has(flag::LAZY) && !std::mem::take(&mut lazy) {
+                let what = "it asks for a body that it has, or that there is none of";
+                return Err(Broken::content(what));
             }
             match header.kind {
                 Kind::Ready => {
@@ -276,7 +288,12 @@ impl SlotTask {
         reply: Reply,
         answer: Option<AnswerWriter>,
     ) -> Result<Parked, Broken> {
-        let awaited = if header.has(flag::LOCAL) {
+        let awaited = if header.has(flag::LAZY) {
+            if header.has(flag::LOCAL) || !head.is_empty() || !body.is_empty() {
+                return Err(Broken::content("a wait for more than the body"));
+            }
+            Awaited::Body
+        } else if header.has(flag::LOCAL) {
             if !head.is_empty() || !body.is_empty() {
                 return Err(Broken::content("a local wait with a plan"));
             }
@@ -323,6 +340,7 @@ impl SlotTask {
             }
             Work::Begin(request) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
+            Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
             Work::End => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])
@@ -335,10 +353,27 @@ impl SlotTask {
         let mut header = tag.header(Kind::Request);
         let head = |header: &mut Header, out: &mut _| header.aux = environ::encode(request, out);
         match &request.body {
-            Body::Memory(body) => self.channel.send(header, head, body).await,
-            Body::File(file) => {
+            RequestBody::Here(Body::Memory(body)) => self.channel.send(header, head, body).await,
+            RequestBody::Here(Body::File(file)) => {
                 header.flags = flag::FD;
                 self.channel.send_with_file(header, head, &file.file).await
+            }
+            RequestBody::Later(_) => {
+                header.flags = flag::LAZY;
+                self.channel.send(header, head, &[]).await
+            }
+        }
+    }
+
+    /// The body of a request, after its head. What stays in memory is small enough for a frame.
+    async fn send_body(&mut self, mut header: Header, body: &Body) -> Result<(), Broken> {
+        match body {
+            Body::Memory(body) => self.channel.send(header, |_, _| {}, body).await,
+            Body::File(file) => {
+                header.flags = flag::FD;
+                self.channel
+                    .send_with_file(header, |_, _| {}, &file.file)
+                    .await
             }
         }
     }
@@ -402,14 +437,21 @@ impl SlotTask {
         body: &Bytes,
         reply: Reply,
     ) -> Result<Reply, Broken> {
-        let mut plan = plan::decode(head, body).map_err(Broken::content)?;
-        let Some(plan::Hold { reason, source }) = plan.hold.take() else {
+        let (awaited, why) = if header.has(flag::LAZY) {
+            let why = plan::decode_hold(head).map_err(Broken::content)?;
+            (Awaited::Body, Some(why))
+        } else {
+            let mut plan = plan::decode(head, body).map_err(Broken::content)?;
+            let why = plan.hold.take();
+            (Awaited::Plan(plan), why)
+        };
+        let Some(plan::Hold { reason, source }) = why else {
             return Err(Broken::content("a HOLD frame that does not say why"));
         };
         let (release, released) = oneshot::channel();
         let shielded = header.has(flag::SHIELDED);
         let hold = Hold {
-            plan,
+            awaited,
             shielded,
             reason,
             source,
@@ -424,6 +466,7 @@ impl SlotTask {
                 self.send_results(tag.header(Kind::Results), outcomes)
                     .await?
             }
+            Release::Body(body) => self.send_body(tag.header(Kind::Results), &body).await?,
             Release::Cancel => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])
@@ -456,6 +499,10 @@ impl SlotTask {
             let Frame { header, head, body } = frame;
             _waiting = None;
             if (header.request, header.epoch) != (tag.request, tag.epoch) {
+                return Err(Broken::Unexpected(header));
+            }
+            if header.has(flag::LAZY) {
+                // The client has an answer: what it still sends is not read.
                 return Err(Broken::Unexpected(header));
             }
             match header.kind {

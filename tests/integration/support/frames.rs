@@ -54,6 +54,7 @@ pub mod flag {
     pub const SHIELDED: u8 = 0x10;
     pub const PINNED: u8 = 0x20;
     pub const LOCAL: u8 = 0x40;
+    pub const LAZY: u8 = 0x80;
 }
 
 const HEADER: usize = 24;

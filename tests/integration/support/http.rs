@@ -271,6 +271,12 @@ impl Connection {
         }
     }
 
+    /// True if nothing has come. Asked when the gateway has had every reason to say something.
+    pub async fn is_quiet(&mut self) -> bool {
+        let said = tokio::time::timeout(std::time::Duration::from_millis(50), self.fill()).await;
+        said.is_err() && self.bytes.is_empty()
+    }
+
     /// Waits for the gateway to close; what still came.
     pub async fn closed(&mut self) -> Vec<u8> {
         let end = async { while self.fill().await {} };

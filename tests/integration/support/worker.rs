@@ -329,6 +329,14 @@ impl Worker {
         within(what, happened).await.expect("we keep the sender");
     }
 
+    /// Waits until so many requests have begun.
+    pub async fn requests_begun(&self, count: usize) {
+        self.until(&format!("{count} requests"), |seen| {
+            seen.requests.len() >= count
+        })
+        .await;
+    }
+
     /// Waits until so many requests have been ended by a CANCEL.
     pub async fn cancelled(&self, count: usize) {
         self.until(&format!("{count} cancelled requests"), |seen| {
@@ -478,6 +486,7 @@ impl Shared {
     fn begin(self: &Arc<Self>, place: Place, frame: Frame) {
         let environ = environ(&frame);
         let by_descriptor = frame.file.is_some();
+        let lazy = frame.flags & flag::LAZY != 0;
         let body = frame.file.map_or(frame.body, |file| whole(&file.into()));
         let job = Job {
             shared: Arc::clone(self),
@@ -485,6 +494,7 @@ impl Shared {
             environ,
             body,
             by_descriptor,
+            lazy,
         };
         let target = job.environ("REQUEST_URI").to_owned();
         let line = format!("{} {target}", job.environ("REQUEST_METHOD"));
@@ -582,6 +592,8 @@ pub struct Job {
     pub environ: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub by_descriptor: bool,
+    /// The body is still with the client.
+    pub lazy: bool,
 }
 
 impl Job {
@@ -627,6 +639,48 @@ impl Job {
         assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
         self.place = woken.place;
         self.went_on(woken.frame)
+    }
+
+    /// Parks until the request's body is there.
+    pub async fn park_for_body(&mut self) -> Result<(), Cancelled> {
+        let woken = self.waits();
+        self.shared.runs(false);
+        self.send(kind::PARK, flag::LAZY, b"").await;
+        let woken = woken.await.expect("the worker lives");
+        self.shared.runs(true);
+        assert_ne!(woken.frame.kind, kind::RESULTS, "this request is parked");
+        assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
+        self.place = woken.place;
+        self.got_body(woken.frame)
+    }
+
+    /// Waits in place until the request's body is there.
+    pub async fn hold_for_body(&mut self) -> Result<(), Cancelled> {
+        let woken = self.waits();
+        let why = json!({ "hold": { "reason": "transaction", "source": "shop/views.py:3" } });
+        let frame = Frame {
+            flags: flag::LAZY,
+            head: why.to_string().into_bytes(),
+            ..Frame::new(kind::HOLD)
+        };
+        self.place.send(frame).await;
+        let woken = woken.await.expect("the worker lives");
+        assert_ne!(
+            woken.frame.kind,
+            kind::RESUME,
+            "this request waits in place"
+        );
+        self.got_body(woken.frame)
+    }
+
+    fn got_body(&mut self, frame: Frame) -> Result<(), Cancelled> {
+        if frame.kind == kind::CANCEL {
+            return Err(Cancelled(self.place.clone()));
+        }
+        assert!(frame.head.is_empty(), "a body comes without results");
+        self.by_descriptor = frame.file.is_some();
+        self.body = frame.file.map_or(frame.body, |file| whole(&file.into()));
+        Ok(())
     }
 
     /// Waits in place.

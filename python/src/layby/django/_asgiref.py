@@ -7,14 +7,16 @@ Django calls everything synchronous from its async code through asgiref's
 - Where no event loop runs, a `SyncToAsync` is called right where it is awaited. The
   original can only raise there, so nothing that worked changes. Patching the one class
   covers Django's handlers, sessions, cache, every `a…` method of the ORM, and
-  third-party code.
+  third-party code. Inside `async with layby.io` it is run in a slot: on a thread of
+  asgiref's own it would open one connection more than the slots may have.
 - Who calls `async_to_sync` by hand gets an event loop on a thread of its own, as under
   any WSGI server: channels, async SDKs and the like need one. The job is lent to that
   thread, so that what layby fetches there still goes through the gateway, in place.
 - What a `Local` holds for a request goes with it to the thread that resumes it. How
   depends on the asgiref: up to 3.7 a `Local` is a dict on the thread object; from 3.8
   on a context variable, which travels with the job's context; from 3.12 on its value
-  is tagged with the thread's id and vanishes on any other thread unless re-tagged.
+  is tagged with the thread's id and vanishes on any other thread unless re-tagged. Such a
+  thread is also the event loop's, and that of a slot that runs something beside the request.
 
 All of that is private to asgiref, so `self_test` tries it before the first request.
 """
@@ -26,7 +28,7 @@ import functools
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any
 
 import asgiref
@@ -34,8 +36,9 @@ import asgiref.local
 from asgiref.local import Local
 from asgiref.sync import AsyncToSync, SyncToAsync
 
+from layby import _ride
 from layby._exceptions import AsgirefUnsupported
-from layby._job import Job, before_resume, tls
+from layby._job import Job, before_resume, on_branch, rehomers, tls
 
 _LOCALS = "layby.django.locals"
 
@@ -48,13 +51,19 @@ class _JobLocals:
 
 @functools.cache
 def install_direct_calls() -> None:
-    """Make `SyncToAsync` a plain call wherever no event loop runs."""
+    """Make `SyncToAsync` a plain call where no event loop runs, and one in a slot in `layby.io`."""
     original = SyncToAsync.__call__
 
     async def call(self: SyncToAsync[..., Any], *args: Any, **kwargs: Any) -> Any:
+        ride = None
         if _get_running_loop() is not None:
-            return await original(self, *args, **kwargs)
+            ride = _ride.here()
+            if ride is None:
+                return await original(self, *args, **kwargs)
         context: Context | None = getattr(self, "context", None)
+        if ride is not None:
+            run = self.func if context is None else functools.partial(context.run, self.func)
+            return await ride.call(functools.partial(run, *args, **kwargs))
         if context is None:
             return self.func(*args, **kwargs)
         return context.run(self.func, *args, **kwargs)
@@ -92,14 +101,15 @@ def install_lent_jobs() -> None:
 def install_travelling_locals() -> None:
     """Let `Local`s follow a job from thread to thread."""
     if hasattr(asgiref.local, "_rehome"):
-        before_resume.append(_rehome_storages)
+        before_resume.append(lambda job: _rehome_storages())
+        rehomers.append(_rehome_storages)
     elif hasattr(Local, "_get_context_id"):
         _keep_locals_with_the_job()
 
 
-def _rehome_storages(job: Job) -> None:
+def _rehome_storages() -> None:
     storage, rehome = asgiref.local._Storage, asgiref.local._rehome
-    for variable, value in list(job.context.items()):
+    for variable, value in copy_context().items():
         if isinstance(value, storage):
             variable.set(rehome(value))
 
@@ -109,13 +119,21 @@ def _keep_locals_with_the_job() -> None:
     original = kind._get_context_id
 
     def context_id(self: Any) -> Any:
-        job = tls.job
+        job = tls.job or _ride.riding_job()
         # Thread-critical ones (database connections) belong to the slot, not to the job.
         if job is None or self._thread_critical:
             return original(self)
         return job.scratch.setdefault(_LOCALS, _JobLocals())
 
     kind._get_context_id = context_id
+    on_branch.append(_copy_locals)
+
+
+def _copy_locals(job: Job, branch: Job) -> None:
+    """A branch sees what the request has set; what it changes there is its own."""
+    branch.scratch[_LOCALS] = copied = _JobLocals()
+    for name, values in vars(job.scratch.get(_LOCALS, copied)).items():
+        setattr(copied, name, dict(values))
 
 
 def self_test() -> None:
@@ -152,6 +170,6 @@ def _read() -> Any:
 def _step(job: Job, step: Callable[[], Any]) -> Any:
     """Run `step` as a slot does after a park."""
     tls.job = job
-    if _rehome_storages in before_resume:
-        job.context.run(_rehome_storages, job)
+    for rehome in rehomers:
+        job.context.run(rehome)
     return job.context.run(step)

@@ -4,6 +4,9 @@
   would go on on another connection, while another request uses this one. No single
   test sees every open transaction (Django does not see a `BEGIN` by hand, the driver
   does not see `atomic()` before its first query), so all are asked.
+- *What does a call leave behind?* What a slot runs beside a request (`layby.parallel`,
+  `layby.in_slot`) must end what it begins there: an open transaction is rolled back, with
+  its connection, and is an error.
 - *Persistent connections.* A slot keeps its connection: an alias whose `CONN_MAX_AGE` is
   0 and which uses no psycopg pool gets None. A 0 written into the settings cannot be
   told from Django's default (dj-database-url writes it for everyone), so whoever wants
@@ -40,9 +43,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 
+from layby._exceptions import Error
 from layby._job import (
     Job,
     Obstacle,
+    after_call,
     before_resume,
     on_leave,
     park_checks,
@@ -85,6 +90,7 @@ def install() -> None:
     _hold_execute_wrappers()
     _keep_connections()
     park_checks.append(obstacle)
+    after_call.append(_end_what_is_open)
     on_leave.append(_leave)
     before_resume.append(_renew)
     slot_openers.append(_open)
@@ -116,6 +122,22 @@ def obstacle(job: Job) -> Obstacle | None:
                 " (a half-read .iterator(), or a connection.cursor() that is not closed)",
             )
     return None
+
+
+def _end_what_is_open(job: Job) -> None:
+    """Leave this thread's connections as a call found them; `Error` if that took something."""
+    left = obstacle(job)
+    if left is None:
+        return
+    for cursor in list(job.scratch.get(_CURSORS, ())):
+        if not hasattr(cursor, _CLOSED):
+            cursor.close()
+    for connection in connections.all(initialized_only=True):
+        if _transaction(connection):
+            # The server rolls back; in an atomic block Django would keep the wrapper closed.
+            connection.in_atomic_block = False
+            connection.close()
+    raise Error(f"left open at the end of what it ran in a slot: {left.detail}")
 
 
 def _transaction(connection: BaseDatabaseWrapper) -> str | None:

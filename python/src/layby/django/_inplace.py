@@ -11,15 +11,15 @@ Left to the event loop, as in plain Django:
 - a view decorated with `on_event_loop`;
 - whatever is called while a loop waits for this thread (ASGI, `AsyncClient`).
 
-A coroutine cannot be moved to a loop once it has begun, so a view that needs asyncio
-has to be named; the error it gets without says so.
+What of a view needs asyncio stands under `async with layby.io`, or the view has to be named;
+the error it gets without says so.
 """
 
 from __future__ import annotations
 
 import functools
 from asyncio import _get_running_loop
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import django.core.handlers.base
@@ -30,16 +30,17 @@ from django.http import StreamingHttpResponse
 from layby._drive import NO_ASYNCIO, drive
 from layby._exceptions import Error
 from layby._job import tls
+from layby._stream import in_place
 from layby.django import _asgiref, _shortcuts
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 _ON_LOOP = "_layby_on_event_loop"
-_END = object()
 
 NEEDS_LOOP = (
-    "This view is stepped without an event loop, so that it may block. If it needs asyncio,"
-    " decorate it with @layby.django.on_event_loop, or set LAYBY_INLINE_ASYNC_VIEWS = False"
+    "This view is stepped without an event loop, so that it may block. If it needs asyncio, put"
+    " that under `async with layby.io:`, decorate the view with @layby.django.on_event_loop, or"
+    " set LAYBY_INLINE_ASYNC_VIEWS = False"
 )
 
 
@@ -57,9 +58,9 @@ def install() -> None:
     original = StreamingHttpResponse.__iter__
 
     def iterate(self: StreamingHttpResponse) -> Iterator[bytes]:
-        if not getattr(self, "is_async", False) or hasattr(self, _ON_LOOP) or _loop_waits():
+        if not stepped(self) or _loop_waits():
             return original(self)
-        return _iterate_in_place(self)
+        return in_place(pieces(self))
 
     StreamingHttpResponse.__iter__ = iterate  # type: ignore[method-assign]
 
@@ -67,8 +68,9 @@ def install() -> None:
 def on_event_loop(view: View) -> View:
     """Run this `async def` view on an event loop, as plain Django does.
 
-    For views that use asyncio (`asyncio.sleep`, `httpx.AsyncClient`, …). Blocking code
-    and layby's fetches are refused in them. In a slot the request waits in place.
+    For views that use asyncio throughout. Blocking code and layby's fetches are refused in
+    them, and in a slot the request waits in place: where only a part of the view needs
+    asyncio, `async with layby.io` around that part does better.
 
         @on_event_loop
         async def rates(request): ...
@@ -153,18 +155,19 @@ def _loop_waits() -> bool:
     return loop is not None and loop.is_running()
 
 
-def _iterate_in_place(response: StreamingHttpResponse) -> Iterator[bytes]:
-    """The parts of an asynchronous stream, each made when it is asked for."""
+async def pieces(response: StreamingHttpResponse) -> AsyncGenerator[bytes, None]:
+    """The parts of an asynchronous stream; closing this closes the view's own generator."""
     parts = aiter(response.streaming_content)  # type: ignore[arg-type]
     try:
-        while (part := drive(_next(parts))) is not _END:
+        async for part in parts:
             yield part
     finally:
         # The view's own generator is wrapped; closing the wrapper does not close it.
         for stream in (parts, response._iterator):  # type: ignore[attr-defined]
             if hasattr(stream, "aclose"):
-                drive(_result(stream.aclose()))
+                await stream.aclose()
 
 
-async def _next(parts: AsyncIterator[Any]) -> Any:
-    return await anext(parts, _END)
+def stepped(response: Any) -> bool:
+    """Whether a response is an asynchronous stream that needs no event loop."""
+    return getattr(response, "is_async", False) and not hasattr(response, _ON_LOOP)

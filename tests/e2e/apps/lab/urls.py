@@ -8,5 +8,7 @@ urlpatterns = [
     path("lab/fetch-in-place", views.fetch_in_place),
     path("lab/slow", views.slow),
     path("lab/stuck", views.stuck),
+    path("lab/files/", include("lab.files")),
+    path("lab/uploads/", include("lab.uploads")),
     path("", include("shop.urls")),
 ]

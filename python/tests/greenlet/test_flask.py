@@ -1,0 +1,141 @@
+"""Flask in greenlet mode: its views, synchronous or not, park."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import flask
+import pytest
+from stories import Start, park, resume, text
+
+import layby
+from layby._drive import NO_ASYNCIO
+
+application = flask.Flask(__name__)
+application.secret_key = "only for tests"
+
+
+@application.get("/sync/<name>")
+def sync(name: str) -> str:
+    flask.g.name = name
+    flask.session["name"] = name
+    layby.sleep(1).result()
+    url = flask.url_for("sync", name="x")
+    return f"{flask.g.name} {flask.session['name']} {flask.request.path} {url}"
+
+
+@application.get("/async/<name>")
+async def asynchronous(name: str) -> str:
+    thread = threading.get_ident()
+    flask.g.name = name
+    await layby.sleep(1)
+    assert threading.get_ident() == thread
+    return f"{flask.g.name} {flask.request.path}"
+
+
+@application.get("/template/<name>")
+def template(name: str) -> str:
+    # The page parks in the middle of its rendering.
+    return flask.render_template_string(
+        "{{ request.path }} {{ wait() }} {{ g.name }}",
+        wait=lambda: layby.sleep(1).result(),
+        name=setattr(flask.g, "name", name),
+    )
+
+
+@application.get("/stream/<name>")
+def stream(name: str) -> flask.Response:
+    @flask.stream_with_context
+    def parts() -> Iterator[str]:
+        for number in range(2):
+            layby.sleep(1).result()
+            yield f"{flask.request.path} {number} "
+
+    return flask.Response(parts())
+
+
+@application.get("/wrong")
+def wrong() -> str:
+    layby.sleep(1).result()
+    flask.abort(418)
+
+
+@application.get("/loop")
+async def uses_asyncio() -> str:
+    await asyncio.sleep(0.001)
+    return "no error"
+
+
+# As if it stood in a module that has nothing of layby.
+elsewhere: dict[str, object] = {"asyncio": asyncio, "__name__": "elsewhere"}
+exec("async def other():\n    await asyncio.sleep(0)\n    return 'slept on a loop'", elsewhere)
+application.add_url_rule("/elsewhere", view_func=elsewhere["other"])  # type: ignore[arg-type]
+
+
+def interleave(start: Start, path: str, epochs: int = 1) -> list[str]:
+    """Two requests by turns; their answers."""
+    [slot] = start(application)
+    for request, name in ((1, "ann"), (2, "bob")):
+        slot.request(request, f"/{path}/{name}", HTTP_HOST="shop.example")
+        park(slot, request)
+    answers = []
+    for request in (1, 2):
+        resume(slot, request)
+        answers.append(text(slot))
+    return answers
+
+
+def test_a_synchronous_view(start: Start) -> None:
+    assert interleave(start, "sync") == [
+        "ann ann /sync/ann /sync/x",
+        "bob bob /sync/bob /sync/x",
+    ]
+
+
+def test_an_asynchronous_view_is_stepped_by_its_slot(start: Start) -> None:
+    assert interleave(start, "async") == ["ann /async/ann", "bob /async/bob"]
+
+
+def test_in_the_middle_of_a_template(start: Start) -> None:
+    assert interleave(start, "template") == ["/template/ann 1.0 ann", "/template/bob 1.0 bob"]
+
+
+def test_a_stream_with_its_request_context(start: Start) -> None:
+    [slot] = start(application)
+    for request, name in ((1, "ann"), (2, "bob")):
+        slot.request(request, f"/stream/{name}", HTTP_HOST="shop.example")
+        park(slot, request)
+    for request, name in ((2, "bob"), (1, "ann")):
+        resume(slot, request)
+        assert slot.expect("ANSWER").body == f"/stream/{name} 0 ".encode()
+        park(slot, request, 1)
+    for request, name in ((1, "ann"), (2, "bob")):
+        resume(slot, request, 2)
+        assert slot.expect("BODY").body == f"/stream/{name} 1 ".encode()
+        slot.expect("BODY")
+        slot.expect("READY")
+
+
+def test_an_abort_after_a_park(start: Start) -> None:
+    [slot] = start(application)
+    slot.request(1, "/wrong", HTTP_HOST="shop.example")
+    park(slot, 1)
+    resume(slot, 1)
+    assert slot.answer()[0].aux == 418
+
+
+def test_asyncio_has_no_loop_in_a_slot_and_is_told_so(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    [slot] = start(application)
+    slot.request(1, "/loop", HTTP_HOST="shop.example")
+    assert slot.answer()[0].aux == 500
+    assert NO_ASYNCIO in caplog.text
+
+
+def test_views_of_modules_without_layby_keep_their_loop(start: Start) -> None:
+    [slot] = start(application)
+    slot.request(1, "/elsewhere", HTTP_HOST="shop.example")
+    assert text(slot) == "slept on a loop"

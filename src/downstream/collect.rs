@@ -1,0 +1,174 @@
+//! Taking in a request's body: in memory first, then in a file.
+//!
+//! A client may be slow, but not stop for long, and not send more than it may.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::BodyExt;
+
+use super::watch::Watch;
+use crate::message::NoBody;
+use crate::spool::{self, Spool, Upload};
+
+/// What a client may do.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Bytes that it may send.
+    pub max: u64,
+    /// How long it may send none.
+    pub stall: Duration,
+}
+
+/// The whole body. Nothing is asked of the client before this is polled.
+pub async fn collect<B>(
+    mut body: B,
+    spool: &Spool,
+    watch: &Watch,
+    Bounds { max, stall }: Bounds,
+) -> Result<spool::Body, NoBody>
+where
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+{
+    let announced = body.size_hint().exact();
+    let mut upload = Upload::new(spool);
+    loop {
+        watch.within(2 * stall);
+        let frame = match tokio::time::timeout(stall, body.frame()).await {
+            Err(_) => return Err(NoBody::Late),
+            Ok(None) => break,
+            Ok(Some(Err(error))) => {
+                tracing::debug!(%error, "request body broken");
+                return Err(NoBody::Broken);
+            }
+            Ok(Some(Ok(frame))) => frame,
+        };
+        // Trailers are dropped: WSGI has no place for them, and they must not become headers.
+        let Ok(chunk) = frame.into_data() else {
+            continue;
+        };
+        if upload.len() + chunk.len() as u64 > max {
+            return Err(NoBody::TooLarge);
+        }
+        upload.push(chunk).await.map_err(no_room)?;
+    }
+    if announced.is_some_and(|announced| announced != upload.len()) {
+        // Whoever had the connection is gone, and took the rest along.
+        return Err(NoBody::Broken);
+    }
+    let body = upload.finish().await.map_err(no_room)?;
+    watch.set_unread(false);
+    watch.in_hand();
+    Ok(body)
+}
+
+fn no_room(error: std::io::Error) -> NoBody {
+    tracing::error!(%error, "the spool folder takes no more");
+    NoBody::NoRoom
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use futures_util::stream::{self, StreamExt};
+    use http_body::{Frame, SizeHint};
+    use http_body_util::StreamBody;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::sweeper::Sweeper;
+
+    fn spool() -> Spool {
+        let folder = std::env::temp_dir();
+        Spool::new(folder, Metrics::new(&[])).expect("a folder")
+    }
+
+    fn up_to(max: u64) -> Bounds {
+        Bounds {
+            max,
+            stall: Duration::from_secs(60),
+        }
+    }
+
+    fn watch() -> Arc<Watch> {
+        let watch = Watch::new(Sweeper::default().alarm());
+        watch.set_unread(true);
+        watch
+    }
+
+    fn chunks(
+        chunks: &'static [&'static str],
+    ) -> impl stream::Stream<Item = Result<Frame<Bytes>, &'static str>> + Unpin {
+        let frame = |chunk: &&'static str| Ok(Frame::data(Bytes::from_static(chunk.as_bytes())));
+        stream::iter(chunks.iter().map(frame))
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_and_its_connection_can_go_on() {
+        let watch = watch();
+        let body = StreamBody::new(chunks(&["one ", "two"]));
+        let body = collect(body, &spool(), &watch, up_to(7))
+            .await
+            .expect("a body");
+        assert!(matches!(body, spool::Body::Memory(bytes) if bytes == "one two"));
+        assert!(!watch.is_unread());
+    }
+
+    #[tokio::test]
+    async fn a_byte_too_many_is_too_large() {
+        let watch = watch();
+        let body = StreamBody::new(chunks(&["one ", "two"]));
+        let body = collect(body, &spool(), &watch, up_to(6)).await;
+        assert_eq!(body.expect_err("seven bytes"), NoBody::TooLarge);
+        assert!(watch.is_unread());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_is_late() {
+        let begun = std::time::Instant::now();
+        let body = StreamBody::new(chunks(&["one"]).chain(stream::pending()));
+        let bounds = Bounds {
+            stall: Duration::from_millis(20),
+            ..up_to(100)
+        };
+        let body = collect(body, &spool(), &watch(), bounds).await;
+        assert_eq!(body.expect_err("one of two"), NoBody::Late);
+        assert!(begun.elapsed() >= bounds.stall);
+    }
+
+    #[tokio::test]
+    async fn an_error_breaks_a_body() {
+        let broken = stream::once(async { Err("reset") });
+        let body = StreamBody::new(chunks(&["one"]).chain(broken.boxed()));
+        let body = collect(body, &spool(), &watch(), up_to(100)).await;
+        assert_eq!(body.expect_err("broken"), NoBody::Broken);
+    }
+
+    /// A body whose sender was dropped with its connection.
+    struct Left;
+
+    impl Body for Left {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            std::task::Poll::Ready(None)
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(5)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_ends_before_its_announced_length_is_broken() {
+        let body = collect(Left, &spool(), &watch(), up_to(100)).await;
+        assert_eq!(body.expect_err("five bytes fewer"), NoBody::Broken);
+    }
+}

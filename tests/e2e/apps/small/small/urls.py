@@ -1,0 +1,5 @@
+from django.urls import path
+
+from small import views
+
+urlpatterns = [path("page", views.page), path("parked", views.parked)]
