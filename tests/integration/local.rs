@@ -55,9 +55,7 @@ async fn a_local_wait_frees_its_slot_and_ends_when_its_process_says_so() {
                 let voices = voices.clone();
                 async move {
                     voices.hear(job.voice());
-                    let results = job.park_local().await?;
-                    assert_eq!(results.json, json!({ "results": [] }));
-                    assert!(results.bytes.is_empty());
+                    job.park_local().await?;
                     assert_eq!(job.tag().1, 1);
                     job.answer(200, "done").await
                 }

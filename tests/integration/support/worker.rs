@@ -254,12 +254,14 @@ struct Shared {
     calls: Option<CallScript>,
     retiring: Option<Gate>,
     /// Parked requests, by id, and held jobs, by id and slot.
-    waiting: Mutex<HashMap<(u64, Option<u16>), oneshot::Sender<Woken>>>,
+    waiting: Mutex<Waiting>,
     /// Streams that can be stopped, by id.
     stops: Mutex<HashMap<u64, Arc<Notify>>>,
     seen: watch::Sender<Seen>,
     tasks: Mutex<JoinSet<()>>,
 }
+
+type Waiting = HashMap<(u64, Option<u16>), oneshot::Sender<Woken>>;
 
 /// A job's way on: the frame that says how, and the slot that it came on.
 struct Woken {
@@ -391,9 +393,7 @@ impl Shared {
         self.tasks.lock().expect("nothing panics with it held")
     }
 
-    fn waiting(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(u64, Option<u16>), oneshot::Sender<Woken>>> {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().expect("nothing panics with it held")
     }
 
@@ -518,6 +518,7 @@ impl Shared {
             environ: Vec::new(),
             body: Vec::new(),
             by_descriptor: false,
+            lazy: false,
         };
         self.seen.send_modify(|seen| seen.calls.push(number));
         self.play(script(job, number));
@@ -617,46 +618,48 @@ impl Job {
         let woken = self.waits(None);
         self.shared.runs(false);
         self.send_plan(kind::PARK, flags, plan).await;
-        self.resumed(woken).await
+        let frame = self.resumed(woken).await;
+        self.went_on(frame)
     }
 
     /// Parks until its own process wants it, and goes on.
-    pub async fn park_local(&mut self) -> Result<Results, Cancelled> {
+    pub async fn park_local(&mut self) -> Result<(), Cancelled> {
         self.park_local_with(0).await
     }
 
-    pub async fn park_local_with(&mut self, flags: u8) -> Result<Results, Cancelled> {
+    pub async fn park_local_with(&mut self, flags: u8) -> Result<(), Cancelled> {
         let woken = self.waits(None);
         self.shared.runs(false);
         self.send(kind::PARK, flag::LOCAL | flags, "").await;
-        self.resumed(woken).await
+        let frame = self.resumed(woken).await;
+        if frame.kind == kind::CANCEL {
+            return Err(Cancelled(self.place.clone()));
+        }
+        assert!(frame.head.is_empty() && frame.body.is_empty() && frame.file.is_none());
+        Ok(())
     }
 
-    async fn resumed(&mut self, woken: oneshot::Receiver<Woken>) -> Result<Results, Cancelled> {
+    async fn resumed(&mut self, woken: oneshot::Receiver<Woken>) -> Frame {
         let woken = woken.await.expect("the worker lives");
         self.shared.runs(true);
         assert_ne!(woken.frame.kind, kind::RESULTS, "this request is parked");
         assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
         self.place = woken.place;
-        self.went_on(woken.frame)
+        woken.frame
     }
 
     /// Parks until the request's body is there.
     pub async fn park_for_body(&mut self) -> Result<(), Cancelled> {
-        let woken = self.waits();
+        let woken = self.waits(None);
         self.shared.runs(false);
         self.send(kind::PARK, flag::LAZY, b"").await;
-        let woken = woken.await.expect("the worker lives");
-        self.shared.runs(true);
-        assert_ne!(woken.frame.kind, kind::RESULTS, "this request is parked");
-        assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
-        self.place = woken.place;
-        self.got_body(woken.frame)
+        let frame = self.resumed(woken).await;
+        self.got_body(frame)
     }
 
     /// Waits in place until the request's body is there.
     pub async fn hold_for_body(&mut self) -> Result<(), Cancelled> {
-        let woken = self.waits();
+        let woken = self.waits(Some(self.place.slot));
         let why = json!({ "hold": { "reason": "transaction", "source": "shop/views.py:3" } });
         let frame = Frame {
             flags: flag::LAZY,
