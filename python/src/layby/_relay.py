@@ -27,6 +27,7 @@ from layby._exceptions import Error, NotInASlot
 from layby._headers import HOP_BY_HOP
 from layby._job import Job, tls
 from layby._plan import Fetch
+from layby._response import Response
 from layby._wire import RELAY, Frame, WireError, encode
 
 Ended = Literal["complete", "client_gone", "origin_failed"]
@@ -225,8 +226,7 @@ class Direct(Iterator[bytes]):
         self._truncated = False
         self._ended: Ended | None = None
         fetch = relay.fetch
-        deadline = time.monotonic() + (fetch.timeout or _outside.DEFAULT_TIMEOUT)
-        opened = _direct.Exchange(fetch.request, fetch.follow_redirects, deadline).open()
+        opened = _open(fetch)
         self._status: int | None = None
         self._opened: _direct.Stream | None = None
         self._chunks: Iterator[bytes]
@@ -272,6 +272,22 @@ class Direct(Iterator[bytes]):
         if self._opened is not None:
             self._opened.close()
         self._relay.finish(Captured(self._status, self._captured, self._truncated, ended))
+
+
+def _open(fetch: Fetch) -> _direct.Stream | Failure:
+    if _plan.stand_in is not None:
+        # layby.testing: whole at once.
+        root = fetch._root()
+        root._used = True
+        [outcome] = _plan.stand_in(root)
+        if not isinstance(outcome, Response):
+            assert isinstance(outcome, Failure)
+            return outcome
+        pairs, chunks = outcome.headers.multi_items(), iter((outcome._body,))
+        reason = outcome.reason_phrase
+        return _direct.Stream(outcome.status_code, reason, pairs, chunks, lambda: None)
+    deadline = time.monotonic() + (fetch.timeout or _outside.DEFAULT_TIMEOUT)
+    return _direct.Exchange(fetch.request, fetch.follow_redirects, deadline).open()
 
 
 def stream(fetch: Fetch, *, on_done: OnDone | None = None, capture: int = CAPTURE) -> Any:

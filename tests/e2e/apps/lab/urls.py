@@ -10,5 +10,6 @@ urlpatterns = [
     path("lab/stuck", views.stuck),
     path("lab/files/", include("lab.files")),
     path("lab/uploads/", include("lab.uploads")),
+    path("lab/streams/", include("lab.streams")),
     path("", include("shop.urls")),
 ]

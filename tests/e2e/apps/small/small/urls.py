@@ -2,4 +2,5 @@ from django.urls import path
 
 from small import views
 
-urlpatterns = [path("page", views.page), path("parked", views.parked)]
+names = ["page", "parked", "recipes", "in_place", "upload", "relayed"]
+urlpatterns = [path(name, getattr(views, name)) for name in names]
