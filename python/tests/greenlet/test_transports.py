@@ -1,122 +1,107 @@
-"""Client libraries and SDKs as they are, in plain synchronous code that parks."""
+"""requests, urllib3 and httpx, unchanged, below synchronous code: they park."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
-import boto3
-import botocore.config
 import httpx
-import openai
 import pytest
 import requests
-from stories import Start, app
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "transports"))
-
-from gateway import Gateway
-from origin import Origin, Reply, json_reply
+import urllib3
+from fakegateway import Connection, response
+from stories import Start, app, park, text
 
 import layby
+from layby import _job
 
 
 @pytest.fixture
-def gateway(start: Start) -> Gateway:
-    return Gateway(start)
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
-
-
-@pytest.fixture(autouse=True)
 def patched() -> Iterator[None]:
     layby.patch()
     yield
     layby.unpatch()
 
 
-def test_every_library_parks(gateway: Gateway, origin: Origin) -> None:
-    origin.on("/old", Reply(302, (("Location", "/new"),)))
-    origin.on("/new", Reply(200, (), b"here"))
-
-    def view() -> list[str]:
-        with requests.Session() as session, httpx.Client(follow_redirects=True) as client:
-            return [session.get(f"{origin.url}/old").text, client.get(f"{origin.url}/old").text]
-
-    assert gateway.run(view) == ["here", "here"]
-    assert gateway.kinds == ["PARK"] * 4
+CLIENTS: dict[str, Callable[[str], str]] = {
+    "requests": lambda url: str(requests.get(url, timeout=5).json()),
+    "session": lambda url: str(requests.Session().get(url, timeout=5).json()),
+    "urllib3": lambda url: str(urllib3.PoolManager().request("GET", url).json()),
+    "httpx": lambda url: str(httpx.get(url).json()),
+}
 
 
-def test_openai_parks(gateway: Gateway, origin: Origin) -> None:
-    delta = {"index": 0, "delta": {"content": "hello"}, "finish_reason": None}
-    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    events = f"data: {json.dumps({**chunk, 'choices': [delta]})}\n\ndata: [DONE]\n\n"
-    stream = Reply(200, (("Content-Type", "text/event-stream"),), events.encode())
-    origin.on("/chat/completions", json_reply(b"{}", 500, ("Retry-After-Ms", "1")), stream)
-
-    def view() -> list[str | None]:
-        with openai.OpenAI(api_key="k", base_url=origin.url, max_retries=1) as client:
-            chunks = client.chat.completions.create(
-                model="m", messages=[{"role": "user", "content": "hi"}], stream=True
-            )
-            return [each.choices[0].delta.content for each in chunks]
-
-    assert gateway.run(view) == ["hello"]
-    assert gateway.kinds == ["PARK"] * 2
+def go_on(slot: Connection, request: int, epoch: int, body: bytes, **changes: Any) -> None:
+    headers = [["Content-Type", "application/json"]]
+    entry = response(body, **{"headers": headers, **changes})
+    slot.results("RESUME", request, epoch, entry, body=body)
 
 
-def test_s3_parks(gateway: Gateway, origin: Origin) -> None:
-    origin.on("/shop/teapot", Reply(200, (), b"a teapot"))
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_library_parks_wherever_it_is_called(start: Start, client: str) -> None:
+    def view(environ: dict[str, Any]) -> bytes:
+        return f"{environ['PATH_INFO']} {CLIENTS[client]('http://a.example/x')}".encode()
 
-    def view() -> bytes:
-        client = boto3.client(
-            "s3",
-            endpoint_url=origin.url,
-            region_name="eu-central-1",
-            aws_access_key_id="id",
-            aws_secret_access_key="secret",
-            config=botocore.config.Config(s3={"addressing_style": "path"}),
-        )
-        body: bytes = client.get_object(Bucket="shop", Key="teapot")["Body"].read()
-        client.close()
-        return body
-
-    assert gateway.run(view) == b"a teapot"
-    assert gateway.kinds == ["PARK"]
+    [slot] = start(app(view))
+    for request in (1, 2, 3):
+        slot.request(request, f"/{request}")
+        (thing,) = park(slot, request)["gather"]
+        assert thing["fetch"]["url"] == "http://a.example/x"
+    for request in (3, 1, 2):
+        go_on(slot, request, 1, b'{"n": %d}' % request)
+        assert text(slot) == f"/{request} {{'n': {request}}}"
 
 
-def test_requests_on_one_slot_share_a_session(start: Start) -> None:
-    """Each has its own answer, and none waits for the connection of one that is parked."""
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=1, pool_block=True)
-    with requests.Session() as session:
-        session.mount("http://", adapter)
+@pytest.mark.usefixtures("patched")
+def test_every_redirect_is_a_park_and_failures_are_the_library_s_own(start: Start) -> None:
+    def view(environ: dict[str, Any]) -> bytes:
+        try:
+            return requests.get("http://a.example/", timeout=5).content
+        except requests.ConnectionError as error:
+            return f"{type(error).__name__} {error.request.url}".encode()  # type: ignore[union-attr]
+
+    [slot] = start(app(view))
+    slot.request(1)
+    park(slot, 1)
+    moved = {"status": 302, "headers": [["Location", "http://b.example/"]]}
+    go_on(slot, 1, 1, b"", **moved)
+    (thing,) = park(slot, 1, 1)["gather"]
+    assert thing["fetch"]["url"] == "http://b.example/"
+    failed = {"error": "connect", "phase": "dns", "message": "m", "url": "", "seconds": 0.1}
+    slot.results("RESUME", 1, 2, failed)
+    assert text(slot) == "ConnectionError http://b.example/"
+
+
+class Origin(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"real")
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+@pytest.mark.usefixtures("patched")
+def test_on_a_helper_thread_the_real_request_is_made(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_job, "in_worker", True)
+    with HTTPServer(("127.0.0.1", 0), Origin) as server:
+        serving = Thread(target=server.handle_request)
+        serving.start()
+        url = f"http://127.0.0.1:{server.server_port}/"
 
         def view(environ: dict[str, Any]) -> bytes:
-            url = f"http://shop.example{environ['PATH_INFO']}"
-            return session.get(url).content + environ["PATH_INFO"].encode()
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(lambda: requests.get(url, timeout=5).content).result()
 
         [slot] = start(app(view))
-        for request in range(1, 11):
-            slot.request(request, f"/{request}")
-            assert slot.expect("PARK").plan["gather"][0]["fetch"]["url"].endswith(f"/{request}")
-        for request in reversed(range(1, 11)):
-            body = f"for {request} at ".encode()
-            entry = {
-                "status": 200,
-                "reason": "OK",
-                "url": "",
-                "headers": [],
-                "body": [0, len(body)],
-                "seconds": 0.1,
-                "redirects": 0,
-            }
-            slot.results("RESUME", request, 1, entry, body=body)
-            assert slot.answer()[1] == f"for {request} at /{request}".encode()
+        slot.request(1)
+        assert text(slot) == "real"
+        serving.join()
