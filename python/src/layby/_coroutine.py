@@ -17,7 +17,7 @@ from layby._channel import Closed
 from layby._drive import explain_missing_loop, foreign, wait_in_place
 from layby._exceptions import Cancelled
 from layby._job import App, AppResponse, Job, Obstacle, Suspend, log_failure
-from layby._local import run_asked_for
+from layby._local import beside, run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
 from layby._wire import FLAG_SHIELDED, PARK, READY, WireError, encode
@@ -83,7 +83,7 @@ class CoroutineRunner:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        if not job.awaited.abandon():
+        if not job.awaited.abandon(beside(job, self._parking)):
             # Its coroutine is still running: all that can be done is to let go of it.
             self._leave(job)
             Answer(slot.channel, job).ready()

@@ -25,6 +25,7 @@ from layby._wire import Frame
 
 if TYPE_CHECKING:
     from layby._answer import Answer
+    from layby._calls import Call
 
 log = logging.getLogger("layby")
 
@@ -173,10 +174,11 @@ class Suspend(ABC):
     def resumed(self) -> None:  # noqa: B027
         """Code on a call stack, and so in a context of its own, goes on after a park."""
 
-    def abandon(self) -> bool:
+    def abandon(self, run: Callable[[Call], None]) -> bool:
         """The parked request is cancelled: end what still runs for it here, and wait for that.
 
-        False when that will not end: then nothing of the request may be run any more.
+        `run` runs on this slot what that takes to be run on one. False when it will not end:
+        then nothing of the request may be run any more.
         """
         return True
 
