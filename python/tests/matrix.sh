@@ -32,7 +32,7 @@ Flask 3.1 - 3.14
 
 # Everything but the framework. Whatever a test does without is skipped there, and run by
 # `make test` all the same.
-beside='psycopg[binary,pool] sqlalchemy greenlet gunicorn httpx pytest>=8'
+beside='psycopg[binary,pool] sqlalchemy greenlet gunicorn httpx requests sentry-sdk opentelemetry-sdk pytest>=8'
 
 interpreter() {
     for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do

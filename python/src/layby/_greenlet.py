@@ -88,6 +88,10 @@ class GreenletRunner:
             job.greenlet.switch(slot, hub)
         _switch(job, job)
 
+    def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None:
+        """Do what is left to do once another server's answer is over; it waits in place."""
+        self._wsgi.finish(slot, job, left_to_do)
+
     def unpark(self, request: int, epoch: int) -> Job:
         """Take a request that is parked on this thread. WireError when there is none such."""
         waiter: Any = tls.waiter

@@ -127,10 +127,8 @@ impl SlotTask {
                     since: begun,
                 }),
             );
-            if matches!(
-                taken.job.work,
-                Work::Begin(_) | Work::Resume(_) | Work::Body(_)
-            ) {
+            // Calls do not park.
+            if !matches!(taken.job.work, Work::Run(_)) {
                 let park = ParkId {
                     process: self.process.id,
                     request: taken.request.number(),
@@ -341,6 +339,11 @@ impl SlotTask {
             Work::Begin(request) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
+            Work::Wanted => {
+                self.channel
+                    .send(tag.header(Kind::Resume), |_, _| {}, &[])
+                    .await
+            }
             Work::End => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])
