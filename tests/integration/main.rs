@@ -12,6 +12,7 @@ mod lifecycle;
 mod parking;
 mod policy;
 mod queue;
+mod relay;
 mod run;
 mod scarcity;
 mod support;

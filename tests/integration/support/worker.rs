@@ -539,6 +539,45 @@ impl Job {
         self.went_on(woken.frame)
     }
 
+    /// Answers with another server's response; the slot is ready.
+    pub async fn relay(&self, relay: &Value) -> Ended {
+        self.shared.runs(false);
+        self.send_relay(relay, flag::READY).await;
+        Ok(())
+    }
+
+    /// The same, and waits to hear how it ended, maybe in another slot.
+    pub async fn relay_to_its_end(&mut self, relay: &Value) -> Result<Relayed, Cancelled> {
+        assert_eq!(relay["resume"], true, "else nothing comes");
+        let woken = self.waits();
+        self.shared.runs(false);
+        self.send_relay(relay, flag::READY).await;
+        let woken = woken.await.expect("the worker lives");
+        self.shared.runs(true);
+        assert_eq!(woken.frame.kind, kind::RESUME);
+        assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
+        self.place = woken.place;
+        let Results {
+            mut json, bytes, ..
+        } = self.went_on(woken.frame)?;
+        let json = json["relay"].take();
+        let length = json["body"][1].as_u64().expect("a length");
+        assert_eq!(
+            (json["body"][0].as_u64(), bytes.len() as u64),
+            (Some(0), length)
+        );
+        Ok(Relayed { json, bytes })
+    }
+
+    pub async fn send_relay(&self, relay: &Value, flags: u8) {
+        let frame = Frame {
+            flags,
+            head: relay.to_string().into_bytes(),
+            ..Frame::new(kind::RELAY)
+        };
+        self.place.send(frame).await;
+    }
+
     /// Parks until the request's body is there.
     pub async fn park_for_body(&mut self) -> Result<(), Cancelled> {
         let woken = self.waits();
@@ -745,6 +784,13 @@ impl Job {
             .insert(self.place.request, Arc::clone(&stop));
         stop
     }
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub struct Relayed {
+    pub json: Value,
+    pub bytes: Vec<u8>,
 }
 
 /// An answer to be.
