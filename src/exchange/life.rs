@@ -217,6 +217,10 @@ impl Life {
                 let job = self.job(Work::Relayed(captured), None);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
+            Event::Asked(_) => {
+                let job = self.job(Work::Wanted, park.answer);
+                Some(self.exchange.slots.resume(id, job, 0))
+            }
             Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id, park.answer)),
             _ => {
                 self.exchange.slots.forget(id);
@@ -342,7 +346,7 @@ impl Life {
             };
             match event {
                 Event::Asked(Asked::Call(number, place)) => calls.begin(number, place),
-                Event::Asked(Asked::Want) => break Event::Results(Vec::new()),
+                Event::Asked(Asked::Want) => break event,
                 Event::CallOver => {}
                 Event::Left => {
                     if self.is_moot() {
@@ -364,7 +368,7 @@ impl Life {
             self.alarm.clear();
         }
         match event {
-            Event::Results(_) => calls.let_run(),
+            Event::Asked(_) => calls.let_run(),
             _ => calls.abandon(),
         }
         event

@@ -55,6 +55,8 @@ pub enum Work {
     Body(Body),
     /// How the relay ended that was this request's answer.
     Relayed(Captured),
+    /// The request's own process wants it to go on.
+    Wanted,
     /// The client is gone: unwind.
     End,
     /// Something for a request that is parked meanwhile.

@@ -12,6 +12,7 @@ import re
 from http import HTTPStatus
 
 from layby import _files
+from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._headers import HOP_BY_HOP
 from layby._job import Job
@@ -80,6 +81,14 @@ class Answer:
         self.ended = False
         # Nobody reads it any more.
         self.stopped = False
+
+    @classmethod
+    def of_another(cls, channel: Channel, job: Job) -> Answer:
+        """The answer of a request that another server answered: there is only `ready` left."""
+        answer = cls(channel, job)
+        # Not `job.answered`: what is left to do is a job like any other, and may park.
+        answer.sent = answer.ended = True
+        return answer
 
     @property
     def begun(self) -> bool:
@@ -183,10 +192,19 @@ class Answer:
             head=self._head,
             body=FILE_PART.pack(part.offset, length),
         )
+        self._begin_sending()
         self._channel.send_file(frame, part.descriptor)
-        self.sent = True
         self._is_over()
         return True
+
+    def flush(self) -> None:
+        """Send the head now, if there is one, though there is nothing of the body yet."""
+        if self._head is not None and not self.sent and not self.ended:
+            self._send(b"", last=False)
+
+    def move(self, channel: Channel) -> None:
+        """Go on, between two pieces, on the connection of another slot."""
+        self._channel = channel
 
     def _relay(self, relay: Relay) -> None:
         """Have the gateway answer with what it fetches."""
@@ -194,13 +212,13 @@ class Answer:
         parts = self._head.decode("latin-1").split("\0")
         headers = list(zip(parts[1:-1:2], parts[2:-1:2], strict=True))
         job = self._job
+        self._begin_sending()
         frame = relay.begin(job, headers)
         try:
             self._channel.send(frame)
         except Closed:
             relay.forget(job)
             raise
-        self.sent = True
         self._is_over()
 
     def end(self) -> None:
@@ -284,11 +302,16 @@ class Answer:
             self.ended = self._job.answered = last
             self._is_ready = ready
 
+    def _begin_sending(self) -> None:
+        self.sent = True
+        if isinstance(self._job.body, LazyBody):
+            self._job.body.give_up()
+
     def _send_one(self, data: bytes | memoryview, flags: int) -> None:
         if not self.sent:
             if self._head is None:
                 raise RuntimeError("the application sent a body without a head")
-            self.sent = True
+            self._begin_sending()
             self._frame(ANSWER, flags, data)
         elif self._nobody_reads():
             self.stopped = True

@@ -30,6 +30,7 @@ class LazyBody(io.BufferedIOBase):
     def __init__(self, environ: dict[str, Any]) -> None:
         self._environ = environ
         self._content: BinaryIO | None = None
+        self._given_up = False
 
     def __repr__(self) -> str:
         return f"<LazyBody {'here' if self.here else 'not here yet'}>"
@@ -45,30 +46,43 @@ class LazyBody(io.BufferedIOBase):
         # What it was announced to be, if it was; an application may believe it from here on.
         self._environ["CONTENT_LENGTH"] = str(length)
 
+    def give_up(self) -> None:
+        """The answer has begun: from here on nobody can ask for the body."""
+        self._given_up = True
+
     def wait(self) -> None:
         """Have the body here, waiting for it on this thread.
 
         Raises `Cancelled` when it cannot be had, and `BodyNotReady` where there is no
-        way to wait: outside a slot.
+        way to wait for it.
         """
         # Here and not above: what drives coroutines is built on what they wait for.
         from layby._drive import wait
 
         if self._content is None:
-            job = tls.job
-            if job is not None and job.cancelled:
-                raise Cancelled("the request is being ended: its body will not come")
-            wait(BodyWait(self, _source.application_line()))
+            wait(self._ask())
 
     def __await__(self) -> Generator[Suspend, None, None]:
         """Have the body here; a coroutine in a slot parks for it."""
-        job = tls.job
         if self._content is not None:
             return
-        if job is None or job.cancelled or asyncio._get_running_loop() is not None:
+        if tls.job is None or asyncio._get_running_loop() is not None:
             self.wait()
         else:
-            yield BodyWait(self, _source.application_line())
+            yield self._ask()
+
+    def _ask(self) -> BodyWait:
+        job = tls.job
+        if job is not None and job.cancelled:
+            raise Cancelled("the request is being ended: its body will not come")
+        if job is None or job.body is not self:
+            raise BodyNotReady(
+                "only the request itself can wait for its body: not another thread, nor code"
+                " inside `async with layby.io` or `layby.parallel()`"
+            )
+        if self._given_up:
+            raise BodyNotReady("the body can only be asked for before the answer begins")
+        return BodyWait(self, _source.application_line())
 
     # A file's methods.
 
@@ -147,10 +161,7 @@ class BodyWait(Suspend):
 
     def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> None:
         """There is nobody to ask for it."""
-        raise BodyNotReady(
-            "the body can only be waited for in a slot: not on another thread, and not inside"
-            " `async with layby.io`"
-        )
+        raise BodyNotReady("there is no gateway to have it from")
 
 
 def body_of(request: Any) -> LazyBody | None:

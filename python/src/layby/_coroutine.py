@@ -8,19 +8,20 @@ another thread: nothing of it may be touched after that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from layby import _stream
 from layby._answer import Answer
 from layby._channel import Closed
-from layby._drive import NO_ASYNCIO, explain_missing_loop, wait_in_place
-from layby._exceptions import Cancelled, Error
-from layby._job import App, AppResponse, Job, Obstacle, Suspend
-from layby._local import run_asked_for
+from layby._drive import explain_missing_loop, foreign, wait_in_place
+from layby._exceptions import Cancelled
+from layby._job import App, AppResponse, Job, Obstacle, Suspend, log_failure
+from layby._local import beside, run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
 from layby._wire import FLAG_SHIELDED, PARK, READY, WireError, encode
-from layby._wsgi import log_failure, run_close
+from layby._wsgi import run_close
 
 if TYPE_CHECKING:
     from layby._slot import Slot
@@ -82,7 +83,7 @@ class CoroutineRunner:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        if not job.awaited.abandon():
+        if not job.awaited.abandon(beside(job, self._parking)):
             # Its coroutine is still running: all that can be done is to let go of it.
             self._leave(job)
             Answer(slot.channel, job).ready()
@@ -93,6 +94,12 @@ class CoroutineRunner:
         """Run what a parked request asked for with CALL, unless it is not wanted any more."""
         run_asked_for(self._parked.get(request), epoch, number, slot.number, self._parking)
         slot.channel.send(encode(READY, request=request, epoch=epoch))
+
+    def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None:
+        """Do what is left to do once another server's answer is over; it may park."""
+        job.answer = Answer.of_another(slot.channel, job)
+        job.coroutine = left_to_do
+        self._go_on(slot, job, None)
 
     def _go_on(
         self, slot: Slot, job: Job, value: Any, failure: BaseException | None = None
@@ -113,7 +120,11 @@ class CoroutineRunner:
         coroutine = job.coroutine
         assert coroutine is not None
         run = job.context.run
-        answer = Answer(slot.channel, job)
+        answer = job.answer
+        if answer is None:
+            answer = Answer(slot.channel, job)
+        else:
+            answer.move(slot.channel)
         try:
             while True:
                 if failure is None:
@@ -122,9 +133,12 @@ class CoroutineRunner:
                     yielded = run(coroutine.throw, failure)
                 value, failure = None, None
                 if not isinstance(yielded, Suspend):
-                    failure = Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
+                    failure = foreign(yielded)
                     continue
                 try:
+                    if job.answer is not None:
+                        # The client need not wait as well for what has been decided.
+                        answer.flush()
                     obstacle = run(self._parking.obstacle, job)
                     if obstacle is None:
                         obstacle = self._park(slot, job, yielded)
@@ -139,7 +153,16 @@ class CoroutineRunner:
                 except BaseException as error:  # noqa: BLE001 - it is raised in the coroutine
                     failure = error
         except StopIteration as stop:
-            run(self._answer, answer, job, stop.value)
+            if job.answer is None:
+                make = None if job.cancelled else getattr(stop.value, "stream", None)
+                stream = make() if make is not None else None
+                if stream is not None:
+                    # The request goes on as another coroutine: the one that sends its answer.
+                    job.answer = answer
+                    job.coroutine = self._send_stream(answer, job, stop.value, stream)
+                    self._step(slot, job)
+                    return
+                run(self._answer, answer, job, stop.value)
         except (Closed, WireError):
             raise
         except Cancelled:
@@ -179,6 +202,33 @@ class CoroutineRunner:
             raise
         suspend.parked()
         return None
+
+    async def _send_stream(
+        self,
+        answer: Answer,
+        job: Job,
+        response: AppResponse,
+        stream: AsyncGenerator[bytes, None],
+    ) -> None:
+        """Send what an application's generator makes; it may park."""
+
+        async def write(piece: bytes) -> bool:
+            return answer.write(piece)
+
+        try:
+            answer.begin(response.status, response.headers)
+            await _stream.send(stream, write)
+            answer.end()
+        except (Closed, WireError, GeneratorExit):
+            raise  # The process ends.
+        except Cancelled:
+            answer.discard()
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            if isinstance(error, RuntimeError):
+                explain_missing_loop(error)
+            log_failure(job, error)
+            answer.fail()
+        run_close(job, response.close)
 
     def _answer(self, answer: Answer, job: Job, response: AppResponse) -> None:
         """Send what the application returned; in the job's context, for it may be lazy."""

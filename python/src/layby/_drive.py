@@ -7,7 +7,7 @@ mode it may park, else it waits in place.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
 from layby._exceptions import Error
@@ -28,6 +28,18 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     Every layby thing it awaits is waited for as `wait` does. Anything else that it awaits
     is answered with `Error`, raised inside it.
     """
+    steps = driven(coroutine)
+    try:
+        yielded = next(steps)
+        while True:
+            yielded = steps.throw(foreign(yielded))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def driven(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """`drive`, for who knows what to do with other things: those are yielded on."""
     value: Any = None
     failure: BaseException | None = None
     while True:
@@ -43,13 +55,15 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             explain_missing_loop(error)
             raise
         value, failure = None, None
-        if not isinstance(yielded, Suspend):
-            failure = Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
-            continue
         try:
-            value = wait(yielded, coroutine)
+            value = wait(yielded, coroutine) if isinstance(yielded, Suspend) else (yield yielded)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the coroutine
             failure = error
+
+
+def foreign(yielded: object) -> Error:
+    """What to raise in a coroutine that awaits what nobody here can wait for."""
+    return Error(f"{NO_ASYNCIO}, not {type(yielded).__name__!r}")
 
 
 def wait(suspend: Suspend, stepped: Coroutine[Any, Any, Any] | None = None) -> Any:

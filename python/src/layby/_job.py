@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, ClassVar, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol
 
 from layby._wire import Frame
+
+if TYPE_CHECKING:
+    from layby._answer import Answer
+    from layby._calls import Call
+
+log = logging.getLogger("layby")
 
 Reason = Literal["transaction", "cursor", "middleware", "mode", "unsupported"]
 
@@ -29,6 +36,7 @@ class Job:
     """One request, from its first step to its end."""
 
     __slots__ = (
+        "answer",
         "answered",
         "awaited",
         "body",
@@ -59,7 +67,7 @@ class Job:
         self.context = context
         # Number of the slot that steps it, or that stepped it last.
         self.slot = slot
-        self.coroutine: Coroutine[Any, Any, AppResponse] | None = None
+        self.coroutine: Coroutine[Any, Any, AppResponse | None] | None = None
         # In greenlet mode, the greenlet that runs it.
         self.greenlet: Any = None
         # It is being ended. From here on it never parks: it waits in place.
@@ -78,6 +86,8 @@ class Job:
         self.inline: list[Reason] = []
         # What named threading.local objects held for it when it parked, by their names.
         self.locals: dict[str, dict[str, Any]] = {}
+        # What it has begun to send, if it can park while sending.
+        self.answer: Answer | None = None
         # What it waits for while it is parked.
         self.awaited: Suspend | None = None
         # The request's body when it came as a file, or may still come.
@@ -164,10 +174,11 @@ class Suspend(ABC):
     def resumed(self) -> None:  # noqa: B027
         """Code on a call stack, and so in a context of its own, goes on after a park."""
 
-    def abandon(self) -> bool:
+    def abandon(self, run: Callable[[Call], None]) -> bool:
         """The parked request is cancelled: end what still runs for it here, and wait for that.
 
-        False when that will not end: then nothing of the request may be run any more.
+        `run` runs on this slot what that takes to be run on one. False when it will not end:
+        then nothing of the request may be run any more.
         """
         return True
 
@@ -222,6 +233,18 @@ def current_job() -> Job | None:
     return tls.job
 
 
+def log_failure(job: Job, error: BaseException, what: str = "the application") -> None:
+    """Log what escaped from application code, with its traceback."""
+    environ = job.environ
+    log.error(
+        "%s failed: %s %s",
+        what,
+        environ.get("REQUEST_METHOD"),
+        environ.get("PATH_INFO"),
+        exc_info=error,
+    )
+
+
 def in_slot() -> bool:
     """Whether this code is being run by a slot and may block it.
 
@@ -261,7 +284,9 @@ class AppResponse(Protocol):
     """What a coroutine application returns.
 
     It may have an attribute `filelike`: something that, read, gives the same bytes as
-    iterating. If there is a file on disk in it, the gateway reads that itself.
+    iterating. If there is a file on disk in it, the gateway reads that itself. And a method
+    `stream`: an asynchronous generator of what to send instead of iterating, which may
+    park between its pieces; or None.
     """
 
     status: str

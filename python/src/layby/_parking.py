@@ -28,6 +28,8 @@ class Parking:
         """
         if job.cancelled:
             return Obstacle("unsupported", "the request is being ended")
+        if job.answered:
+            return Obstacle("mode", "its answer is over")
         if job.inline:
             return Obstacle(job.inline[-1], "called from synchronous code")
         obstacle = self._check(job)

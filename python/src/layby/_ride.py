@@ -143,13 +143,7 @@ class Ride:
             if yielded is FOR_GOOD:
                 return
             if yielded is FOR_A_WHILE:
-                self._aboard.clear()
-                self._land()
-                while not self._aboard.is_set():
-                    try:
-                        yield from self._aboard.wait().__await__()
-                    except asyncio.CancelledError as error:
-                        failure = error  # It is told when it is back.
+                yield from self._stay_ashore()
             elif isinstance(yielded, Suspend):
                 failure = Error(INSIDE_IO)
             else:
@@ -159,6 +153,24 @@ class Ride:
                     raise  # The process ends.
                 except BaseException as error:  # noqa: BLE001 - it is raised in the coroutine
                     failure = error
+
+    def _stay_ashore(self) -> Generator[Any, Any, None]:
+        """Hand the coroutine to a slot, until it boards again."""
+        self._aboard.clear()
+        self._land()
+        cancelled = False
+        while not self._aboard.is_set():
+            try:
+                yield from self._aboard.wait().__await__()
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            # A timeout that ran out meanwhile, for one: raised at the next await aboard, where
+            # it belongs. Counted once, as whoever cancelled will uncancel once.
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            task.cancel()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         # Not in the task: one that is cancelled before its first step never runs.
@@ -298,6 +310,19 @@ class _Io:
 
 
 io = _Io()
+"""Run ordinary asyncio code, with no slot held meanwhile.
+
+    async with layby.io:
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(url)
+    order.price = answer.json()["price"]
+    order.save()
+
+Inside, the code runs on this process's event loop: asyncio's timeouts, task groups and
+queues, anyio, asynchronous clients. Blocking code belongs outside, or into `layby.in_slot`;
+Django's ORM refuses to work there. The line after the block is in a slot again, also after
+an exception or a `return`. Where the request cannot park, its slot is held meanwhile.
+"""
 
 
 class in_slot_for_a_while:

@@ -181,6 +181,20 @@ def test_nobody_else_can_wait_for_it(start: Start) -> None:
     assert isinstance(seen[0], layby.Error)
 
 
+def test_once_the_answer_has_begun_it_is_too_late_to_ask(start: Start) -> None:
+    def streams(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [])
+        yield b"begun "
+        try:
+            environ["wsgi.input"].read()
+        except layby.BodyNotReady as error:
+            yield str(error).encode()
+
+    [slot] = start(streams)
+    lazy(slot, 1, 5)
+    assert b"begun the body can only be asked for before" in slot.answer()[1]
+
+
 @pytest.mark.parametrize("said", ["too long", "too short", "with its request", "as its file"])
 def test_a_body_that_is_not_as_announced_ends_the_slot(start: Start, said: str) -> None:
     [slot] = start(app(ready), mode="coroutine")

@@ -129,7 +129,7 @@ impl SlotTask {
             );
             if matches!(
                 taken.job.work,
-                Work::Begin(_) | Work::Resume(_) | Work::Body(_) | Work::Relayed(_)
+                Work::Begin(_) | Work::Resume(_) | Work::Body(_) | Work::Wanted | Work::Relayed(_)
             ) {
                 let park = ParkId {
                     process: self.process.id,
@@ -360,6 +360,11 @@ impl SlotTask {
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
             Work::Relayed(captured) => self.send_captured(tag.header(Kind::Resume), captured).await,
+            Work::Wanted => {
+                self.channel
+                    .send(tag.header(Kind::Resume), |_, _| {}, &[])
+                    .await
+            }
             Work::End => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])

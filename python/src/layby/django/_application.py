@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -18,12 +18,13 @@ from django.apps import apps
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
 from django.core.handlers.wsgi import WSGIHandler, get_script_name
-from django.core.signals import request_finished, request_started
+from django.core.signals import got_request_exception, request_finished, request_started
 from django.db import close_old_connections, connections
 from django.http import FileResponse
 from django.http.response import HttpResponseBase
 from django.urls import get_resolver, set_script_prefix
 
+from layby._asgiref import install_lent_jobs
 from layby._job import App, tls
 from layby.django import _asgiref, _bodies, _caches, _databases, _files, _inplace
 from layby.django._chain import Chain
@@ -49,10 +50,10 @@ def application(handler: WSGIHandler) -> App:
     """
     _asgiref.self_test()
     if not prepare():
-        return _Application(handler, _synchronous(handler))
+        return _Application(handler, _synchronous(handler), stepped=False)
     chain = Chain()
     _log_what_does_not_park(chain)
-    return _Application(handler, chain.get_response_async)
+    return _Application(handler, chain.get_response_async, stepped=True)
 
 
 def prepare(*, pinned: bool = False) -> bool:
@@ -65,7 +66,8 @@ def prepare(*, pinned: bool = False) -> bool:
     _databases.install()
     _caches.install()
     _files.install()
-    _asgiref.install_lent_jobs()
+    got_request_exception.connect(_bodies.forget_form, dispatch_uid="layby.django.bodies")
+    install_lent_jobs()
     if pinned:
         _databases.share()
         # Where asgiref keeps them by thread, requests on one would see each other's.
@@ -150,11 +152,16 @@ def _log_what_does_not_park(chain: Chain) -> None:
 
 class _Application:
     def __init__(
-        self, handler: WSGIHandler, respond: Callable[[Any], Awaitable[HttpResponseBase]]
+        self,
+        handler: WSGIHandler,
+        respond: Callable[[Any], Awaitable[HttpResponseBase]],
+        *,
+        stepped: bool,
     ) -> None:
         self._handler = handler
         self._sender = type(handler)
         self._respond = respond
+        self._stepped = stepped
         self._finish = _Finish(self._sender)
 
     def __repr__(self) -> str:
@@ -175,15 +182,19 @@ class _Application:
             request_finished.send(sender=self._sender)
             raise
         response._handler_class = self._sender
-        return _Response(response, quick_close=self._finish.is_quick(response, request))
+        return _Response(
+            response,
+            quick_close=self._finish.is_quick(response, request),
+            parks=self._stepped and _inplace.stepped(response),
+        )
 
 
 class _Response:
     """Django's response in the form that slots send."""
 
-    __slots__ = ("_parts", "_response", "headers", "quick_close", "status")
+    __slots__ = ("_parks", "_parts", "_response", "headers", "quick_close", "status")
 
-    def __init__(self, response: Any, *, quick_close: bool) -> None:
+    def __init__(self, response: Any, *, quick_close: bool, parks: bool) -> None:
         self.status = f"{response.status_code} {response.reason_phrase}"
         self.headers: list[tuple[str, str]] = [
             *response.items(),
@@ -191,6 +202,7 @@ class _Response:
         ]
         self.quick_close = quick_close
         self._response = response
+        self._parks = parks
         self._parts: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -199,6 +211,10 @@ class _Response:
             response.block_size = _BLOCK
         self._parts = iter(response)
         return self._parts
+
+    def stream(self) -> AsyncGenerator[bytes, None] | None:
+        """See `AppResponse`."""
+        return _inplace.pieces(self._response) if self._parks else None
 
     @property
     def filelike(self) -> Any:

@@ -78,6 +78,15 @@ class _LazyRequest(_Base):
         super()._load_post_and_files()
 
 
+def forget_form(request: Any, **kwargs: Any) -> None:
+    """A view has failed: what reports that must not fail for want of a form."""
+    if isinstance(request, _LazyRequest) and not hasattr(request, "_post"):
+        body = request.environ["wsgi.input"]
+        if isinstance(body, LazyBody) and not body.here:
+            lenient: Any = request
+            lenient._mark_post_parse_error()
+
+
 _made: dict[type[WSGIRequest], type[WSGIRequest]] = {}
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from asyncio import _get_running_loop
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import django.core.handlers.base
@@ -27,15 +27,16 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 from django.http import StreamingHttpResponse
 
+from layby import _asgiref
 from layby._drive import NO_ASYNCIO, drive
 from layby._exceptions import Error
 from layby._job import tls
-from layby.django import _asgiref, _shortcuts
+from layby._stream import in_place
+from layby.django import _shortcuts
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 _ON_LOOP = "_layby_on_event_loop"
-_END = object()
 
 NEEDS_LOOP = (
     "This view is stepped without an event loop, so that it may block. If it needs asyncio, put"
@@ -58,9 +59,9 @@ def install() -> None:
     original = StreamingHttpResponse.__iter__
 
     def iterate(self: StreamingHttpResponse) -> Iterator[bytes]:
-        if not getattr(self, "is_async", False) or hasattr(self, _ON_LOOP) or _loop_waits():
+        if not stepped(self) or _loop_waits():
             return original(self)
-        return _iterate_in_place(self)
+        return in_place(pieces(self))
 
     StreamingHttpResponse.__iter__ = iterate  # type: ignore[method-assign]
 
@@ -155,18 +156,19 @@ def _loop_waits() -> bool:
     return loop is not None and loop.is_running()
 
 
-def _iterate_in_place(response: StreamingHttpResponse) -> Iterator[bytes]:
-    """The parts of an asynchronous stream, each made when it is asked for."""
+async def pieces(response: StreamingHttpResponse) -> AsyncGenerator[bytes, None]:
+    """The parts of an asynchronous stream; closing this closes the view's own generator."""
     parts = aiter(response.streaming_content)  # type: ignore[arg-type]
     try:
-        while (part := drive(_next(parts))) is not _END:
+        async for part in parts:
             yield part
     finally:
         # The view's own generator is wrapped; closing the wrapper does not close it.
         for stream in (parts, response._iterator):  # type: ignore[attr-defined]
             if hasattr(stream, "aclose"):
-                drive(_result(stream.aclose()))
+                await stream.aclose()
 
 
-async def _next(parts: AsyncIterator[Any]) -> Any:
-    return await anext(parts, _END)
+def stepped(response: Any) -> bool:
+    """Whether a response is an asynchronous stream that needs no event loop."""
+    return getattr(response, "is_async", False) and not hasattr(response, _ON_LOOP)
