@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers import base
 
-from layby import _worker
+from layby import _locks, _worker
 from layby._channel import Channel
 from layby._worker import StartError, choose_mode, set_up_log
 
@@ -45,6 +45,7 @@ class Worker(base.Worker):
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn's master once at start; a RuntimeError is one line on stderr."""
+        _locks.watch_if_wanted()  # before the application is loaded, here or in a worker
         link = os.environ.get("LAYBY_LINK", "")
         if not link.startswith("unix:"):
             raise RuntimeError(
