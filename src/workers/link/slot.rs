@@ -127,10 +127,8 @@ impl SlotTask {
                     since: begun,
                 }),
             );
-            if matches!(
-                taken.job.work,
-                Work::Begin(_) | Work::Resume(_) | Work::Body(_) | Work::Wanted
-            ) {
+            // Calls do not park.
+            if !matches!(taken.job.work, Work::Run(_)) {
                 let park = ParkId {
                     process: self.process.id,
                     request: taken.request.number(),
