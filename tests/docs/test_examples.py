@@ -89,7 +89,14 @@ def test_the_python_guide_runs_from_its_first_line_to_its_last(origin: str) -> N
             run(outcome)
         seen += 1
     assert seen > 5
-    assert {view.__name__ for view in views(names)} == {"quote", "stock", "report", "photo", "chat"}
+    assert {view.__name__ for view in views(names)} == {
+        "quote",
+        "stock",
+        "rates",
+        "report",
+        "photo",
+        "chat",
+    }
     for view in views(names):
         ask(view)
     assert names["usage"] == [(200, "complete", 49)]
