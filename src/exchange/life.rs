@@ -1,5 +1,7 @@
 //! One request's way through queue, slots and parks.
 
+mod relay;
+
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -13,7 +15,7 @@ use super::{Exchange, Failure, Settings};
 use crate::config::OnDisconnect;
 use crate::message::{Answer, AnswerBody, LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
-use crate::plan::{Outcome, Plan};
+use crate::plan::{Captured, Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
@@ -49,6 +51,8 @@ enum Event {
     Step(Turned<Step>),
     Results(Vec<Outcome>),
     Body(Result<Body, NoBody>),
+    /// With what its worker wants to know.
+    Relayed(Option<Captured>),
     Asked(Asked),
     CallOver,
     WorkerGone,
@@ -193,6 +197,8 @@ impl Life {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
             Awaited::Body => self.receive(gone).await,
             Awaited::Local(wait) => self.local(id, wait, gone).await,
+            // A worker that dies has said what the client is to get.
+            Awaited::Relay(relay) => Event::Relayed(self.relay(*relay).await),
         };
         self.exchange.metrics.park(parked.elapsed());
         match event {
@@ -204,6 +210,11 @@ impl Life {
             Event::Body(Ok(body)) => {
                 let bytes = body.retained();
                 let job = self.job(Work::Body(body), park.answer);
+                Some(self.exchange.slots.resume(id, job, bytes))
+            }
+            Event::Relayed(Some(captured)) => {
+                let bytes = captured.body.len() as u64;
+                let job = self.job(Work::Relayed(captured), None);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
             Event::Asked(_) => {
@@ -225,7 +236,7 @@ impl Life {
         let event = match hold.awaited {
             Awaited::Plan(plan) => self.plan(plan, hold.held.gone()).await,
             Awaited::Body => self.receive(hold.held.gone()).await,
-            Awaited::Local(_) => unreachable!("the slot keeps these to itself"),
+            Awaited::Local(_) | Awaited::Relay(_) => unreachable!("no slot is held for these"),
         };
         match event {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),

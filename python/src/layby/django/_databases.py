@@ -30,6 +30,7 @@ from __future__ import annotations
 import functools
 import logging
 import select
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -269,6 +270,10 @@ def _has_news(raw: Any) -> bool:
 
 
 def _set_up(connection: Any, **kwargs: Any) -> None:
+    psycopg = sys.modules.get("layby._psycopg")
+    if psycopg is not None:
+        # Also one out of Django's pool is Django's: `obstacle` asks for it.
+        psycopg.not_ours(connection.connection)
     if _slot.number is None:
         return
     kept = connection.alias in _kept
