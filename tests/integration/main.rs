@@ -16,6 +16,7 @@ mod policy;
 mod queue;
 mod run;
 mod scarcity;
+mod storm;
 mod streams;
 mod support;
 mod workers;
