@@ -147,7 +147,7 @@ class _Hop(HTTPConnectionPool):
             method,
             self._absolute(url),
             _sent(headers),
-            _transport.body_bytes(body),
+            _body(body),
             _seconds(timeout),
         )
         try:
@@ -226,6 +226,15 @@ def _sent(headers: Mapping[str, str] | None) -> list[tuple[str | bytes, str | by
     if "user-agent" not in names:
         sent.append(("User-Agent", _USER_AGENT))
     return sent
+
+
+def _body(body: Any) -> bytes:
+    if type(body).__qualname__ == "AwsChunkedWrapper" and type(body._raw) is io.BytesIO:
+        # What botocore makes of bytes that are to go to S3 by https: with a checksum behind.
+        whole: bytes = body.read()
+        body.seek(0)
+        return whole
+    return _transport.body_bytes(body)
 
 
 def _seconds(timeout: Timeout) -> float | None:

@@ -171,6 +171,8 @@ def _count_cursors() -> None:
 
     def close(self: CursorWrapper) -> None:
         # A closed cursor lives on as long as the view's local variable.
+        if hasattr(self, _CLOSED):
+            return  # By us, and its connection may be gone since.
         setattr(self, _CLOSED, True)
         self.cursor.close()
 
