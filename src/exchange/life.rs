@@ -42,8 +42,17 @@ pub struct Life {
     /// Of the next job.
     epoch: u32,
     about: About,
-    /// The request's body, while it is with the client and may be wanted.
-    body: Option<LaterBody>,
+    body: Lazy,
+}
+
+/// The request's body, as far as it may still be asked for.
+enum Lazy {
+    /// There is none, it has been had, or an answer has begun.
+    Not,
+    /// → Not, Gone
+    With(LaterBody),
+    /// Nobody waits for what it is for. Who asks is told so. → Not
+    Gone,
 }
 
 /// What a life waits for.
@@ -87,7 +96,7 @@ impl Life {
                 method: request.method.clone(),
                 target: Arc::clone(&request.target),
             },
-            body,
+            body: body.map_or(Lazy::Not, Lazy::With),
         }
     }
 
@@ -133,7 +142,7 @@ impl Life {
             self.reader = Some(reader.watch());
         }
         // What the client still sends is for nobody.
-        self.body = None;
+        self.body = Lazy::Not;
         self.finishes = false;
         self.left = false;
         self.expired = false;
@@ -288,12 +297,11 @@ impl Life {
     /// The request's clock stands still meanwhile: how long this takes is up to the client, and bounded by
     /// how slow a client may be.
     async fn receive(&mut self, worker_gone: impl Future<Output = ()>) -> Event {
-        let Some(body) = self.body.take() else {
-            unreachable!("the slot lets a request ask for a body that its client has, once");
+        let body = match std::mem::replace(&mut self.body, Lazy::Not) {
+            Lazy::With(body) if !self.left => body,
+            Lazy::With(_) | Lazy::Gone => return Event::Left,
+            Lazy::Not => unreachable!("the slot lets a request ask for what there is, once"),
         };
-        if self.left {
-            return Event::Left;
-        }
         self.alarm.clear();
         let begun = Instant::now();
         let event = tokio::select! {
@@ -409,6 +417,7 @@ impl Life {
     /// answer is told by what becomes of its body.
     fn leave(&mut self, phase: CancelPhase) {
         self.left = true;
+        self.drop_body();
         if self.reader.is_some() {
             return;
         }
@@ -416,6 +425,13 @@ impl Life {
             self.exchange.metrics.cancelled(phase);
         } else {
             self.client.answer(Err(Failure::Deadline));
+        }
+    }
+
+    /// The body stays with its client, whose connection would wait for it to be taken.
+    fn drop_body(&mut self) {
+        if matches!(self.body, Lazy::With(_)) {
+            self.body = Lazy::Gone;
         }
     }
 
@@ -431,7 +447,7 @@ impl Life {
             about: self.about.clone(),
             work,
             answer,
-            lazy: self.body.is_some(),
+            lazy: !matches!(self.body, Lazy::Not),
         }
     }
 }

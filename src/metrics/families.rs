@@ -35,7 +35,7 @@ pub const QUEUE_LENGTH: Family = gauge("layby_queue_length", &[], "Jobs waiting 
 pub const PARKED_REQUESTS: Family = gauge(
     "layby_parked_requests",
     &[],
-    "Requests that wait, for their fetches or their own process, and hold no slot",
+    "Requests that wait, for their fetches, their body, their own process or the end of a relay, and hold no slot",
 );
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
@@ -102,7 +102,7 @@ pub const ANSWER_BACKPRESSURE: Family = counter(
 pub const FETCHES: Family = counter(
     "layby_fetches_total",
     &[ORIGIN, of("outcome", FetchOutcome::MEANINGS)],
-    "Fetches made for plans",
+    "Fetches made for plans and relays",
 );
 pub const FETCH_SECONDS: Family = histogram(
     "layby_fetch_seconds",

@@ -1,4 +1,4 @@
-//! Outbound: running a plan.
+//! Outbound: running a plan, and passing one response on.
 //!
 //! Everything here happens on a thread of its own with a current-thread runtime, so that
 //! TLS and slow origins take no time from the request path; a plan makes one hop there and

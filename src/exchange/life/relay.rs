@@ -8,7 +8,7 @@ use std::time::Instant;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http::{Method, StatusCode};
 
-use super::{Life, gone};
+use super::{Lazy, Life, gone};
 use crate::exchange::Failure;
 use crate::message::{Answer, AnswerBody};
 use crate::metrics::CancelPhase;
@@ -55,6 +55,7 @@ impl Life {
                     kind = failure.kind.as_str(), phase = failure.phase.as_str(), url = %failure.url,
                     message = %failure.message, "relay failed"
                 );
+                self.body = Lazy::Not;
                 self.client.answer(Err(Failure::Origin(failure.kind)));
                 return Captured::nothing(Ended::OriginFailed);
             }
@@ -71,7 +72,7 @@ impl Life {
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         // From here on the client has her time, and what she still sends is for nobody.
         self.alarm.clear();
-        self.body = None;
+        self.body = Lazy::Not;
         self.client.answer(Ok(Answer {
             status,
             reason: None,
