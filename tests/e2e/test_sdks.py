@@ -9,7 +9,7 @@ import pytest
 
 from conftest import TO_THE_STUB, Starter
 from support.apis import Apis
-from support.client import Connection
+from support.client import Answer, Connection
 from support.origin import HoldingOrigin
 from support.story import story
 
@@ -94,21 +94,20 @@ async def test_what_the_gateway_cannot_do_is_counted_by_its_line(
 
 
 @story(120)
-async def test_a_refusal_is_a_connection_error_of_the_library(start: Starter) -> None:
-    gateway = start("", app="sdks", flags=("--mode=greenlet", *ONE_PROCESS))
-    connection = await Connection.open(gateway.address)
-    answer = await connection.ask("GET", "/outcome?url=" + quote("http://127.0.0.1:9/", safe=""))
-    assert answer.text.startswith("ConnectionError: ")
-    assert "Refused by the gateway's [outbound] allow" in answer.text
-    assert gateway.metric("layby_fetches_total", outcome="refused") == 1
-
-
-@story(120)
-async def test_a_timeout_is_the_librarys_own(start: Starter) -> None:
+async def test_refusals_and_timeouts_are_errors_of_the_library(start: Starter) -> None:
     gateway = start(TO_THE_STUB, app="sdks", flags=("--mode=greenlet", *ONE_PROCESS))
     connection = await Connection.open(gateway.address)
+
+    async def outcome(url: str) -> Answer:
+        return await connection.ask("GET", f"/outcome?url={quote(url, safe='')}")
+
+    refused = await outcome("http://10.0.0.1/")
+    assert refused.text.startswith("ConnectionError: ")
+    assert "Refused by the gateway's [outbound] allow" in refused.text
+    assert gateway.metric("layby_fetches_total", outcome="refused") == 1
+
     async with HoldingOrigin() as origin:
-        answer = await connection.ask("GET", "/outcome?url=" + quote(f"{origin.url}/x", safe=""))
-    assert answer.text.startswith("ReadTimeout: ")
+        late = await outcome(f"{origin.url}/x")
+    assert late.text.startswith("ReadTimeout: ")
     # Both of its timeouts together: half a second each.
-    assert 0.9 < answer.seconds < 3
+    assert 0.9 < late.seconds < 3

@@ -13,10 +13,10 @@ and generators.
 
 from __future__ import annotations
 
+import functools
 import io
 import socket
 from collections.abc import Callable, Mapping
-from functools import cache
 from http.client import HTTPMessage
 from typing import Any, cast
 
@@ -69,8 +69,8 @@ def use_gateway(manager: urllib3.PoolManager) -> None:
 
 def urlopen(original: UrlOpen, pool: HTTPConnectionPool, *args: Any, **kwargs: Any) -> Any:
     """`HTTPConnectionPool.urlopen`, called `original`, for one request and what follows it."""
-    asks_gateway = original is patched_urlopen or isinstance(pool, _Hop)
-    if asks_gateway or not _transport.makes_fetches():
+    asks = isinstance(pool, _Hop) or hasattr(original, _ASKS)
+    if asks or not _transport.makes_fetches():
         return original(pool, *args, **kwargs)
     try:
         _check(pool)
@@ -80,15 +80,23 @@ def urlopen(original: UrlOpen, pool: HTTPConnectionPool, *args: Any, **kwargs: A
     return original(pool, *args, **kwargs)
 
 
-def patched_urlopen(pool: HTTPConnectionPool, *args: Any, **kwargs: Any) -> Any:
-    """What layby.patch() puts in the place of `HTTPConnectionPool.urlopen`."""
-    return urlopen(_urlopen, pool, *args, **kwargs)
+def replacement() -> tuple[Any, str, UrlOpen]:
+    """What `layby.patch()` replaces: the class of pools, a method's name, the new method."""
+    original: UrlOpen = HTTPConnectionPool.urlopen
+
+    @functools.wraps(original)
+    def asking(pool: HTTPConnectionPool, *args: Any, **kwargs: Any) -> Any:
+        return urlopen(original, pool, *args, **kwargs)
+
+    setattr(asking, _ASKS, True)
+    return HTTPConnectionPool, "urlopen", asking
 
 
-_urlopen: UrlOpen = HTTPConnectionPool.urlopen
+# Marks an urlopen that asks the gateway by itself.
+_ASKS = "_layby_asks"
 
 
-@cache
+@functools.cache
 def _by_gateway(kind: Any) -> type[HTTPConnectionPool]:
     """The class of pools like `kind` that ask the gateway; with its name, for messages."""
     return kind if issubclass(kind, _ByGateway) else type(kind.__name__, (_ByGateway, kind), {})
@@ -180,7 +188,7 @@ class _Hop(HTTPConnectionPool):
         return f"{self.scheme}://{host}{port}{url}"
 
 
-@cache
+@functools.cache
 def _hop_class(kind: Any) -> type[HTTPConnectionPool]:
     return type(kind.__name__, (_Hop, kind), {})
 

@@ -1,23 +1,19 @@
-"""A Flask application whose views use client libraries and SDKs as they come."""
+"""A Flask application whose views use client libraries and SDKs as they come.
+
+The SDKs are imported where they are used: they take seconds, and not every test needs them.
+"""
 
 from __future__ import annotations
 
 import io
 from typing import Any
 
+import httpx
 import layby
+import requests
 from flask import Flask, jsonify, request
 
 layby.patch()
-
-# After the patch, as an application has it: SDKs make clients when they are imported.
-import anthropic  # noqa: E402
-import boto3  # noqa: E402
-import httpx  # noqa: E402
-import openai  # noqa: E402
-import requests  # noqa: E402
-import stripe  # noqa: E402
-from botocore.config import Config  # noqa: E402
 
 application = Flask(__name__)
 
@@ -38,18 +34,24 @@ def all_of_them() -> Any:
 
 
 def ask_openai(url: str) -> str:
+    import openai
+
     with openai.OpenAI(api_key="k", base_url=f"{url}/openai", max_retries=1) as client:
         chunks = client.chat.completions.create(model="m", messages=PROMPT, stream=True)
         return "|".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
 def ask_anthropic(url: str) -> str:
+    import anthropic
+
     with anthropic.Anthropic(api_key="k", base_url=url, max_retries=1) as client:
         message = client.messages.create(model="m", max_tokens=9, messages=PROMPT)
         return str(message.content[0].text)  # type: ignore[union-attr]
 
 
 def charge(url: str) -> str:
+    import stripe
+
     client = stripe.StripeClient(
         "sk_test_1", base_addresses={"api": url}, http_client=stripe.RequestsClient()
     )
@@ -57,6 +59,9 @@ def charge(url: str) -> str:
 
 
 def keep(url: str) -> str:
+    import boto3
+    from botocore.config import Config
+
     client = boto3.client(
         "s3",
         endpoint_url=url,
