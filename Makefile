@@ -79,8 +79,8 @@ test-e2e: python postgresql debug ## The real binary with real Django on real Po
 	cd tests/e2e && $(PYTEST)
 
 .PHONY: test-matrix
-test-matrix: ## The Django tests with every supported Django and asgiref; slow, needs several Pythons
-	sh python/tests/django/matrix.sh
+test-matrix: ## The package with every supported Python, Django, asgiref and Flask; slow
+	sh python/tests/matrix.sh
 
 # Checks -------------------------------------------------------------------------------------
 

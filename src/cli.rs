@@ -15,6 +15,8 @@ use crate::config::{Config, Loaded, Role, Sources};
 pub struct Invocation {
     pub command: Command,
     pub sources: Sources,
+    /// Workers are to be replaced when the application's files change.
+    pub reload: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,9 @@ enum Subcommands {
     Run {
         #[command(flatten)]
         app: AppFlags,
+        /// Replace the workers when a file of the application changes; for development
+        #[arg(long)]
+        reload: bool,
         #[command(flatten)]
         common: CommonFlags,
     },
@@ -149,8 +154,9 @@ impl Invocation {
 }
 
 fn invocation(line: CommandLine) -> Invocation {
+    let reload = matches!(line.command, Subcommands::Run { reload: true, .. });
     let (command, role, app, upstream, common) = match line.command {
-        Subcommands::Run { app, common } => (Command::Run, Role::Run, Some(app), None, common),
+        Subcommands::Run { app, common, .. } => (Command::Run, Role::Run, Some(app), None, common),
         Subcommands::Serve { upstream, common } => {
             (Command::Serve, Role::Serve, None, Some(upstream), common)
         }
@@ -189,6 +195,7 @@ fn invocation(line: CommandLine) -> Invocation {
             flags,
             role,
         },
+        reload,
     }
 }
 
@@ -243,6 +250,12 @@ mod tests {
     }
 
     #[test]
+    fn only_run_reloads_and_only_if_asked() {
+        assert!(parsed("layby run mysite.wsgi --reload").reload);
+        assert!(!parsed("layby run mysite.wsgi").reload);
+    }
+
+    #[test]
     fn serve_takes_a_link_or_an_upstream() {
         let link = configured("layby serve --link unix:/run/link.sock --slots 2");
         let upstream = configured("layby serve --upstream http://127.0.0.1:9000");
@@ -264,6 +277,7 @@ mod tests {
             "layby run a b",
             "layby run --upstream http://127.0.0.1:9000",
             "layby serve mysite.wsgi",
+            "layby serve --link unix:/a --reload",
             "layby run --slots",
         ] {
             assert_eq!(usage_error(line), 2, "{line}");

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         return invocation.check();
     }
     match invocation.load() {
-        Ok(loaded) => gateway::run(invocation.sources, loaded),
+        Ok(loaded) => gateway::run(invocation.sources, loaded, invocation.reload),
         Err(status) => status,
     }
 }

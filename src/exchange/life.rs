@@ -206,6 +206,10 @@ impl Life {
                 let job = self.job(Work::Body(body), park.answer);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
+            Event::Asked(_) => {
+                let job = self.job(Work::Wanted, park.answer);
+                Some(self.exchange.slots.resume(id, job, 0))
+            }
             Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id, park.answer)),
             _ => {
                 self.exchange.slots.forget(id);
@@ -331,7 +335,7 @@ impl Life {
             };
             match event {
                 Event::Asked(Asked::Call(number, place)) => calls.begin(number, place),
-                Event::Asked(Asked::Want) => break Event::Results(Vec::new()),
+                Event::Asked(Asked::Want) => break event,
                 Event::CallOver => {}
                 Event::Left => {
                     if self.is_moot() {
@@ -353,7 +357,7 @@ impl Life {
             self.alarm.clear();
         }
         match event {
-            Event::Results(_) => calls.let_run(),
+            Event::Asked(_) => calls.let_run(),
             _ => calls.abandon(),
         }
         event

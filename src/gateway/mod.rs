@@ -48,8 +48,9 @@ fn cannot<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) 
     move |error| StartError(format!("cannot {what}: {error}"))
 }
 
-/// Runs until a signal ends it. The exit status is that of the process.
-pub fn run(sources: Sources, loaded: Loaded) -> ExitCode {
+/// Runs until a signal ends it, replacing the workers when their files change if `reload`. The exit status
+/// is that of the process.
+pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
     log::start(loaded.config.log_format);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -60,7 +61,7 @@ pub fn run(sources: Sources, loaded: Loaded) -> ExitCode {
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(serve(sources, loaded.config)),
+        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload)),
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
@@ -108,9 +109,9 @@ impl Signals {
     }
 }
 
-async fn serve(sources: Sources, config: Config) -> Result<ExitCode, StartError> {
+async fn serve(sources: Sources, config: Config, reload: bool) -> Result<ExitCode, StartError> {
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, config);
+    let starting = Gateway::start(sources, config, reload);
     let mut gateway = tokio::select! {
         started = starting => started?,
         () = signals.stop() => return Ok(ExitCode::SUCCESS),
@@ -156,7 +157,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start(sources: Sources, config: Config) -> Result<Self, StartError> {
+    async fn start(sources: Sources, config: Config, reload: bool) -> Result<Self, StartError> {
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
@@ -216,8 +217,11 @@ impl Gateway {
         let supervisor = match &config.workers.source {
             Source::App(app) => {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                let plan = Plan::new(app.clone(), &path, count, cores);
-                tracing::info!(processes = plan.threads.len(), slots = count, app = %app.app, "starting workers");
+                let mut plan = Plan::new(app.clone(), &path, count, cores);
+                plan.watch = reload;
+                tracing::info!(
+                    processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
+                );
                 let started = Supervisor::start(plan, Arc::clone(&hub), metrics.clone()).await;
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }

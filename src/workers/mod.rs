@@ -53,6 +53,8 @@ pub enum Work {
     Resume(Vec<Outcome>),
     /// What was asked for: the request's body.
     Body(Body),
+    /// The request's own process wants it to go on.
+    Wanted,
     /// The client is gone: unwind.
     End,
     /// Something for a request that is parked meanwhile.

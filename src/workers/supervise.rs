@@ -36,6 +36,9 @@ const LINE: u64 = 64 * 1024;
 /// After its link has ended, a worker that does not exit is killed.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 
+/// Tells a worker which process to send a SIGHUP to when files of the application change.
+const WATCHES_FOR: &str = "LAYBY_RELOAD";
+
 /// How a worker says that it cannot import its application.
 const CANNOT_IMPORT: i32 = 3;
 
@@ -80,6 +83,8 @@ pub struct Plan {
     pub link: PathBuf,
     /// Threads of each process.
     pub threads: Vec<u16>,
+    /// The first process watches the application's files, and sends us a SIGHUP when one changes.
+    pub watch: bool,
 }
 
 impl Plan {
@@ -94,17 +99,18 @@ impl Plan {
             app,
             link: link.to_owned(),
             threads,
+            watch: false,
         }
     }
 
-    fn command(&self, threads: u16, token: &str) -> Command {
+    fn command(&self, place: usize, token: &str) -> Command {
         let mut command = Command::new(python(&self.app));
         command
             .args(["-m", "layby", &self.app.app, "--link"])
             .arg(format!("unix:{}", self.link.display()))
             .args([
                 "--threads",
-                &threads.to_string(),
+                &self.threads[place].to_string(),
                 "--mode",
                 mode(self.app.mode),
             ])
@@ -116,6 +122,11 @@ impl Plan {
             // Ctrl-C is for the gateway, which then drains its workers.
             .process_group(0)
             .kill_on_drop(true);
+        if self.watch && place == 0 {
+            command.env(WATCHES_FOR, std::process::id().to_string());
+        } else {
+            command.env_remove(WATCHES_FOR);
+        }
         command
     }
 }
@@ -313,7 +324,7 @@ impl Shared {
         let number = self.started.fetch_add(1, Relaxed);
         let token = format!("{}-{number}", std::process::id());
         let plan = self.plan().clone();
-        let mut command = plan.command(plan.threads[place], &token);
+        let mut command = plan.command(place, &token);
         let mut child = command
             .spawn()
             .map_err(|error| StartError::Spawn(python(&plan.app), error))?;
@@ -470,6 +481,26 @@ mod tests {
             python: None,
         };
         Plan::new(app, Path::new("link.sock"), slots, cores).threads
+    }
+
+    #[test]
+    fn only_the_first_process_watches_files_and_only_if_asked() {
+        let app = App {
+            app: "shop:app".into(),
+            processes: Some(2),
+            mode: Mode::Auto,
+            python: None,
+        };
+        let mut plan = Plan::new(app, Path::new("link.sock"), 8, 2);
+        let watches = |plan: &Plan, place| {
+            let command = plan.command(place, "token");
+            let mut variables = command.as_std().get_envs();
+            variables.any(|(name, value)| name == WATCHES_FOR && value.is_some())
+        };
+        assert!(!watches(&plan, 0));
+        plan.watch = true;
+        assert!(watches(&plan, 0));
+        assert!(!watches(&plan, 1));
     }
 
     #[test]

@@ -12,7 +12,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 BINARY = Path(os.environ.get("LAYBY_BINARY", REPOSITORY / "target" / "debug" / "layby"))
 
 # Written from the code, and tested there.
-GENERATED = {REPOSITORY / "docs" / name for name in ("configuration.md", "metrics.md")}
+GENERATED = {
+    REPOSITORY / "docs" / name for name in ("configuration.md", "metrics.md", "python-api.md")
+}
 
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 

@@ -11,6 +11,8 @@ from types import CodeType
 from typing import Any
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.http import HttpRequest
 from django.test import RequestFactory
 from documents import BINARY, REPOSITORY, Block, blocks, environment, written
 
@@ -61,11 +63,21 @@ def views(names: dict[str, Any]) -> list[Any]:
     return [view for view in functions if list(inspect.signature(view).parameters) == ["request"]]
 
 
+def request_for(view: Any) -> HttpRequest:
+    if view.__name__ == "photo":
+        headers = {"authorization": "Bearer secret"}
+        file = SimpleUploadedFile("cat.jpg", b"a cat")
+        return RequestFactory().post("/", {"photo": file}, headers=headers)
+    return RequestFactory().get("/", {"zip": "80331"})
+
+
 def ask(view: Any) -> None:
-    response = view(RequestFactory().get("/", {"zip": "80331"}))
+    response = view(request_for(view))
     if inspect.iscoroutine(response):
         response = run(response)
     assert response.status_code == 200
+    b"".join(response)
+    response.close()
 
 
 def test_the_python_guide_runs_from_its_first_line_to_its_last(origin: str) -> None:
@@ -77,9 +89,10 @@ def test_the_python_guide_runs_from_its_first_line_to_its_last(origin: str) -> N
             run(outcome)
         seen += 1
     assert seen > 5
-    assert {view.__name__ for view in views(names)} == {"quote", "stock", "report"}
+    assert {view.__name__ for view in views(names)} == {"quote", "stock", "report", "photo", "chat"}
     for view in views(names):
         ask(view)
+    assert names["usage"] == [(200, "complete", 49)]
 
 
 def test_the_view_in_the_readme_works(origin: str) -> None:

@@ -8,7 +8,7 @@ use crate::support::frames::{Frame, Line, PREAMBLE, flag, kind};
 use crate::support::gate::Gate;
 use crate::support::gateway::{self, Gateway};
 use crate::support::plan::Plan;
-use crate::support::worker::{Answer, Ended, Job};
+use crate::support::worker::{Answer, Ended, Job, Voices};
 use crate::support::{origin, takes, within, worker};
 
 #[tokio::test]
@@ -325,6 +325,65 @@ async fn a_plan_that_is_none_ends_the_worker() {
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_local_wait_with_a_plan_ends_the_worker() {
+    nonsense("a local wait with a plan", async |job| {
+        let (request, epoch) = job.tag();
+        job.send_raw(&Frame {
+            request,
+            epoch,
+            flags: flag::LOCAL,
+            ..json_frame(kind::PARK, &json!({ "gather": [{ "sleep": 1 }] }))
+        })
+        .await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_held_slot_without_a_reason_ends_the_worker() {
+    nonsense("missing field", async |job| {
+        let (request, epoch) = job.tag();
+        job.send_raw(&Frame {
+            request,
+            epoch,
+            flags: flag::LOCAL,
+            ..json_frame(kind::HOLD, &json!({}))
+        })
+        .await;
+        Ok(())
+    })
+    .await;
+}
+
+/// What a call must not do: it has no answer, and its request is parked already.
+#[tokio::test]
+async fn a_call_that_answers_or_parks_ends_the_worker() {
+    for (frame, flags, name) in [
+        (kind::ANSWER, flag::READY, "Answer"),
+        (kind::BODY, flag::READY, "Body"),
+        (kind::PARK, flag::LOCAL, "Park"),
+    ] {
+        let voices = Voices::new();
+        let gateway = gateway::new(1).run().await;
+        let worker = worker::new(1)
+            .parks_locally("/io", &voices)
+            .runs(move |job, _| async move {
+                job.send(frame, flags, "").await;
+                Ok(())
+            })
+            .run(&gateway)
+            .await;
+        let io = gateway.get("/io").spawn();
+        voices.next().await.call(1).await;
+        assert_eq!(io.await.status(), 502);
+        worker.released().await;
+        let line = gateway.logged("worker refused").await;
+        assert!(line.contains(&format!("unexpected {name} frame")), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -82,6 +82,14 @@ class Answer:
         # Nobody reads it any more.
         self.stopped = False
 
+    @classmethod
+    def of_another(cls, channel: Channel, job: Job) -> Answer:
+        """The answer of a request that another server answered: there is only `ready` left."""
+        answer = cls(channel, job)
+        # Not `job.answered`: what is left to do is a job like any other, and may park.
+        answer.sent = answer.ended = True
+        return answer
+
     @property
     def begun(self) -> bool:
         """Whether there is a head."""

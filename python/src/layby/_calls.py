@@ -8,10 +8,11 @@ process (`Calls`); in place, on the thread that waits (`PlaceCalls`).
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from layby._exceptions import Cancelled, Error
@@ -83,10 +84,15 @@ class Calls:
         self._running = 0
         self._number = 0
         self._then: Callable[[], None] | None = None
+        # What is added once the gateway would not listen any more.
+        self._diverted: SimpleQueue[Call | None] | None = None
 
     def add(self, call: Call) -> None:
         """Have it run on some slot."""
         with self._lock:
+            if self._diverted is not None:
+                self._diverted.put(call)
+                return
             self._waiting.append(call)
             numbers = self._number_what_may_be_asked()
         for number in numbers:
@@ -125,10 +131,39 @@ class Calls:
     def leave(self, then: Callable[[], None]) -> list[Call]:
         """See `Host`."""
         with self._lock:
-            left = [*self._asked.values(), *self._waiting]
-            self._asked.clear()
-            self._waiting.clear()
+            left = self._empty()
         self.end(then)
+        return left
+
+    def divert(self) -> list[Call]:
+        """From here on it is `serve` that runs what is added. What has not begun comes back."""
+        with self._lock:
+            self._diverted = SimpleQueue()
+            return self._empty()
+
+    def serve(self, run: Callable[[Call], None], patience: float | None) -> bool:
+        """Run what is added after `divert`, here, until `release`; False if that does not come."""
+        assert self._diverted is not None
+        deadline = None if patience is None else time.monotonic() + patience
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                call = self._diverted.get(timeout=left)
+            except Empty:
+                return False
+            if call is None:
+                return True
+            run(call)
+
+    def release(self) -> None:
+        """Let `serve` return."""
+        assert self._diverted is not None
+        self._diverted.put(None)
+
+    def _empty(self) -> list[Call]:
+        left = [*self._asked.values(), *self._waiting]
+        self._asked.clear()
+        self._waiting.clear()
         return left
 
     def _number_what_may_be_asked(self) -> list[int]:
@@ -184,7 +219,7 @@ def run_on_slot(call: Call, job: Job, parking: Parking) -> None:
         finally:
             call.context.run(parking.leave_branch, job)
 
-    tls.job = job
+    before, tls.job = tls.job, job
     try:
         try:
             call.context.run(parking.enter, job)
@@ -194,7 +229,7 @@ def run_on_slot(call: Call, job: Job, parking: Parking) -> None:
             return
         call.run(settle)
     finally:
-        tls.job = None
+        tls.job = before
 
 
 def close_what_is_open(job: Job) -> None:

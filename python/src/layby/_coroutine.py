@@ -8,7 +8,7 @@ another thread: nothing of it may be touched after that.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from layby import _stream
@@ -16,12 +16,12 @@ from layby._answer import Answer
 from layby._channel import Closed
 from layby._drive import explain_missing_loop, foreign, wait_in_place
 from layby._exceptions import Cancelled
-from layby._job import App, AppResponse, Job, Obstacle, Suspend
-from layby._local import run_asked_for
+from layby._job import App, AppResponse, Job, Obstacle, Suspend, log_failure
+from layby._local import beside, run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
 from layby._wire import FLAG_SHIELDED, PARK, READY, WireError, encode
-from layby._wsgi import log_failure, run_close
+from layby._wsgi import run_close
 
 if TYPE_CHECKING:
     from layby._slot import Slot
@@ -83,7 +83,7 @@ class CoroutineRunner:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        if not job.awaited.abandon():
+        if not job.awaited.abandon(beside(job, self._parking)):
             # Its coroutine is still running: all that can be done is to let go of it.
             self._leave(job)
             Answer(slot.channel, job).ready()
@@ -94,6 +94,12 @@ class CoroutineRunner:
         """Run what a parked request asked for with CALL, unless it is not wanted any more."""
         run_asked_for(self._parked.get(request), epoch, number, slot.number, self._parking)
         slot.channel.send(encode(READY, request=request, epoch=epoch))
+
+    def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None:
+        """Do what is left to do once another server's answer is over; it may park."""
+        job.answer = Answer.of_another(slot.channel, job)
+        job.coroutine = left_to_do
+        self._go_on(slot, job, None)
 
     def _go_on(
         self, slot: Slot, job: Job, value: Any, failure: BaseException | None = None

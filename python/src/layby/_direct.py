@@ -265,7 +265,7 @@ def _by_http_client(exchange: Exchange) -> Stream:
             )
         connection.close()
         exchange.phase = "redirect"
-        method, url, headers, body = _redirected(
+        method, url, headers, body = redirected(
             answer.status, urljoin(url, location), Request(method, url, headers, body)
         )
         exchange.url = url
@@ -314,7 +314,7 @@ def _send(
     connection.endheaders(body or None)
 
 
-def _redirected(status: int, url: str, request: Request) -> Request:
+def redirected(status: int, url: str, request: Request) -> Request:
     """The request that follows a redirect to `url`."""
     method, old_url, headers, body = request
     dropped = set()

@@ -15,12 +15,36 @@ import wsgiref.util
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-# Each is shown something, and returns what that passes on unchanged, byte for byte and
-# from the same position; None if it is nothing of the kind. Integrations append.
-unwrappers: list[Callable[[Any], Any]] = []
+Unwrapper = Callable[[Any], Any]
+
+_unwrappers: dict[type, Unwrapper] = {}
+
+# What was found for types of answers. Bounded, because an application may make types up.
+_by_kind: dict[type, Unwrapper | None] = {}
+_MAX_KINDS = 1024
 
 # Deeper than anybody nests them: a guard against one that contains itself.
 _DEPTH = 8
+
+
+def see_through(kind: type, unwrapper: Unwrapper) -> None:
+    """Look into things of this type.
+
+    `unwrapper` is shown one, and returns what that passes on unchanged, byte for byte and
+    from the same position; None if it passes on nothing so.
+    """
+    _unwrappers[kind] = unwrapper
+    _by_kind.clear()
+
+
+def _unwrapper_of(kind: type) -> Unwrapper | None:
+    try:
+        return _by_kind[kind]
+    except KeyError:
+        found = next((each for base, each in _unwrappers.items() if issubclass(kind, base)), None)
+        if len(_by_kind) < _MAX_KINDS:
+            _by_kind[kind] = found
+        return found
 
 
 class FileWrapper:
@@ -110,9 +134,10 @@ def _plain(body: Any) -> io.FileIO | io.BufferedReader | io.BufferedRandom | Non
         elif kind is tempfile._TemporaryFileWrapper:
             body = body.file
         else:
-            body = next((found for each in unwrappers if (found := each(body)) is not None), None)
-            if body is None:
+            unwrapper = _unwrapper_of(kind)
+            if unwrapper is None:
                 return None
+            body = unwrapper(body)
     return None
 
 
@@ -120,7 +145,8 @@ def _is_range_of_werkzeug(body: Any) -> bool:
     """Whether this is what Flask's `send_file` answers a Range header with."""
     kind = type(body)
     return (
-        (kind.__module__, kind.__qualname__) == ("werkzeug.wsgi", "_RangeWrapper")
+        kind.__name__ == "_RangeWrapper"
+        and kind.__module__ == "werkzeug.wsgi"
         and type(getattr(body, "iterable", None)) is FileWrapper
         and getattr(body, "seekable", False)
         and getattr(body, "read_length", 1) == 0

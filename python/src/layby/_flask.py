@@ -4,12 +4,13 @@ Flask gives each to an event loop in a thread of its own (asgiref's `async_to_sy
 nothing parks. A view whose module refers to layby is stepped by the slot's thread instead,
 without a loop: it parks in greenlet mode, else it waits in place through the gateway, and
 may block. What it needs of asyncio goes under `async with layby.io`. All other views keep
-their loop, to which the job is lent.
+their loop, to which the job is lent: what they fetch waits in place.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 from collections.abc import Callable
 from types import ModuleType
@@ -24,6 +25,12 @@ from layby._job import tls
 @functools.cache
 def install() -> None:
     """Hook into Flask; for the life of the process."""
+    # Without asgiref Flask has no asynchronous views.
+    if importlib.util.find_spec("asgiref") is not None:
+        from layby import _asgiref
+
+        _asgiref.install_lent_jobs()
+        _asgiref.install_direct_calls()
     original = Flask.async_to_sync
 
     def async_to_sync(self: Flask, func: Callable[..., Any]) -> Callable[..., Any]:

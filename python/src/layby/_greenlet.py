@@ -24,7 +24,7 @@ from layby._channel import Closed
 from layby._drive import wait_in_place
 from layby._exceptions import Cancelled
 from layby._job import Job, Obstacle, Suspend, tls
-from layby._local import run_asked_for
+from layby._local import beside, run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
 from layby._wire import FLAG_PINNED, FLAG_SHIELDED, PARK, READY, WireError, encode
@@ -88,6 +88,10 @@ class GreenletRunner:
             job.greenlet.switch(slot, hub)
         _switch(job, job)
 
+    def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None:
+        """Do what is left to do once another server's answer is over; it waits in place."""
+        self._wsgi.finish(slot, job, left_to_do)
+
     def unpark(self, request: int, epoch: int) -> Job:
         """Take a request that is parked on this thread. WireError when there is none such."""
         waiter: Any = tls.waiter
@@ -107,7 +111,7 @@ class GreenletRunner:
         """End a request whose client has left while it was parked."""
         job.cancelled = True
         assert job.awaited is not None
-        if job.awaited.abandon():
+        if job.awaited.abandon(beside(job, self._parking)):
             _switch(job, None)
             return
         # A coroutine that it steps is still running elsewhere: nothing of it may be run.

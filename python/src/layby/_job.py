@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -24,6 +25,9 @@ from layby._wire import Frame
 
 if TYPE_CHECKING:
     from layby._answer import Answer
+    from layby._calls import Call
+
+log = logging.getLogger("layby")
 
 Reason = Literal["transaction", "cursor", "middleware", "mode", "unsupported"]
 
@@ -170,10 +174,11 @@ class Suspend(ABC):
     def resumed(self) -> None:  # noqa: B027
         """Code on a call stack, and so in a context of its own, goes on after a park."""
 
-    def abandon(self) -> bool:
+    def abandon(self, run: Callable[[Call], None]) -> bool:
         """The parked request is cancelled: end what still runs for it here, and wait for that.
 
-        False when that will not end: then nothing of the request may be run any more.
+        `run` runs on this slot what that takes to be run on one. False when it will not end:
+        then nothing of the request may be run any more.
         """
         return True
 
@@ -226,6 +231,18 @@ in_worker = False
 def current_job() -> Job | None:
     """The job that this thread is stepping now; None outside slots."""
     return tls.job
+
+
+def log_failure(job: Job, error: BaseException, what: str = "the application") -> None:
+    """Log what escaped from application code, with its traceback."""
+    environ = job.environ
+    log.error(
+        "%s failed: %s %s",
+        what,
+        environ.get("REQUEST_METHOD"),
+        environ.get("PATH_INFO"),
+        exc_info=error,
+    )
 
 
 def in_slot() -> bool:

@@ -13,7 +13,7 @@ import logging
 import threading
 import types
 from abc import abstractmethod
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextvars import Context
 from enum import Enum
 from typing import Any, BinaryIO, ClassVar
@@ -24,6 +24,8 @@ from layby._parking import Parking
 from layby._wire import FLAG_LOCAL, Frame, WireError
 
 log = logging.getLogger("layby")
+
+_NO_RESULTS = (b"", b'{"results":[]}')
 
 
 class _State(Enum):
@@ -39,7 +41,16 @@ class _State(Enum):
 class LocalWait(Suspend):
     """Waits for something in this process; nothing comes back with the RESUME."""
 
-    __slots__ = ("_context", "_epoch", "_lock", "_over", "_process", "_request", "_state", "calls")
+    __slots__ = (
+        "_abandoned",
+        "_context",
+        "_epoch",
+        "_lock",
+        "_process",
+        "_request",
+        "_state",
+        "calls",
+    )
 
     flags: ClassVar[int] = FLAG_LOCAL
 
@@ -52,18 +63,18 @@ class LocalWait(Suspend):
         # Reentrant: what is begun may have ended at once.
         self._lock = threading.RLock()
         self._state = _State.FRESH
-        # There only once somebody waits for the end.
-        self._over: threading.Event | None = None
+        # Cancelled while it was under way.
+        self._abandoned = False
 
     def encode(self, *, limit: int, hold: Mapping[str, str] | None = None) -> tuple[bytes, bytes]:
         """No plan: only why it waits in place, if it does."""
         return (json.dumps({"hold": dict(hold)}).encode() if hold is not None else b""), b""
 
     def decode(self, frame: Frame, file: BinaryIO | None) -> None:
-        """Nothing, and nothing else will do."""
+        """Nothing: the results are empty."""
         if file is not None:
             file.close()
-        if file is not None or frame.head or frame.body:
+        if file is not None or frame.body or frame.head not in _NO_RESULTS:
             raise WireError("head", f"{frame!r} with results for a request that has no plan")
 
     def prepare(self, job: Job, stepped: Coroutine[Any, Any, Any] | None) -> None:
@@ -82,16 +93,20 @@ class LocalWait(Suspend):
             self._state = _State.UNDER_WAY
             self._begin()
 
-    def abandon(self) -> bool:
+    def abandon(self, run: Callable[[Call], None]) -> bool:
         """See `Suspend.abandon`."""
         with self._lock:
             if self._state is _State.FRESH:
                 self._state = _State.ABANDONED
             if self._state is not _State.UNDER_WAY:
                 return True
-            over = self._over = threading.Event()
+            self._abandoned = True
+            # The gateway gives a cancelled request no more slots but this one.
+            left = self.calls.divert()
         self._stop()
-        if over.wait(self.patience):
+        for call in left:
+            call.drop()
+        if self.calls.serve(run, self.patience):
             return True
         log.error("%s: it does not end, though it is cancelled: given up", self.source)
         return False
@@ -111,9 +126,9 @@ class LocalWait(Suspend):
     def _end(self) -> None:
         with self._lock:
             self._state = _State.OVER
-            over = self._over
-        if over is not None:
-            over.set()
+            abandoned = self._abandoned
+        if abandoned:
+            self.calls.release()
         else:
             self._process.want(self._request, self._epoch)
 
@@ -138,6 +153,15 @@ def run_asked_for(job: Job | None, epoch: int, number: int, slot: int, parking: 
         run_on_slot(call, branch, parking)
     finally:
         wait.calls.finished()
+
+
+def beside(job: Job, parking: Parking) -> Callable[[Call], None]:
+    """What runs calls of a job on the slot that is about to step it."""
+
+    def run(call: Call) -> None:
+        run_on_slot(call, job.branch(call.context, job.slot), parking)
+
+    return run
 
 
 @types.coroutine

@@ -119,7 +119,9 @@ def _find_all() -> dict[str, threading.local]:
         if module_name.partition(".")[0] in _NOT_REQUEST_STATE:
             continue
         for attribute, value in list(getattr(module, "__dict__", {}).items()):
-            if isinstance(value, threading.local):
+            # By its type: isinstance() asks the value for its class, and a lazy object, such as
+            # Django's settings where there are none, then fails to be made.
+            if issubclass(type(value), threading.local):
                 # Imported elsewhere under the same or another name: one object, one name.
                 found.setdefault(id(value), (f"{module_name}.{attribute}", value))
     return dict(found.values())

@@ -30,16 +30,16 @@ def run(root: Gather) -> list[Outcome]:
     return _Plan(root).run()
 
 
-class _Node:
+class Node:
     """A thing under way. It ends once, and then tells its parent."""
 
     __slots__ = ("children", "ended", "ended_children", "exchange", "outcome", "parent", "thing")
 
-    def __init__(self, thing: Thing[Any], parent: _Node | None) -> None:
+    def __init__(self, thing: Thing[Any], parent: Node | None) -> None:
         self.thing = thing
         self.parent = parent
-        self.children: list[_Node] = []
-        self.ended_children: list[_Node] = []
+        self.children: list[Node] = []
+        self.ended_children: list[Node] = []
         self.ended = False
         self.outcome: Outcome = None
         self.exchange: _direct.Exchange | None = None
@@ -52,7 +52,7 @@ class _Node:
         if self.parent is not None:
             self.parent.child_ended(self)
 
-    def child_ended(self, child: _Node) -> None:
+    def child_ended(self, child: Node) -> None:
         self.ended_children.append(child)
         if not self.ended and self.met():
             self.close()
@@ -115,9 +115,9 @@ class _Plan:
     def __init__(self, root: Gather) -> None:
         # Guards the nodes; notified whenever a fetch has come back.
         self._changed = threading.Condition()
-        self._fetches: deque[_Node] = deque()
+        self._fetches: deque[Node] = deque()
         # Instant and what then happens. Few, so searched rather than sorted.
-        self._clocks: list[tuple[float, _Node]] = []
+        self._clocks: list[tuple[float, Node]] = []
         self._begun = time.monotonic()
         self._root = self._plant(root, None)
 
@@ -138,8 +138,8 @@ class _Plan:
         assert isinstance(self._root.outcome, list)
         return self._root.outcome
 
-    def _plant(self, thing: Thing[Any], parent: _Node | None) -> _Node:
-        node = _Node(thing, parent)
+    def _plant(self, thing: Thing[Any], parent: Node | None) -> Node:
+        node = Node(thing, parent)
         if thing.ended:
             node.ended, node.outcome = True, True
         elif isinstance(thing, Gather):
@@ -154,7 +154,7 @@ class _Plan:
             self._clocks.append((self._begun + (thing.timeout or DEFAULT_TIMEOUT), node))
         return node
 
-    def _ring(self, node: _Node) -> None:
+    def _ring(self, node: Node) -> None:
         """The time of `node` has come: a sleep's end, or a timeout."""
         if node.ended:
             return

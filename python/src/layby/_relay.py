@@ -16,7 +16,7 @@ import json as jsonlib
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
@@ -25,16 +25,18 @@ from layby import _direct, _drive, _exceptions, _outside, _plan, _urls
 from layby._direct import Failure
 from layby._exceptions import Error, NotInASlot
 from layby._headers import HOP_BY_HOP
-from layby._job import Job, tls
+from layby._job import Job, log_failure, tls
 from layby._plan import Fetch
+from layby._response import Response
 from layby._wire import RELAY, Frame, WireError, encode
 
 Ended = Literal["complete", "client_gone", "origin_failed"]
 OnDone = Callable[["Captured"], "Awaitable[object] | object"]
 Headers = list[tuple[str, str]]
 
-# The end of an LLM's answer says what it cost, and long ones are some 100 KiB of events.
-CAPTURE = 1 << 20
+# What the gateway keeps at most, and so the default: the end of an LLM's answer says what
+# it cost, and long ones are some 100 KiB of events.
+MAX_CAPTURE = 1 << 20
 
 # Said to middleware that compresses; not sent on.
 UNCOMPRESSED: Headers = [("Content-Encoding", "identity")]
@@ -100,21 +102,23 @@ class Relay:
         _waiting.pop(job.request, None)
 
     def finish(self, captured: Captured) -> None:
-        """Call `on_done`; what it awaits waits in place."""
-        if self.on_done is None:
-            return
+        """Call `on_done`, once; what it awaits waits in place."""
         on_done, self.on_done = self.on_done, None
-        self._context.run(_call, on_done, captured)
+        if on_done is not None:
+            self._context.run(_drive.drive, _call(on_done, captured))
 
 
-def _call(on_done: OnDone, captured: Captured) -> None:
+async def _call(on_done: OnDone, captured: Captured) -> None:
     result = on_done(captured)
     if inspect.isawaitable(result):
-        _drive.drive(_awaited(result))
+        await result
 
 
-async def _awaited(result: Awaitable[object]) -> None:
-    await result
+async def _call_and_log(on_done: OnDone, captured: Captured, job: Job) -> None:
+    try:
+        await _call(on_done, captured)
+    except Exception as error:  # noqa: BLE001 - nobody else is left to be told
+        log_failure(job, error, "on_done of layby.stream")
 
 
 class Handover(bytes):
@@ -127,7 +131,6 @@ class Done:
     """What to do at the end of a relay."""
 
     def __init__(self, relay: Relay, on_done: OnDone, job: Job) -> None:
-        self.relay = relay
         self.epoch = job.epoch + 1
         # The request is over, its end is a job of its own: with the same name, but nothing
         # of what may still be closing elsewhere.
@@ -139,9 +142,11 @@ class Done:
             slot=job.slot,
         )
         self.job.process = job.process
+        self._on_done = on_done
 
-    def __call__(self, frame: Frame, file: BinaryIO | None) -> None:
-        self.relay.finish(_decode(frame, file))
+    def begin(self, frame: Frame, file: BinaryIO | None) -> Coroutine[Any, Any, None]:
+        """What is to be run, given how it ended. Raises WireError for what is no end."""
+        return _call_and_log(self._on_done, _decode(frame, file), self.job)
 
 
 # By request id. Written and read by all slots of the process; each use is one operation of
@@ -225,8 +230,7 @@ class Direct(Iterator[bytes]):
         self._truncated = False
         self._ended: Ended | None = None
         fetch = relay.fetch
-        deadline = time.monotonic() + (fetch.timeout or _outside.DEFAULT_TIMEOUT)
-        opened = _direct.Exchange(fetch.request, fetch.follow_redirects, deadline).open()
+        opened = _open(fetch)
         self._status: int | None = None
         self._opened: _direct.Stream | None = None
         self._chunks: Iterator[bytes]
@@ -274,7 +278,23 @@ class Direct(Iterator[bytes]):
         self._relay.finish(Captured(self._status, self._captured, self._truncated, ended))
 
 
-def stream(fetch: Fetch, *, on_done: OnDone | None = None, capture: int = CAPTURE) -> Any:
+def _open(fetch: Fetch) -> _direct.Stream | Failure:
+    if _plan.stand_in is not None:
+        # layby.testing: whole at once.
+        root = fetch._root()
+        root._used = True
+        [outcome] = _plan.stand_in(root)
+        if not isinstance(outcome, Response):
+            assert isinstance(outcome, Failure)
+            return outcome
+        pairs, chunks = outcome.headers.multi_items(), iter((outcome._body,))
+        reason = outcome.reason_phrase
+        return _direct.Stream(outcome.status_code, reason, pairs, chunks, lambda: None)
+    deadline = time.monotonic() + (fetch.timeout or _outside.DEFAULT_TIMEOUT)
+    return _direct.Exchange(fetch.request, fetch.follow_redirects, deadline).open()
+
+
+def stream(fetch: Fetch, *, on_done: OnDone | None = None, capture: int = MAX_CAPTURE) -> Any:
     """An answer for a view to return: what the origin of `fetch` answers, passed on as it comes.
 
         return layby.stream(layby.post(url, json=prompt), on_done=save_usage)
@@ -300,8 +320,8 @@ def stream(fetch: Fetch, *, on_done: OnDone | None = None, capture: int = CAPTUR
     if fetch._state is not _plan._State.FRESH:
         raise Error(f"{fetch!r} cannot be waited for again")
     fetch._used = True
-    if capture < 0:
-        raise ValueError(f"capture must not be negative, not {capture}")
+    if not 0 <= capture <= MAX_CAPTURE:
+        raise ValueError(f"capture must be between 0 and {MAX_CAPTURE}, not {capture}")
     relay = Relay(fetch, on_done, capture)
     waiter = tls.waiter
     if tls.job is None or waiter is None:

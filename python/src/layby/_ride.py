@@ -310,6 +310,19 @@ class _Io:
 
 
 io = _Io()
+"""Run ordinary asyncio code, with no slot held meanwhile.
+
+    async with layby.io:
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(url)
+    order.price = answer.json()["price"]
+    order.save()
+
+Inside, the code runs on this process's event loop: asyncio's timeouts, task groups and
+queues, anyio, asynchronous clients. Blocking code belongs outside, or into `layby.in_slot`;
+Django's ORM refuses to work there. The line after the block is in a slot again, also after
+an exception or a `return`. Where the request cannot park, its slot is held meanwhile.
+"""
 
 
 class in_slot_for_a_while:

@@ -14,24 +14,23 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
-from layby import _hooks, _relay
+from layby import _relay
 from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
-from layby._job import Job, Process, Reason, Suspend, before_resume, slot_closers, slot_openers, tls
+from layby._job import Job, Process, Reason, Suspend, slot_closers, slot_openers, tls
 from layby._wire import (
     CANCEL,
     FLAG_LAZY,
     FLAG_LOCAL,
     FLAG_SHIELDED,
     HOLD,
-    READY,
     REFUSED,
     REQUEST,
     RESULTS,
@@ -46,18 +45,21 @@ from layby._wire import (
     encode,
     fill_environ,
 )
-from layby._wsgi import log_failure
 
 log = logging.getLogger("layby")
 
 
 class Runner(Protocol):
-    """What a mode does with a new request; `begin` ends with READY or PARK sent."""
+    """What a mode does with a new request, and with what is left to do after a relay.
+
+    `begin` and `finish` end with READY or PARK sent.
+    """
 
     parks: bool
 
     def open(self, slot: Slot) -> None: ...
     def begin(self, slot: Slot, job: Job) -> None: ...
+    def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None: ...
     def close(self, slot: Slot) -> None: ...
 
 
@@ -252,20 +254,13 @@ class Slot:
         """The answer of a request was another server's, and that has ended."""
         job = done.job
         job.slot = self.number
+        left_to_do = done.begin(frame, file)
         tls.job = job
         try:
-            job.context.run(_enter, job)
-            done(frame, file)
-        except (Closed, WireError):
-            raise
-        except Cancelled:
-            pass  # It will not get what it waited for, or (logged) its state.
-        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
-            log_failure(job, error, "on_done of layby.stream")
+            self._runner.finish(self, job, left_to_do)
         finally:
             tls.job = None
         self._check()
-        self.channel.send(encode(READY, request=job.request, epoch=job.epoch))
 
     def _run(self, runner: ParkingRunner, frame: Frame) -> None:
         try:
@@ -338,13 +333,6 @@ class Slot:
                 done = False
                 log.error("slot %d: could not be closed", self.number, exc_info=error)
         return done
-
-
-def _enter(job: Job) -> None:
-    """Make this thread the job's, as after a park."""
-    for hook in before_resume:
-        hook(job)
-    _hooks.run_on_resume(job)
 
 
 _noted: set[tuple[str, str]] = set()

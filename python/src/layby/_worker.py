@@ -21,11 +21,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
 
-from layby import __version__, _job, _locks, _stacks
+from layby import __version__, _job, _locks, _reload, _stacks
 from layby._channel import Channel, Closed
 from layby._coroutine import CoroutineRunner
 from layby._exceptions import AsgirefUnsupported
@@ -78,8 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
     # Applications in the current directory can be imported, however this was started.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    _reload.watch_if_asked()
     try:
         app = _import_app(options.app)
+        _import_views()
         set_up_log()
         mode, runs = choose_mode(app, options.app, options.mode)
         worker = Worker(
@@ -401,19 +404,41 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _import_app(spec: str) -> Any:
     module_name, _, attribute = spec.partition(":")
-    try:
+    with _importing(spec):
         app: Any = importlib.import_module(module_name)
         for part in (attribute or "application").split("."):
             app = getattr(app, part)
+    if not callable(app):
+        raise StartError(f"{spec} is no application: {type(app).__name__} cannot be called", 3)
+    return app
+
+
+def _import_views() -> None:
+    """Import what Django imports for its first request.
+
+    Else a mistake in a view would be found by a client, and after a reload by all of them.
+    """
+    if "django.conf" not in sys.modules:
+        return
+    from django.apps import apps
+    from django.conf import settings
+    from django.urls import get_resolver
+
+    if apps.ready and getattr(settings, "ROOT_URLCONF", None):
+        with _importing(f"the URLconf {settings.ROOT_URLCONF}"):
+            _ = get_resolver().url_patterns
+
+
+@contextmanager
+def _importing(what: str) -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
         # Also SystemExit: a module that ends the process cannot be imported.
         if isinstance(error, KeyboardInterrupt):
             raise
         traceback.print_exc()
-        raise StartError(f"cannot import {spec}: {error!r}", status=3) from error
-    if not callable(app):
-        raise StartError(f"{spec} is no application: {type(app).__name__} cannot be called", 3)
-    return app
+        raise StartError(f"cannot import {what}: {error!r}", status=3) from error
 
 
 def choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:

@@ -7,16 +7,18 @@ the answer itself (headers, Content-Length, cuts) are in `_answer`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from layby import _hooks
 from layby._answer import Answer
 from layby._body import LazyBody
 from layby._channel import Closed
+from layby._drive import drive
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
-from layby._job import Job
+from layby._job import Job, before_resume, log_failure
 from layby._wire import MAX_CHUNK, WireError
 
 if TYPE_CHECKING:
@@ -116,6 +118,28 @@ class WsgiRunner:
             job.end()
         answer.ready()
 
+    def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None:
+        """Do what is left to do once another server's answer is over, to READY."""
+        try:
+            job.context.run(_set_up, job)
+            job.context.run(drive, left_to_do)
+        except (Closed, WireError):
+            raise
+        except Cancelled:
+            pass  # It will not get what it waited for, or (logged) its state.
+        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+            log_failure(job, error)
+        finally:
+            left_to_do.close()
+        Answer.of_another(slot.channel, job).ready()
+
+
+def _set_up(job: Job) -> None:
+    """Make this thread the job's, as after a park."""
+    for hook in before_resume:
+        hook(job)
+    _hooks.run_on_resume(job)
+
 
 def _require_head(answer: Answer) -> None:
     if not answer.begun:
@@ -130,15 +154,3 @@ def run_close(job: Job, close: Callable[[], object]) -> None:
         pass  # It waited in place while the client left: nothing remains to be ended.
     except BaseException as error:  # noqa: BLE001 - as above
         log_failure(job, error, "close() of the answer")
-
-
-def log_failure(job: Job, error: BaseException, what: str = "the application") -> None:
-    """Log what escaped from application code, with its traceback."""
-    environ = job.environ
-    log.error(
-        "%s failed: %s %s",
-        what,
-        environ.get("REQUEST_METHOD"),
-        environ.get("PATH_INFO"),
-        exc_info=error,
-    )

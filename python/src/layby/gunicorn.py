@@ -24,9 +24,11 @@ from typing import Any, NoReturn
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers import base
 
-from layby import _worker
+from layby import _locks, _worker
 from layby._channel import Channel
 from layby._worker import StartError, choose_mode, set_up_log
+
+__all__ = ["Worker"]
 
 # Longest pause between two heartbeats, in seconds.
 _BEAT = 1.0
@@ -62,6 +64,8 @@ class Worker(base.Worker):
 
     def load_wsgi(self) -> None:
         """Load the application, and decide how its requests wait."""
+        # Before the application is imported, and makes its own.
+        _locks.watch_if_wanted()
         super().load_wsgi()
         set_up_log(*self.log.error_log.handlers, level=self.log.error_log.level)
         self._name = getattr(self.app, "app_uri", None) or type(self.app).__name__

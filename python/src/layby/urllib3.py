@@ -8,7 +8,7 @@ A response is whole when it arrives, also with `preload_content=False`.
 
 What needs a connection of this process is left to urllib3: proxies, client
 certificates, other authorities than the public ones, Unix sockets, bodies from files
-and generators. See `_transport` for how that is counted.
+and generators.
 """
 
 from __future__ import annotations

@@ -654,6 +654,42 @@ def test_a_cancel_lets_calls_under_way_end_first(start: Start, control: Connecti
     assert events == ["call ended", "request ended"]
 
 
+def test_what_a_cancelled_block_cleans_up_in_a_slot_runs_in_the_one_that_ends_it(
+    start: Start, control: Connection
+) -> None:
+    events: list[str] = []
+
+    def clean_up() -> None:
+        job = current_job()
+        assert job is not None
+        events.append(f"cleaned up on {thread_number()}, {layby.sleep(0.5).result()}")
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        try:
+            async with layby.io:
+                try:
+                    await layby.in_slot(events.append, "never begun")
+                finally:
+                    await layby.in_slot(clean_up)
+        finally:
+            job = current_job()
+            assert job is not None
+            events.append(f"ended {job.cancelled}")
+        return b"unreachable"
+
+    one, two = start(app(view), mode="coroutine", slots=2)
+    one.request(1)
+    leaves(one, 1)
+    control.expect("CALL")
+    two.send("CANCEL", request=1, epoch=1)
+    hold = two.expect("HOLD")
+    assert (hold.request, hold.epoch) == (1, 1)
+    two.results("RESULTS", 1, 1, {"slept": 0.5})
+    two.expect("READY")
+    assert events == ["cleaned up on 1, 0.5", "ended True"]
+    assert control.quiet()
+
+
 # --- waiting in place ---
 
 

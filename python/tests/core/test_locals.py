@@ -107,6 +107,21 @@ def test_an_unnamed_one_that_holds_state_is_reported_once_in_debug(
     assert caplog.text.count("thread-local shop_with_locals.unnamed holds state") == 1
 
 
+def test_lazy_objects_are_left_as_they_are(
+    start: Start, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lazy:
+        @property
+        def __class__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("cannot be made here")
+
+    monkeypatch.setenv("LAYBY_DEBUG", "1")
+    monkeypatch.setattr(shop, "lazy", Lazy(), raising=False)
+    [slot] = start(app(sets_unnamed), mode="coroutine", thread_locals=NAMES)
+    slot.request(1, "/sets")
+    park(slot, 1)
+
+
 def test_it_is_an_error_in_strict_mode(
     start: Start, shop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,25 +162,37 @@ def test_on_done_may_wait_and_may_be_a_coroutine(start: Start, mode: str) -> Non
     slot.request(1)
     ready(slot, slot.expect("RELAY"))
     end(slot, 1, 1)
-    for body in (b"a", b"b"):
-        frame = slot.expect("HOLD")
-        assert (frame.request, frame.epoch) == (1, 1)
-        slot.results("RESULTS", 1, 1, response(body), body=body)
-    assert slot.expect("READY").epoch == 1
+    epoch = 1
+    if mode == "coroutine":
+        assert slot.expect("PARK").epoch == 1
+        epoch = 2
+        slot.results("RESUME", 1, 2, response(b"a"), body=b"a")
+    else:
+        assert slot.expect("HOLD").epoch == 1
+        slot.results("RESULTS", 1, 1, response(b"a"), body=b"a")
+    assert slot.expect("HOLD").epoch == epoch
+    slot.results("RESULTS", 1, epoch, response(b"b"), body=b"b")
+    assert slot.expect("READY").epoch == epoch
     assert seen == ["a", "b"]
 
 
-def test_an_on_done_that_fails_or_is_cancelled_ends_there(start: Start, caplog: Any) -> None:
-    def plain(environ: dict[str, Any], start_response: Any) -> Any:
-        def done(captured: layby.Captured) -> None:
-            if captured.body == b"wait":
-                layby.sleep(1).result()
-            raise ValueError("no room for it")
+@pytest.mark.parametrize("mode", ["wsgi", "coroutine"])
+def test_an_on_done_that_fails_or_is_cancelled_ends_there(
+    start: Start, caplog: Any, mode: str
+) -> None:
+    def done(captured: layby.Captured) -> None:
+        if captured.body == b"wait":
+            layby.sleep(1).result()
+        raise ValueError("no room for it")
 
+    def plain(environ: dict[str, Any], start_response: Any) -> Any:
         stream = layby.stream(layby.get("http://llm.example/"), on_done=done)
         return stream(environ, start_response)
 
-    [slot] = start(plain)
+    async def coroutine(environ: dict[str, Any]) -> Answer:
+        return Streamed(layby.stream(layby.get("http://llm.example/"), on_done=done))
+
+    [slot] = start(plain if mode == "wsgi" else coroutine, mode=mode)
     slot.request(1)
     ready(slot, slot.expect("RELAY"))
     end(slot, 1, 1)

@@ -19,11 +19,13 @@ APPS = Path(__file__).parent / "apps"
 class Process:
     """A worker process and what it prints."""
 
-    def __init__(self, link: Link, arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+    def __init__(
+        self, link: Link, arguments: tuple[str, ...], directory: Path, environ: dict[str, str]
+    ) -> None:
         clean = {n: v for n, v in os.environ.items() if not n.startswith("LAYBY_")}
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "layby", *arguments, "--link", f"unix:{link.path}"],
-            cwd=APPS,
+            cwd=directory,
             env={**clean, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -46,8 +48,8 @@ Run = Callable[..., Process]
 def run(link: Link) -> Iterator[Run]:
     started: list[Process] = []
 
-    def run(*arguments: str, **environ: str) -> Process:
-        started.append(Process(link, arguments, environ))
+    def run(*arguments: str, directory: Path = APPS, **environ: str) -> Process:
+        started.append(Process(link, arguments, directory, environ))
         return started[-1]
 
     yield run

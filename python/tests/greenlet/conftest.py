@@ -45,12 +45,30 @@ from layby._coroutine import CoroutineRunner  # noqa: E402
 from layby._greenlet import GreenletRunner  # noqa: E402
 from layby._locals import ThreadLocals  # noqa: E402
 from layby._slot import Slot, Welcome  # noqa: E402
+from layby._worker import Voice  # noqa: E402
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def ends() -> Iterator[tuple[Connection, Voice]]:
+    """Both ends of the control connection: the test's, and that of the worker's requests."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection = Connection(ours, preamble=False)
+    channel = Channel(theirs)
+    yield connection, Voice(channel)
+    connection.close()
+    channel.close()
+
+
+@pytest.fixture
+def control(ends: tuple[Connection, Voice]) -> Connection:
+    """Where WANT and CALL arrive."""
+    return ends[0]
+
+
+@pytest.fixture
+def start(ends: tuple[Connection, Voice]) -> Iterator[Start]:
     """Starts slots of one application: `one, two = start(app, slots=2)`."""
-    ends: list[Connection] = []
+    opened: list[Connection] = []
     threads: list[threading.Thread] = []
 
     def start(
@@ -76,6 +94,7 @@ def start() -> Iterator[Start]:
                 welcome=Welcome(process=1, key="k", max_plan=1 << 20, thread_locals=()),
                 runner=runner,
                 parking=runner,
+                process=ends[1],
             )
             thread = threading.Thread(target=slot.run, name=f"slot-{number}", daemon=True)
             thread.start()
@@ -83,12 +102,12 @@ def start() -> Iterator[Start]:
             connection = Connection(ours, preamble=False)
             connection.expect("SLOT")
             connections.append(connection)
-        ends.extend(connections)
+        opened.extend(connections)
         return connections
 
     yield start
-    for end in ends:
-        end.close()
+    for connection in opened:
+        connection.close()
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive(), f"{thread.name} did not end with its connection"

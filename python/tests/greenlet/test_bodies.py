@@ -28,6 +28,11 @@ def application() -> flask.Flask:
         file = flask.request.files["photo"]
         return f"{file.filename} {file.read().decode()}"
 
+    @app.post("/async")
+    async def asynchronous() -> str:
+        file = await layby.read_uploaded_file(flask.request, "photo")
+        return f"{file.filename} {file.read().decode()}"
+
     @app.get("/stream")
     def stream() -> Any:
         def done(captured: layby.Captured) -> None:
@@ -57,6 +62,21 @@ def test_flask_parks_for_an_upload_when_it_reads_it(start: Start) -> None:
         assert slot.answer()[0].aux == 404
         slot.send("RESUME", request=request, epoch=1, file=MULTIPART)
         assert slot.answer()[1] == b"a.jpg abc"
+
+
+def test_an_async_view_of_flask_parks_for_it_too(start: Start) -> None:
+    [slot] = start(application())
+    slot.request(
+        1,
+        "/async",
+        flags=LAZY,
+        REQUEST_METHOD="POST",
+        CONTENT_TYPE="multipart/form-data; boundary=x",
+        CONTENT_LENGTH=str(len(MULTIPART)),
+    )
+    assert slot.expect("PARK").flags == LAZY | PINNED
+    slot.send("RESUME", request=1, epoch=1, file=MULTIPART)
+    assert slot.answer()[1] == b"a.jpg abc"
 
 
 def test_a_stream_after_a_park(start: Start) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import types
 from collections.abc import Iterator
 
 import flask
 import pytest
-from stories import Start, park, resume, text
+from asgiref.sync import sync_to_async
+from fakegateway import LOCAL, PINNED, Connection
+from stories import Start, go_on, hold, park, resume, text
 
 import layby
 from layby._drive import NO_ASYNCIO
@@ -68,9 +71,25 @@ async def uses_asyncio() -> str:
     return "no error"
 
 
-# As if it stood in a module that has nothing of layby.
-elsewhere: dict[str, object] = {"asyncio": asyncio, "__name__": "elsewhere"}
-exec("async def other():\n    await asyncio.sleep(0)\n    return 'slept on a loop'", elsewhere)
+@application.get("/io")
+async def rides() -> str:
+    thread = threading.get_ident()
+    async with layby.io:
+        await asyncio.sleep(0.001)
+        on_loop = threading.get_ident()
+        count = await sync_to_async(threading.get_ident)()
+    assert threading.get_ident() == thread != on_loop
+    return f"{flask.request.path} {count == thread}"
+
+
+async def helper() -> float:
+    await asyncio.sleep(0)
+    return await layby.sleep(1)
+
+
+# As if it stood in a module that has nothing of layby, but calls one that has.
+elsewhere: dict[str, object] = {"helper": types.SimpleNamespace(sleep=helper)}
+exec("async def other():\n    return f'slept {await helper.sleep()} on a loop'", elsewhere)
 application.add_url_rule("/elsewhere", view_func=elsewhere["other"])  # type: ignore[arg-type]
 
 
@@ -135,7 +154,24 @@ def test_asyncio_has_no_loop_in_a_slot_and_is_told_so(
     assert NO_ASYNCIO in caplog.text
 
 
-def test_views_of_modules_without_layby_keep_their_loop(start: Start) -> None:
+def test_views_of_modules_without_layby_keep_their_loop_and_wait_in_place(start: Start) -> None:
     [slot] = start(application)
     slot.request(1, "/elsewhere", HTTP_HOST="shop.example")
-    assert text(slot) == "slept on a loop"
+    assert hold(slot, 1)["reason"] == "unsupported"
+    go_on(slot, 1)
+    assert text(slot) == "slept 1.0 on a loop"
+
+
+def test_an_asynchronous_view_rides_the_loop_and_parks_meanwhile(
+    start: Start, control: Connection
+) -> None:
+    [slot] = start(application)
+    slot.request(1, "/io", HTTP_HOST="shop.example")
+    assert slot.expect("PARK").flags == PINNED | LOCAL
+    # What it calls synchronously is run in a slot, not on a thread more.
+    call = control.expect("CALL")
+    slot.send("RUN", request=1, epoch=0, aux=call.aux)
+    slot.expect("READY")
+    control.expect("WANT")
+    slot.send("RESUME", request=1, epoch=1)
+    assert text(slot) == "/io True"

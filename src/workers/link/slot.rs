@@ -129,7 +129,7 @@ impl SlotTask {
             );
             if matches!(
                 taken.job.work,
-                Work::Begin(_) | Work::Resume(_) | Work::Body(_)
+                Work::Begin(_) | Work::Resume(_) | Work::Body(_) | Work::Wanted
             ) {
                 let park = ParkId {
                     process: self.process.id,
@@ -341,6 +341,11 @@ impl SlotTask {
             Work::Begin(request) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
+            Work::Wanted => {
+                self.channel
+                    .send(tag.header(Kind::Resume), |_, _| {}, &[])
+                    .await
+            }
             Work::End => {
                 self.channel
                     .send(tag.header(Kind::Cancel), |_, _| {}, &[])

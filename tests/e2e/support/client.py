@@ -89,10 +89,13 @@ class Connection(asyncio.Protocol):
     # What tests do with it.
 
     def send(self, method: str, path: str, headers: Headers = (), body: bytes = b"") -> None:
-        """Send a request; its answer is waited for with `answer()`."""
+        """Send a request; its answer is waited for with `answer()`. Names are lower case."""
         assert self._waiting is None, "one request at a time"
         assert not self.surplus, f"more than one answer: {bytes(self.surplus[:500])!r}"
-        lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1"]
+        headers = list(headers)
+        lines = [f"{method} {path} HTTP/1.1"]
+        if not any(name == "host" for name, _ in headers):
+            lines.append("host: 127.0.0.1")
         lines += [f"{name}: {value}" for name, value in headers]
         if body or method in ("POST", "PUT", "PATCH"):
             lines.append(f"content-length: {len(body)}")

@@ -43,6 +43,7 @@ class Gateway(Program):
         environment: Mapping[str, str],
         configuration: str = "",
         flags: tuple[str, ...] = (),
+        directory: Path = APPS,
     ) -> None:
         self.port, self.admin_port = free_ports(2)
         self.address = ("127.0.0.1", self.port)
@@ -62,7 +63,7 @@ class Gateway(Program):
                 *flags,
             ],
             environment=environment,
-            directory=APPS,
+            directory=directory,
             log=folder / "gateway.log",
         )
 

@@ -28,12 +28,16 @@ pub mod kind {
     pub const GRANT: u8 = 0x05;
     pub const DRAIN: u8 = 0x06;
     pub const BYE: u8 = 0x07;
+    pub const WANT: u8 = 0x08;
+    pub const CALL: u8 = 0x09;
+    pub const STACK: u8 = 0x0a;
     pub const REQUEST: u8 = 0x10;
     pub const RESUME: u8 = 0x11;
     pub const CANCEL: u8 = 0x12;
     pub const RESULTS: u8 = 0x13;
     pub const RETIRE: u8 = 0x14;
     pub const STOP: u8 = 0x15;
+    pub const RUN: u8 = 0x16;
     pub const ANSWER: u8 = 0x20;
     pub const BODY: u8 = 0x21;
     pub const PARK: u8 = 0x22;
@@ -48,6 +52,8 @@ pub mod flag {
     pub const READY: u8 = 0x04;
     pub const BROKEN: u8 = 0x08;
     pub const SHIELDED: u8 = 0x10;
+    pub const PINNED: u8 = 0x20;
+    pub const LOCAL: u8 = 0x40;
     pub const LAZY: u8 = 0x80;
 }
 

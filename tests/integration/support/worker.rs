@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::frames::{Frame, Line, PREAMBLE, flag, kind};
@@ -29,12 +29,17 @@ pub type Ended = Result<(), Cancelled>;
 
 type Script = Arc<dyn Fn(Job) -> Pin<Box<dyn Future<Output = Ended> + Send>> + Send + Sync>;
 
+/// What a script has run for it on a slot: told the number of the call.
+type CallScript =
+    Arc<dyn Fn(Job, u16) -> Pin<Box<dyn Future<Output = Ended> + Send>> + Send + Sync>;
+
 /// The largest body of one ANSWER or BODY frame.
 const CHUNK: usize = 256 << 10;
 
 pub struct Builder {
     threads: u16,
     scripts: BTreeMap<String, Script>,
+    calls: Option<CallScript>,
     retiring: Option<Gate>,
 }
 
@@ -44,6 +49,7 @@ pub fn new(threads: u16) -> Builder {
     let builder = Builder {
         threads,
         scripts: BTreeMap::new(),
+        calls: None,
         retiring: None,
     };
     builder
@@ -67,6 +73,15 @@ impl Builder {
     {
         let script: Script = Arc::new(move |job| Box::pin(script(job)));
         self.scripts.insert(path.to_owned(), script);
+        self
+    }
+
+    /// What happens when a call is run. Its number is what the worker called for.
+    pub fn runs<F>(mut self, script: impl Fn(Job, u16) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Ended> + Send + 'static,
+    {
+        self.calls = Some(Arc::new(move |job, number| Box::pin(script(job, number))));
         self
     }
 
@@ -124,6 +139,23 @@ impl Builder {
         })
     }
 
+    /// Parks until its own process wants it, and answers `done`. Its voice is heard before it parks.
+    pub fn parks_locally(self, path: &str, voices: &Voices) -> Self {
+        self.parks_locally_with(path, voices, 0)
+    }
+
+    pub fn parks_locally_with(self, path: &str, voices: &Voices, flags: u8) -> Self {
+        let voices = voices.clone();
+        self.on(path, move |mut job| {
+            let voices = voices.clone();
+            async move {
+                voices.hear(job.voice());
+                job.park_local_with(flags).await?;
+                job.answer(200, "done").await
+            }
+        })
+    }
+
     /// Gives slots back only after the gate, as a thread does whose connection closes slowly.
     pub fn retires_at(mut self, gate: &Gate) -> Self {
         self.retiring = Some(gate.clone());
@@ -168,6 +200,7 @@ impl Builder {
             welcome,
             control,
             scripts: self.scripts,
+            calls: self.calls,
             retiring: self.retiring,
             waiting: Mutex::default(),
             stops: Mutex::default(),
@@ -188,6 +221,10 @@ pub struct Seen {
     pub frames: Vec<u8>,
     /// Slots whose connection is open now.
     pub open: BTreeSet<u16>,
+    /// Calls in the order in which they began: their numbers.
+    pub calls: Vec<u16>,
+    /// Slots whose stacks the gateway has asked for, and why.
+    pub stacks: Vec<(u16, String)>,
     /// Jobs that run now, and the most that ever ran at once.
     pub running: usize,
     pub most: usize,
@@ -214,14 +251,17 @@ struct Shared {
     welcome: Value,
     control: Line,
     scripts: BTreeMap<String, Script>,
+    calls: Option<CallScript>,
     retiring: Option<Gate>,
-    /// Parked and held requests, by id.
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Woken>>>,
+    /// Parked requests, by id, and held jobs, by id and slot.
+    waiting: Mutex<Waiting>,
     /// Streams that can be stopped, by id.
     stops: Mutex<HashMap<u64, Arc<Notify>>>,
     seen: watch::Sender<Seen>,
     tasks: Mutex<JoinSet<()>>,
 }
+
+type Waiting = HashMap<(u64, Option<u16>), oneshot::Sender<Woken>>;
 
 /// A job's way on: the frame that says how, and the slot that it came on.
 struct Woken {
@@ -246,6 +286,16 @@ impl Worker {
 
     pub fn requests(&self) -> Vec<String> {
         self.shared.seen.borrow().requests.clone()
+    }
+
+    /// The numbers of the calls that have been run, in the order in which they began.
+    pub fn calls(&self) -> Vec<u16> {
+        self.shared.seen.borrow().calls.clone()
+    }
+
+    /// Slots whose stacks the gateway has asked for, and why.
+    pub fn stacks(&self) -> Vec<(u16, String)> {
+        self.shared.seen.borrow().stacks.clone()
     }
 
     /// Types of all frames that the gateway has sent, in their order.
@@ -343,8 +393,19 @@ impl Shared {
         self.tasks.lock().expect("nothing panics with it held")
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Woken>>> {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().expect("nothing panics with it held")
+    }
+
+    /// Who waits for this frame: the job that holds the slot, or the parked request.
+    fn woken_by(&self, kind: u8, request: u64, slot: u16) -> oneshot::Sender<Woken> {
+        let mut waiting = self.waiting();
+        let held = match kind {
+            kind::RESUME => None,
+            _ => waiting.remove(&(request, Some(slot))),
+        };
+        let woken = held.or_else(|| waiting.remove(&(request, None)));
+        woken.expect("only what waits is woken")
     }
 
     fn stops(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Notify>>> {
@@ -357,6 +418,11 @@ impl Shared {
             match frame.kind {
                 kind::GRANT => self.spawn(Arc::clone(&self).slot(frame.aux)),
                 kind::DRAIN => {}
+                kind::STACK => self.seen.send_modify(|seen| {
+                    let why = String::from_utf8(frame.head).expect("one line of text");
+                    assert!(!why.contains('\n'), "one line: {why:?}");
+                    seen.stacks.push((frame.aux, why));
+                }),
                 other => panic!("type {other:#04x} on a control connection"),
             }
         }
@@ -387,11 +453,11 @@ impl Shared {
             match frame.kind {
                 kind::REQUEST => self.begin(place, frame),
                 kind::RESUME | kind::RESULTS | kind::CANCEL => {
-                    let waiting = self.waiting().remove(&frame.request);
-                    let waiting = waiting.expect("only what waits is woken");
+                    let waiting = self.woken_by(frame.kind, frame.request, slot);
                     // The script may have been given up by its test.
                     let _ = waiting.send(Woken { place, frame });
                 }
+                kind::RUN => self.run(place, frame.aux),
                 kind::STOP => {
                     if let Some(stop) = self.stops().get(&frame.request) {
                         stop.notify_one();
@@ -435,14 +501,35 @@ impl Shared {
         self.seen.send_modify(|seen| seen.requests.push(line));
         let path = target.split('?').next().unwrap_or_default();
         let script = self.scripts.get(path).cloned();
+        self.play(async move {
+            match script {
+                Some(script) => script(job).await,
+                None => job.answer(404, "no script for this path").await,
+            }
+        });
+    }
+
+    fn run(self: &Arc<Self>, place: Place, number: u16) {
+        let script = self.calls.clone();
+        let script = script.expect("only a worker that calls is asked to run a call");
+        let job = Job {
+            shared: Arc::clone(self),
+            place,
+            environ: Vec::new(),
+            body: Vec::new(),
+            by_descriptor: false,
+            lazy: false,
+        };
+        self.seen.send_modify(|seen| seen.calls.push(number));
+        self.play(script(job, number));
+    }
+
+    /// Runs a script to its end.
+    fn play(self: &Arc<Self>, script: impl Future<Output = Ended> + Send + 'static) {
         let shared = Arc::clone(self);
         self.runs(true);
         self.spawn(async move {
-            let ended = match script {
-                Some(script) => script(job).await,
-                None => job.answer(404, "no script for this path").await,
-            };
-            if let Err(Cancelled(place)) = ended {
+            if let Err(Cancelled(place)) = script.await {
                 shared.runs(false);
                 shared.seen.send_modify(|seen| seen.cancelled += 1);
                 place.send(Frame::new(kind::READY)).await;
@@ -528,33 +615,51 @@ impl Job {
     }
 
     pub async fn park_with(&mut self, plan: &Plan, flags: u8) -> Result<Results, Cancelled> {
-        let woken = self.waits();
+        let woken = self.waits(None);
         self.shared.runs(false);
         self.send_plan(kind::PARK, flags, plan).await;
+        let frame = self.resumed(woken).await;
+        self.went_on(frame)
+    }
+
+    /// Parks until its own process wants it, and goes on.
+    pub async fn park_local(&mut self) -> Result<(), Cancelled> {
+        self.park_local_with(0).await
+    }
+
+    pub async fn park_local_with(&mut self, flags: u8) -> Result<(), Cancelled> {
+        let woken = self.waits(None);
+        self.shared.runs(false);
+        self.send(kind::PARK, flag::LOCAL | flags, "").await;
+        let frame = self.resumed(woken).await;
+        if frame.kind == kind::CANCEL {
+            return Err(Cancelled(self.place.clone()));
+        }
+        assert!(frame.head.is_empty() && frame.body.is_empty() && frame.file.is_none());
+        Ok(())
+    }
+
+    async fn resumed(&mut self, woken: oneshot::Receiver<Woken>) -> Frame {
         let woken = woken.await.expect("the worker lives");
         self.shared.runs(true);
         assert_ne!(woken.frame.kind, kind::RESULTS, "this request is parked");
         assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
         self.place = woken.place;
-        self.went_on(woken.frame)
+        woken.frame
     }
 
     /// Parks until the request's body is there.
     pub async fn park_for_body(&mut self) -> Result<(), Cancelled> {
-        let woken = self.waits();
+        let woken = self.waits(None);
         self.shared.runs(false);
         self.send(kind::PARK, flag::LAZY, b"").await;
-        let woken = woken.await.expect("the worker lives");
-        self.shared.runs(true);
-        assert_ne!(woken.frame.kind, kind::RESULTS, "this request is parked");
-        assert_eq!(woken.place.epoch, self.place.epoch + 1, "jobs are counted");
-        self.place = woken.place;
-        self.got_body(woken.frame)
+        let frame = self.resumed(woken).await;
+        self.got_body(frame)
     }
 
     /// Waits in place until the request's body is there.
     pub async fn hold_for_body(&mut self) -> Result<(), Cancelled> {
-        let woken = self.waits();
+        let woken = self.waits(Some(self.place.slot));
         let why = json!({ "hold": { "reason": "transaction", "source": "shop/views.py:3" } });
         let frame = Frame {
             flags: flag::LAZY,
@@ -587,7 +692,7 @@ impl Job {
     }
 
     pub async fn hold_with(&mut self, plan: &Plan, flags: u8) -> Result<Results, Cancelled> {
-        let woken = self.waits();
+        let woken = self.waits(Some(self.place.slot));
         self.send_plan(kind::HOLD, flags, plan).await;
         let woken = woken.await.expect("the worker lives");
         let before = (self.place.slot, self.place.epoch);
@@ -600,11 +705,21 @@ impl Job {
         self.went_on(woken.frame)
     }
 
-    /// Registers before the gateway can know: it may answer at once.
-    fn waits(&self) -> oneshot::Receiver<Woken> {
+    /// Registers before the gateway can know: it may answer at once. In its slot, or parked.
+    fn waits(&self, slot: Option<u16>) -> oneshot::Receiver<Woken> {
         let (wake, woken) = oneshot::channel();
-        self.shared.waiting().insert(self.place.request, wake);
+        let key = (self.place.request, slot);
+        self.shared.waiting().insert(key, wake);
         woken
+    }
+
+    /// What its process can ask for it, from anywhere, while it is at this epoch.
+    pub fn voice(&self) -> Voice {
+        Voice {
+            shared: Arc::clone(&self.shared),
+            request: self.place.request,
+            epoch: self.place.epoch,
+        }
     }
 
     async fn send_plan(&self, kind: u8, flags: u8, plan: &Plan) {
@@ -744,6 +859,79 @@ impl Job {
             .stops()
             .insert(self.place.request, Arc::clone(&stop));
         stop
+    }
+}
+
+/// The way to ask the gateway on behalf of a request that is parked `LOCAL`, or soon will be.
+#[derive(Clone)]
+pub struct Voice {
+    shared: Arc<Shared>,
+    request: u64,
+    epoch: u32,
+}
+
+impl Voice {
+    /// It can go on.
+    pub async fn want(&self) {
+        self.say(kind::WANT, 0).await;
+    }
+
+    /// It wants a slot to run something on.
+    pub async fn call(&self, number: u16) {
+        self.say(kind::CALL, number).await;
+    }
+
+    /// The same, of another job.
+    pub fn at(&self, request: u64, epoch: u32) -> Self {
+        let shared = Arc::clone(&self.shared);
+        Self {
+            shared,
+            request,
+            epoch,
+        }
+    }
+
+    pub fn tag(&self) -> (u64, u32) {
+        (self.request, self.epoch)
+    }
+
+    async fn say(&self, kind: u8, aux: u16) {
+        let frame = Frame {
+            aux,
+            request: self.request,
+            epoch: self.epoch,
+            ..Frame::new(kind)
+        };
+        self.shared.control.send(&frame).await;
+    }
+}
+
+/// Where scripts say how they can be asked for.
+#[derive(Clone)]
+pub struct Voices {
+    heard: mpsc::UnboundedSender<Voice>,
+    next: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Voice>>>,
+}
+
+impl Voices {
+    pub fn new() -> Self {
+        let (heard, next) = mpsc::unbounded_channel();
+        Self {
+            heard,
+            next: Arc::new(tokio::sync::Mutex::new(next)),
+        }
+    }
+
+    /// The script's side.
+    pub fn hear(&self, voice: Voice) {
+        self.heard.send(voice).expect("we keep the receiver");
+    }
+
+    /// That of the next request that has begun.
+    pub async fn next(&self) -> Voice {
+        let mut next = self.next.lock().await;
+        let voice = within("a request that parks locally", next.recv()).await;
+        voice.expect("we keep the sender")
     }
 }
 

@@ -24,6 +24,7 @@ from django.http import FileResponse
 from django.http.response import HttpResponseBase
 from django.urls import get_resolver, set_script_prefix
 
+from layby._asgiref import install_lent_jobs
 from layby._job import App, tls
 from layby.django import _asgiref, _bodies, _caches, _databases, _files, _inplace
 from layby.django._chain import Chain
@@ -66,7 +67,7 @@ def prepare(*, pinned: bool = False) -> bool:
     _caches.install()
     _files.install()
     got_request_exception.connect(_bodies.forget_form, dispatch_uid="layby.django.bodies")
-    _asgiref.install_lent_jobs()
+    install_lent_jobs()
     if pinned:
         _databases.share()
         # Where asgiref keeps them by thread, requests on one would see each other's.

@@ -12,7 +12,7 @@ from typing import Any
 from django.core.files.utils import FileProxyMixin
 from django.http import FileResponse, StreamingHttpResponse
 
-from layby import _files
+from layby._files import see_through
 
 _READ = vars(FileProxyMixin)["read"]
 
@@ -20,19 +20,21 @@ _READ = vars(FileProxyMixin)["read"]
 @functools.cache
 def install() -> None:
     """Let answers be recognised as files through Django's wrappers."""
-    _files.unwrappers.append(_inner)
+    see_through(StreamingHttpResponse, _content)
+    see_through(FileProxyMixin, _proxied)
 
 
-def _inner(thing: Any) -> Any:
-    kind = type(thing)
-    if isinstance(thing, StreamingHttpResponse):
-        if kind.streaming_content is not StreamingHttpResponse.streaming_content:
-            return None
-        if kind.__iter__ is not StreamingHttpResponse.__iter__:
-            return None
-        file = thing.file_to_stream if isinstance(thing, FileResponse) else None
-        return thing._iterator if file is None else file  # type: ignore[attr-defined]
-    # File, FieldFile and whatever else reads nothing but what it proxies.
-    if isinstance(thing, FileProxyMixin) and kind.read is _READ:
-        return thing.file
-    return None
+def _content(response: Any) -> Any:
+    kind = type(response)
+    if (
+        kind.streaming_content is not StreamingHttpResponse.streaming_content
+        or kind.__iter__ is not StreamingHttpResponse.__iter__
+    ):
+        return None
+    file = response.file_to_stream if isinstance(response, FileResponse) else None
+    return response._iterator if file is None else file
+
+
+def _proxied(file: Any) -> Any:
+    """What a File, FieldFile or the like reads from, if it reads in no way of its own."""
+    return file.file if type(file).read is _READ else None

@@ -27,11 +27,12 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 from django.http import StreamingHttpResponse
 
+from layby import _asgiref
 from layby._drive import NO_ASYNCIO, drive
 from layby._exceptions import Error
 from layby._job import tls
 from layby._stream import in_place
-from layby.django import _asgiref, _shortcuts
+from layby.django import _shortcuts
 
 View = TypeVar("View", bound=Callable[..., Any])
 

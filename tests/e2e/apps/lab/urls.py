@@ -9,6 +9,8 @@ urlpatterns = [
     path("lab/slow", views.slow),
     path("lab/stuck", views.stuck),
     path("lab/files/", include("lab.files")),
+    path("lab/loop/", include("lab.loop")),
     path("lab/uploads/", include("lab.uploads")),
+    path("lab/streams/", include("lab.streams")),
     path("", include("shop.urls")),
 ]

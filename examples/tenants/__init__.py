@@ -1,0 +1,1 @@
+"""One PostgreSQL schema per tenant, on layby: see tenancy.py."""
