@@ -10,7 +10,7 @@ use http::{Request, Version};
 use crate::config::Trusted;
 use crate::downstream::{forwarded, head as heads};
 use crate::message;
-use crate::plan::{Gather, Thing, decode};
+use crate::plan::{Gather, Thing, decode, decode_relay};
 use crate::spool::Body;
 use crate::workers::link::wire::{self, Frame, Kind, WireError};
 use crate::workers::link::{answer, environ};
@@ -33,6 +33,11 @@ pub fn link(bytes: &[u8]) {
                 }
             }
             Kind::Park | Kind::Hold => check_plan(&frame.head, &frame.body),
+            Kind::Relay => {
+                if let Ok(relay) = decode_relay(&frame.head, &frame.body) {
+                    assert!(relay.capture <= 1 << 20);
+                }
+            }
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode, Version};
 
-use crate::spool::{AnswerReader, Body, FilePart};
+use crate::spool::{AnswerReader, Body, FilePart, RelayReader};
 
 /// A client's request, with its whole body in hand unless that is to be taken later.
 #[derive(Debug)]
@@ -128,6 +128,8 @@ pub enum AnswerBody {
     Spooled(AnswerReader),
     /// In a file that the worker opened.
     File(FilePart),
+    /// Arriving from another server.
+    Relayed(RelayReader),
     /// The worker has named one that cannot be had, for the reason given.
     Unreadable(&'static str),
 }

@@ -11,8 +11,8 @@ use http::{HeaderMap, Method, StatusCode};
 mod decode;
 mod encode;
 
-pub use decode::{PlanError, decode, decode_hold};
-pub use encode::encode;
+pub use decode::{PlanError, decode, decode_hold, decode_relay};
+pub use encode::{encode, encode_captured};
 
 pub use crate::metrics::WaitReason;
 
@@ -69,6 +69,37 @@ pub struct Fetch {
     pub timeout: Option<Duration>,
     pub follow: bool,
     pub body: Option<Bytes>,
+}
+
+/// A fetch whose response is the client's answer, passed on as it comes.
+#[derive(Debug)]
+pub struct Relay {
+    pub fetch: Fetch,
+    /// In place of the response's of the same names.
+    pub headers: HeaderMap,
+    /// So much of the response is kept for the worker.
+    pub capture: usize,
+    /// The worker wants to know how it ended.
+    pub resume: bool,
+}
+
+/// What a worker learns of a relay that is over.
+#[derive(Debug)]
+pub struct Captured {
+    /// None if there was no response.
+    pub status: Option<StatusCode>,
+    /// The beginning of the response, or all of it.
+    pub body: Bytes,
+    /// There was more.
+    pub truncated: bool,
+    pub ended: Ended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Complete,
+    ClientGone,
+    OriginFailed,
 }
 
 /// What became of a thing. The results of a plan have the shape of the plan.
@@ -172,6 +203,28 @@ impl FailureKind {
             Self::Refused => "refused",
             Self::TooLarge => "too_large",
             Self::Failed => "failed",
+        }
+    }
+}
+
+impl Captured {
+    /// Of a relay that brought nothing.
+    pub fn nothing(ended: Ended) -> Self {
+        Self {
+            status: None,
+            body: Bytes::new(),
+            truncated: false,
+            ended,
+        }
+    }
+}
+
+impl Ended {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::ClientGone => "client_gone",
+            Self::OriginFailed => "origin_failed",
         }
     }
 }

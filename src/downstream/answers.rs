@@ -18,8 +18,9 @@ use super::head::{Refusal, strip_hop_by_hop};
 use super::watch::Finish;
 use crate::exchange::Failure;
 use crate::message::{Answer, AnswerBody, NoBody};
+use crate::plan::FailureKind;
 use crate::slots::Shed;
-use crate::spool::{AnswerReader, FilePart};
+use crate::spool::{AnswerReader, FilePart, RelayReader};
 
 /// Why a request is not answered by the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,9 @@ impl Trouble {
                 NoBody::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::Exchange(Failure::Shed(_)) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BadAnswer(_) | Self::Exchange(Failure::WorkerGone) => StatusCode::BAD_GATEWAY,
+            Self::BadAnswer(_) | Self::Exchange(Failure::WorkerGone | Failure::Origin(_)) => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Exchange(Failure::Deadline) => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -64,6 +67,13 @@ impl Trouble {
             Self::BadAnswer(_) => "the application gave an invalid answer",
             Self::Exchange(Failure::WorkerGone) => "the application did not finish its answer",
             Self::Exchange(Failure::Deadline) => "the application took too long",
+            Self::Exchange(Failure::Origin(kind)) => match kind {
+                FailureKind::Refused => {
+                    "the application asked for an answer from where the gateway may not fetch"
+                }
+                FailureKind::Timeout => "the service that was to answer took too long",
+                _ => "the service that was to answer did not",
+            },
         }
     }
 
@@ -155,6 +165,7 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
             Body::read(Reader::File(part), Some(len))
         }
         AnswerBody::Spooled(reader) => Body::read(Reader::Spooled(reader), length),
+        AnswerBody::Relayed(reader) => Body::read(Reader::Relayed(reader), length),
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -205,6 +216,7 @@ enum Source {
 enum Reader {
     Spooled(AnswerReader),
     File(FilePart),
+    Relayed(RelayReader),
 }
 
 impl Reader {
@@ -212,6 +224,7 @@ impl Reader {
         match self {
             Self::Spooled(reader) => reader.next().await,
             Self::File(part) => part.next().await,
+            Self::Relayed(reader) => reader.next().await,
         }
     }
 }

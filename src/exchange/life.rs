@@ -1,5 +1,7 @@
 //! One request's way through queue, slots and parks.
 
+mod relay;
+
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -13,7 +15,7 @@ use super::{Exchange, Failure, Settings};
 use crate::config::OnDisconnect;
 use crate::message::{Answer, AnswerBody, LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
-use crate::plan::{Outcome, Plan};
+use crate::plan::{Captured, Outcome, Plan};
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
@@ -40,8 +42,17 @@ pub struct Life {
     /// Of the next job.
     epoch: u32,
     about: About,
-    /// The request's body, while it is with the client and may be wanted.
-    body: Option<LaterBody>,
+    body: Lazy,
+}
+
+/// The request's body, as far as it may still be asked for.
+enum Lazy {
+    /// There is none, it has been had, or an answer has begun.
+    Not,
+    /// → Not, Gone
+    With(LaterBody),
+    /// Nobody waits for what it is for. Who asks is told so. → Not
+    Gone,
 }
 
 /// What a life waits for.
@@ -49,6 +60,8 @@ enum Event {
     Step(Turned<Step>),
     Results(Vec<Outcome>),
     Body(Result<Body, NoBody>),
+    /// With what its worker wants to know.
+    Relayed(Option<Captured>),
     Asked(Asked),
     CallOver,
     WorkerGone,
@@ -83,7 +96,7 @@ impl Life {
                 method: request.method.clone(),
                 target: Arc::clone(&request.target),
             },
-            body,
+            body: body.map_or(Lazy::Not, Lazy::With),
         }
     }
 
@@ -129,7 +142,7 @@ impl Life {
             self.reader = Some(reader.watch());
         }
         // What the client still sends is for nobody.
-        self.body = None;
+        self.body = Lazy::Not;
         self.finishes = false;
         self.left = false;
         self.expired = false;
@@ -193,6 +206,8 @@ impl Life {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
             Awaited::Body => self.receive(gone).await,
             Awaited::Local(wait) => self.local(id, wait, gone).await,
+            // A worker that dies has said what the client is to get.
+            Awaited::Relay(relay) => Event::Relayed(self.relay(*relay).await),
         };
         self.exchange.metrics.park(parked.elapsed());
         match event {
@@ -204,6 +219,11 @@ impl Life {
             Event::Body(Ok(body)) => {
                 let bytes = body.retained();
                 let job = self.job(Work::Body(body), park.answer);
+                Some(self.exchange.slots.resume(id, job, bytes))
+            }
+            Event::Relayed(Some(captured)) => {
+                let bytes = captured.body.len() as u64;
+                let job = self.job(Work::Relayed(captured), None);
                 Some(self.exchange.slots.resume(id, job, bytes))
             }
             Event::Asked(_) => {
@@ -225,7 +245,7 @@ impl Life {
         let event = match hold.awaited {
             Awaited::Plan(plan) => self.plan(plan, hold.held.gone()).await,
             Awaited::Body => self.receive(hold.held.gone()).await,
-            Awaited::Local(_) => unreachable!("the slot keeps these to itself"),
+            Awaited::Local(_) | Awaited::Relay(_) => unreachable!("no slot is held for these"),
         };
         match event {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
@@ -277,12 +297,11 @@ impl Life {
     /// The request's clock stands still meanwhile: how long this takes is up to the client, and bounded by
     /// how slow a client may be.
     async fn receive(&mut self, worker_gone: impl Future<Output = ()>) -> Event {
-        let Some(body) = self.body.take() else {
-            unreachable!("the slot lets a request ask for a body that its client has, once");
+        let body = match std::mem::replace(&mut self.body, Lazy::Not) {
+            Lazy::With(body) if !self.left => body,
+            Lazy::With(_) | Lazy::Gone => return Event::Left,
+            Lazy::Not => unreachable!("the slot lets a request ask for what there is, once"),
         };
-        if self.left {
-            return Event::Left;
-        }
         self.alarm.clear();
         let begun = Instant::now();
         let event = tokio::select! {
@@ -398,6 +417,7 @@ impl Life {
     /// answer is told by what becomes of its body.
     fn leave(&mut self, phase: CancelPhase) {
         self.left = true;
+        self.drop_body();
         if self.reader.is_some() {
             return;
         }
@@ -405,6 +425,13 @@ impl Life {
             self.exchange.metrics.cancelled(phase);
         } else {
             self.client.answer(Err(Failure::Deadline));
+        }
+    }
+
+    /// The body stays with its client, whose connection would wait for it to be taken.
+    fn drop_body(&mut self) {
+        if matches!(self.body, Lazy::With(_)) {
+            self.body = Lazy::Gone;
         }
     }
 
@@ -420,7 +447,7 @@ impl Life {
             about: self.about.clone(),
             work,
             answer,
-            lazy: self.body.is_some(),
+            lazy: !matches!(self.body, Lazy::Not),
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::config::OnDisconnect;
 use crate::message::{LaterBody, NoBody, Request};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
+use crate::plan::FailureKind;
 use crate::slots::Shed;
 use crate::sweeper::Sweeper;
 use crate::workers::{Waits, WaitsInPlace, WorkerSlots};
@@ -38,6 +39,8 @@ pub enum Failure {
     WorkerGone,
     /// The application waited for the body in vain.
     Body(NoBody),
+    /// The server that was to answer did not.
+    Origin(FailureKind),
 }
 
 impl std::fmt::Display for Failure {
@@ -52,6 +55,7 @@ impl std::fmt::Display for Failure {
             Self::Deadline => f.write_str("the request took too long"),
             Self::WorkerGone => f.write_str("the worker died"),
             Self::Body(no) => no.fmt(f),
+            Self::Origin(kind) => write!(f, "the origin did not answer: {}", kind.as_str()),
         }
     }
 }

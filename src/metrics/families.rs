@@ -35,12 +35,12 @@ pub const QUEUE_LENGTH: Family = gauge("layby_queue_length", &[], "Jobs waiting 
 pub const PARKED_REQUESTS: Family = gauge(
     "layby_parked_requests",
     &[],
-    "Requests that wait for their fetches and hold no slot",
+    "Requests that wait, for their fetches, their body, their own process or the end of a relay, and hold no slot",
 );
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
     &[],
-    "Requests that wait for their fetches and hold their slot",
+    "Requests that wait and hold their slot",
 );
 pub const SPOOL_BYTES: Family = gauge(
     "layby_spool_bytes",
@@ -77,7 +77,7 @@ pub const SLOT_BUSY_SECONDS: Family = histogram(
 pub const PARK_SECONDS: Family = histogram(
     "layby_park_seconds",
     &[],
-    "Time of one park, from handing over the plan to having its results",
+    "Time of one park, from leaving the slot to asking for one again",
 );
 pub const REQUESTS_SHED: Family = counter(
     "layby_requests_shed_total",
@@ -92,7 +92,7 @@ pub const REQUESTS_CANCELLED: Family = counter(
 pub const WAITS_IN_PLACE: Family = counter(
     "layby_waits_in_place_total",
     &[of("reason", WaitReason::MEANINGS)],
-    "Times that a request kept its slot while its fetches ran, because parking was not safe",
+    "Times that a request kept its slot while it waited, because parking was not safe",
 );
 pub const ANSWER_BACKPRESSURE: Family = counter(
     "layby_answer_backpressure_total",
@@ -102,7 +102,7 @@ pub const ANSWER_BACKPRESSURE: Family = counter(
 pub const FETCHES: Family = counter(
     "layby_fetches_total",
     &[ORIGIN, of("outcome", FetchOutcome::MEANINGS)],
-    "Fetches made for plans",
+    "Fetches made for plans and relays",
 );
 pub const FETCH_SECONDS: Family = histogram(
     "layby_fetch_seconds",

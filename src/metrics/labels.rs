@@ -71,7 +71,7 @@ label_set! {
 }
 
 label_set! {
-    /// Why a request kept its slot while its fetches ran.
+    /// Why a request kept its slot while it waited.
     WaitReason {
         Transaction = "transaction": "a database transaction was open",
         Cursor = "cursor": "a server-side cursor was open",
@@ -109,7 +109,7 @@ label_set! {
     CancelPhase {
         Queued = "queued": "waiting for its first slot; no application code had run",
         Running = "running": "in a slot",
-        Parked = "parked": "waiting for its fetches",
+        Parked = "parked": "waiting without a slot, or in place",
     }
 }
 

@@ -55,13 +55,17 @@ impl Fault {
     }
 
     pub(super) fn at(self, url: &str, elapsed: Duration) -> Outcome {
-        Outcome::Failed(Failure {
+        Outcome::Failed(self.failure(url, elapsed))
+    }
+
+    pub(super) fn failure(self, url: &str, elapsed: Duration) -> Failure {
+        Failure {
             kind: self.kind,
             phase: self.phase,
             message: self.message,
             url: masked(url),
             elapsed,
-        })
+        }
     }
 }
 

@@ -109,20 +109,32 @@ pub(super) async fn fetch(
 }
 
 async fn exchange(
-    mut hop: Box<Hop>,
+    hop: Box<Hop>,
     follow: bool,
     settings: &Settings,
     share: &Share<'_>,
     progress: &Progress,
     redirected: &mut Option<Box<Url>>,
 ) -> Result<Response, Fault> {
+    let (mut response, redirects) = respond(hop, follow, settings, progress, redirected).await?;
+    whole(&mut response, redirects, settings.max_response, share).await
+}
+
+/// The last response and how many redirects led to it; its body is still to come.
+pub(super) async fn respond(
+    mut hop: Box<Hop>,
+    follow: bool,
+    settings: &Settings,
+    progress: &Progress,
+    redirected: &mut Option<Box<Url>>,
+) -> Result<(reqwest::Response, u32), Fault> {
     let mut redirects = 0;
     loop {
         progress.reached(Phase::Head);
         let kept = follow.then(|| hop.clone());
         let pass = settings.gate.enter(&hop.url).await;
         let sent = settings.client.execute(request(*hop));
-        let mut response = progress
+        let response = progress
             .with_pass(pass, sent)
             .await
             .map_err(|error| Fault::of(&error, progress.phase()))?;
@@ -130,7 +142,7 @@ async fn exchange(
         let here = kept.filter(|_| is_redirect(response.status(), response.headers()));
         let Some(here) = here else {
             progress.reached(Phase::Body);
-            return whole(&mut response, redirects, settings.max_response, share).await;
+            return Ok((response, redirects));
         };
         if redirects == redirect::AT_MOST {
             let message = format!("more than {} redirects", redirect::AT_MOST);

@@ -38,13 +38,17 @@ pub(super) fn counted(outcome: &Outcome) -> FetchOutcome {
     match outcome {
         Outcome::Response(response) if response.status.as_u16() < 400 => FetchOutcome::Ok,
         Outcome::Response(_) => FetchOutcome::HttpError,
-        Outcome::Failed(failure) => match failure.kind {
-            FailureKind::Timeout => FetchOutcome::Timeout,
-            FailureKind::Refused => FetchOutcome::Refused,
-            FailureKind::TooLarge => FetchOutcome::TooLarge,
-            FailureKind::Connect | FailureKind::Failed => FetchOutcome::Connect,
-        },
+        Outcome::Failed(failure) => counted_failure(failure.kind),
         _ => FetchOutcome::Aborted,
+    }
+}
+
+pub(super) fn counted_failure(kind: FailureKind) -> FetchOutcome {
+    match kind {
+        FailureKind::Timeout => FetchOutcome::Timeout,
+        FailureKind::Refused => FetchOutcome::Refused,
+        FailureKind::TooLarge => FetchOutcome::TooLarge,
+        FailureKind::Connect | FailureKind::Failed => FetchOutcome::Connect,
     }
 }
 

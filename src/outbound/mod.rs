@@ -1,4 +1,4 @@
-//! Outbound: running a plan.
+//! Outbound: running a plan, and passing one response on.
 //!
 //! Everything here happens on a thread of its own with a current-thread runtime, so that
 //! TLS and slow origins take no time from the request path; a plan makes one hop there and
@@ -22,11 +22,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::error;
 
+use self::failure::Fault;
+use self::relay::Relaying;
 use self::resolve::Lookup;
 use self::run::{Run, Shared};
 use self::settings::Settings;
 use crate::config;
-use crate::plan::{FailureKind, Outcome, Plan};
+use crate::plan::{Failure, FailureKind, Fetch, Outcome, Phase, Plan};
 
 mod address;
 mod client;
@@ -39,6 +41,7 @@ mod metrics;
 mod policy;
 mod progress;
 mod redirect;
+mod relay;
 mod resolve;
 mod run;
 mod settings;
@@ -46,6 +49,7 @@ mod settings;
 mod tests;
 
 pub use self::metrics::{FetchOutcome, Metrics, OriginLabel};
+pub use self::relay::Relayed;
 
 /// Plans on their way to the thread. When so many wait, it is behind by that much work, and
 /// the next caller waits for room until its deadline.
@@ -72,6 +76,7 @@ pub enum StartError {
 
 enum Order {
     Run(Run),
+    Relay(Relaying),
     Drain {
         grace: Duration,
         cut: oneshot::Sender<usize>,
@@ -154,6 +159,47 @@ impl Outbound {
         plan.root.things.iter().map(cut).collect()
     }
 
+    /// Makes a fetch whose response is passed on as it comes, and keeps the first `capture` bytes of it.
+    /// `deadline` is for the head; from then on the fetch's timeout is the longest pause of its origin.
+    ///
+    /// Cancel safe: dropping the future ends the fetch, whatever its method, as does dropping the body.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no response.
+    pub async fn relay(
+        &self,
+        fetch: Fetch,
+        capture: usize,
+        deadline: Instant,
+    ) -> Result<Relayed, Failure> {
+        let started = Instant::now();
+        let url = fetch.url.clone();
+        let (reply, relayed) = oneshot::channel();
+        let order = Order::Relay(Relaying {
+            fetch,
+            capture,
+            deadline,
+            settings: self.settings(),
+            reply,
+        });
+        // The thread keeps the deadline; this is for when it is stuck or gone.
+        let ended = timeout_at(deadline + PATIENCE, async {
+            self.orders.send(order).await.ok()?;
+            relayed.await.ok()
+        })
+        .await;
+        let (kind, message) = match ended {
+            Ok(Some(relayed)) => return relayed,
+            Ok(None) => (FailureKind::Failed, "the gateway makes no fetches any more"),
+            Err(_) => (
+                FailureKind::Timeout,
+                "the gateway did not get to it in time",
+            ),
+        };
+        Err(Fault::new(kind, Phase::Url, message).failure(&url, started.elapsed()))
+    }
+
     /// Plans from now on run under `settings`; those under way keep what they have. Blocks
     /// for some ten milliseconds.
     ///
@@ -200,6 +246,7 @@ async fn serve(mut orders: mpsc::Receiver<Order>, shared: Shared) {
         tokio::select! {
             order = orders.recv() => match order {
                 Some(Order::Run(run)) => drop(plans.spawn(run.run(shared.clone()))),
+                Some(Order::Relay(relay)) => drop(plans.spawn(relay.run(shared.clone()))),
                 Some(Order::Drain { grace, cut }) => break Some((grace, cut)),
                 None => break None,
             },

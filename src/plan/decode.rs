@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::de::{Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, de};
 
-use super::{Fetch, Gather, Hold, Join, Plan, Thing, WaitReason};
+use super::{Fetch, Gather, Hold, Join, Plan, Relay, Thing, WaitReason};
 
 /// Fetches in one plan, at every depth.
 const FETCHES: usize = 1000;
@@ -24,6 +24,8 @@ const FETCHES: usize = 1000;
 const THINGS: usize = 4000;
 /// Gathers inside each other, the root counted.
 const DEPTH: usize = 16;
+/// Bytes of a relayed response that are kept at most, whatever the worker asks for.
+const CAPTURE: u64 = 1 << 20;
 /// Characters of an error message.
 const SAID: usize = 300;
 
@@ -71,6 +73,26 @@ pub fn decode(head: &[u8], body: &Bytes) -> Result<Plan, PlanError> {
 pub fn decode_hold(head: &[u8]) -> Result<Hold, PlanError> {
     let wire: WireHeld = serde_json::from_slice(head).map_err(|error| shape(&error))?;
     Ok(wire.hold.into())
+}
+
+/// Reads the head of a `RELAY` frame. The body of its fetch is a slice of `body`.
+///
+/// # Errors
+///
+/// If the head is not as `docs/protocol.md` has it.
+pub fn decode_relay(head: &[u8], body: &Bytes) -> Result<Relay, PlanError> {
+    let wire: WireRelay = serde_json::from_slice(head).map_err(|error| shape(&error))?;
+    let mut reading = Reading {
+        body,
+        fetches: 0,
+        things: 0,
+    };
+    Ok(Relay {
+        fetch: reading.fetch("", wire.fetch)?,
+        headers: header_map(&wire.headers, "", "headers")?,
+        capture: wire.capture.min(CAPTURE) as usize,
+        resume: wire.resume,
+    })
 }
 
 /// What has been read so far, over all depths.
@@ -132,6 +154,19 @@ struct WireFetch<'a> {
     follow: bool,
     #[serde(default, deserialize_with = "given")]
     body: Option<(u64, u64)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireRelay<'a> {
+    #[serde(borrow)]
+    fetch: WireFetch<'a>,
+    #[serde(borrow, default)]
+    headers: Vec<(Text<'a>, Text<'a>)>,
+    #[serde(default)]
+    capture: u64,
+    #[serde(default)]
+    resume: bool,
 }
 
 #[derive(Deserialize)]
@@ -228,27 +263,10 @@ impl Reading<'_> {
         if method == Method::CONNECT {
             return Err(invalid(at, "fetch.method", "CONNECT opens no exchange"));
         }
-        let mut headers = HeaderMap::with_capacity(wire.headers.len());
-        for (name, value) in &wire.headers {
-            let name = HeaderName::from_bytes(name.0.as_bytes())
-                .map_err(|_| invalid(at, "fetch.headers", "has a name that is not a token"))?;
-            let value = latin1(&value.0)
-                .and_then(|value| HeaderValue::from_bytes(&value).ok())
-                .ok_or_else(|| {
-                    invalid(
-                        at,
-                        "fetch.headers",
-                        "has a value with a forbidden character",
-                    )
-                })?;
-            headers
-                .try_append(name, value)
-                .map_err(|_| invalid(at, "fetch.headers", "are too many"))?;
-        }
         Ok(Fetch {
             method,
             url: wire.url,
-            headers,
+            headers: header_map(&wire.headers, at, "fetch.headers")?,
             timeout: seconds(wire.timeout, at, "fetch.timeout")?,
             follow: wire.follow,
             body: wire.body.map(|range| self.slice(at, range)).transpose()?,
@@ -262,6 +280,21 @@ impl Reading<'_> {
             .map(|end| self.body.slice(offset as usize..end as usize))
             .ok_or_else(|| invalid(at, "fetch.body", "is not within the frame's body"))
     }
+}
+
+fn header_map(wire: &[(Text<'_>, Text<'_>)], at: &str, key: &str) -> Result<HeaderMap, PlanError> {
+    let mut headers = HeaderMap::with_capacity(wire.len());
+    for (name, value) in wire {
+        let name = HeaderName::from_bytes(name.0.as_bytes())
+            .map_err(|_| invalid(at, key, "has a name that is not a token"))?;
+        let value = latin1(&value.0)
+            .and_then(|value| HeaderValue::from_bytes(&value).ok())
+            .ok_or_else(|| invalid(at, key, "has a value with a forbidden character"))?;
+        headers
+            .try_append(name, value)
+            .map_err(|_| invalid(at, key, "are too many"))?;
+    }
+    Ok(headers)
 }
 
 fn seconds(value: Option<f64>, at: &str, key: &str) -> Result<Option<Duration>, PlanError> {
@@ -588,6 +621,56 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_is_a_fetch_and_what_is_to_become_of_it() {
+        let body = Bytes::from_static(b"0123456789");
+        let relay = decode_relay(
+            br#"{"fetch": {"method": "POST", "url": "https://llm.example/", "body": [2, 3]},
+                 "headers": [["Vary", "Cookie"], ["set-cookie", "a=1"], ["set-cookie", "b=2"]],
+                 "capture": 65536, "resume": true}"#,
+            &body,
+        )
+        .expect("a relay");
+        assert_eq!(relay.fetch.body.as_deref(), Some(&b"234"[..]));
+        assert_eq!(relay.headers.get_all("set-cookie").iter().count(), 2);
+        assert_eq!((relay.capture, relay.resume), (65_536, true));
+
+        let plain = br#"{"fetch": {"method": "GET", "url": ""}}"#;
+        let plain = decode_relay(plain, &body).expect("a relay");
+        assert_eq!((plain.capture, plain.resume), (0, false));
+        assert!(plain.headers.is_empty());
+
+        let greedy = br#"{"fetch": {"method": "GET", "url": ""}, "capture": 18446744073709551615}"#;
+        let greedy = decode_relay(greedy, &body).expect("a relay");
+        assert_eq!(greedy.capture as u64, CAPTURE);
+    }
+
+    #[test]
+    fn what_is_no_relay_is_refused_with_its_place() {
+        for (json, said) in [
+            ("{}", "missing field `fetch`"),
+            (
+                r#"{"fetch": {"method": "CONNECT", "url": ""}}"#,
+                "fetch.method",
+            ),
+            (
+                r#"{"fetch": {"method": "GET", "url": ""}, "headers": [["a b", ""]]}"#,
+                "headers has a name",
+            ),
+            (
+                r#"{"fetch": {"method": "GET", "url": ""}, "capture": -1}"#,
+                "expected u64",
+            ),
+            (
+                r#"{"fetch": {"method": "GET", "url": ""}, "join": "all"}"#,
+                "unknown field `join`",
+            ),
+        ] {
+            let error = decode_relay(json.as_bytes(), &Bytes::new()).expect_err(json);
+            assert!(error.to_string().contains(said), "{json}: {error}");
+        }
+    }
+
+    #[test]
     fn bodies_are_slices_of_the_frame() {
         let body = Bytes::from_static(b"0123456789");
         let head = br#"{"gather":[{"fetch":{"method":"PUT","url":"","body":[4,6]}}]}"#;
@@ -603,7 +686,9 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(head: Vec<u8>, body: Vec<u8>) {
-            let _ = decode(&head, &body.into());
+            let body = body.into();
+            let _ = decode(&head, &body);
+            let _ = decode_relay(&head, &body);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 
-use super::{Failure, Outcome, Response};
+use super::{Captured, Failure, Outcome, Response};
 
 /// Head, bodies one after the other, and their length together: the content of a
 /// `RESUME` or `RESULTS` frame.
@@ -20,6 +20,17 @@ pub fn encode(results: &[Outcome]) -> (Vec<u8>, Vec<Bytes>, u64) {
     };
     writing.results(results);
     (writing.head, writing.bodies, writing.length)
+}
+
+/// The head of the `RESUME` after a relay, whose body is what was captured.
+pub fn encode_captured(captured: &Captured) -> Vec<u8> {
+    let relay = serde_json::json!({ "relay": {
+        "status": captured.status.map(|status| status.as_u16()),
+        "body": [0, captured.body.len()],
+        "truncated": captured.truncated,
+        "ended": captured.ended.as_str(),
+    } });
+    relay.to_string().into_bytes()
 }
 
 struct Writing {
@@ -145,7 +156,7 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
-    use crate::plan::{FailureKind, Phase};
+    use crate::plan::{Ended, FailureKind, Phase};
 
     fn response(body: &'static str) -> Outcome {
         let mut headers = HeaderMap::new();
@@ -209,6 +220,27 @@ mod tests {
         );
         assert_eq!(bodies, ["hello", "wor"]);
         assert_eq!(length, 8);
+    }
+
+    #[test]
+    fn the_end_of_a_relay_reads_as_the_protocol_page_says() {
+        let captured = Captured {
+            status: Some(StatusCode::OK),
+            body: Bytes::from_static(b"hello"),
+            truncated: true,
+            ended: Ended::Complete,
+        };
+        let read: serde_json::Value =
+            serde_json::from_slice(&encode_captured(&captured)).expect("the head is JSON");
+        let relay = serde_json::json!({
+            "status": 200, "body": [0, 5], "truncated": true, "ended": "complete",
+        });
+        assert_eq!(read, serde_json::json!({ "relay": relay }));
+
+        let nothing = encode_captured(&Captured::nothing(Ended::OriginFailed));
+        let read: serde_json::Value = serde_json::from_slice(&nothing).expect("the head is JSON");
+        assert_eq!(read["relay"]["status"], serde_json::Value::Null);
+        assert_eq!(read["relay"]["ended"], "origin_failed");
     }
 
     #[test]

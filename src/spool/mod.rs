@@ -7,6 +7,7 @@
 
 mod answer;
 mod part;
+mod relay;
 mod upload;
 
 use std::fs::File;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 pub use answer::{AnswerReader, AnswerWatch, AnswerWriter, Gone, answer};
 pub use part::FilePart;
+pub use relay::{RelayReader, RelayWriter, relay};
 pub use upload::{Body, SpoolFile, Upload};
 
 use crate::metrics::Metrics;

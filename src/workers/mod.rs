@@ -20,7 +20,7 @@ pub use self::waits::{Waits, WaitsInPlace};
 use self::local::LocalWait;
 use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
-use crate::plan::{Outcome, Plan};
+use crate::plan::{Captured, Outcome, Plan, Relay};
 use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
 use crate::spool::{AnswerWriter, Body};
 
@@ -53,6 +53,8 @@ pub enum Work {
     Resume(Vec<Outcome>),
     /// What was asked for: the request's body.
     Body(Body),
+    /// How the relay ended that was this request's answer.
+    Relayed(Captured),
     /// The request's own process wants it to go on.
     Wanted,
     /// The client is gone: unwind.
@@ -108,12 +110,14 @@ pub enum Awaited {
     Body,
     /// Its own process.
     Local(LocalWait),
+    /// The end of its answer, which another server gives.
+    Relay(Box<Relay>),
 }
 
 /// The slot is held, waiting in place.
 #[derive(Debug)]
 pub struct Hold {
-    /// Never its own process: what that waits for is its own business.
+    /// A plan or the body.
     pub awaited: Awaited,
     pub shielded: bool,
     pub reason: WaitReason,

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import django
 import pytest
 from django.conf import settings
+from django.core.management import call_command
 
 
 def pytest_configure() -> None:
-    settings.configure(ALLOWED_HOSTS=["testserver"])
+    sys.path.insert(0, str(Path(__file__).parent / "apps"))
+    settings.configure(
+        ALLOWED_HOSTS=["testserver"],
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        INSTALLED_APPS=["layby.django", "shop"],
+        ROOT_URLCONF="shop.urls",
+    )
     django.setup()
+    call_command("migrate", run_syncdb=True, verbosity=0)
 
 
 class Origin(BaseHTTPRequestHandler):

@@ -450,7 +450,18 @@ async fn the_requests_clock_stands_still_while_its_body_comes() {
 async fn a_request_that_never_asks_meets_its_deadline() {
     let gate = Gate::new();
     let gateway = lazy(1).set("slots.request_timeout", "200ms").run().await;
-    let _worker = worker::new(1).waits("/upload", &gate).run(&gateway).await;
+    let asks = gate.clone();
+    let worker = worker::new(1)
+        .on("/upload", move |mut job| {
+            let asks = asks.clone();
+            async move {
+                asks.pass().await;
+                job.park_for_body().await?;
+                job.answer(200, "too late").await
+            }
+        })
+        .run(&gateway)
+        .await;
     let mut client = gateway.connect().await;
     client
         .send(head("/upload", "Content-Length: 10\r\n") + "12345")
@@ -458,7 +469,9 @@ async fn a_request_that_never_asks_meets_its_deadline() {
     let answer = client.response().await;
     assert_eq!(answer.status(), 504);
     assert_eq!(answer.header("connection"), Some("close"));
+    client.closed().await;
     gate.open();
+    worker.cancelled(1).await;
     gateway.rests().await;
 }
 

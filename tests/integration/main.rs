@@ -14,6 +14,7 @@ mod parking;
 mod pinned;
 mod policy;
 mod queue;
+mod relay;
 mod run;
 mod scarcity;
 mod streams;

@@ -133,7 +133,7 @@ class Answer:
         if self._bodyless or self._job.cancelled:
             self.end()
             return False
-        if type(data) is Handover and not self.sent:
+        if type(data) is Handover and not self.sent and not data.relay.begun:
             self._relay(data.relay)
             return False
         if not data or self.stopped:

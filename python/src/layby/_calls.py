@@ -28,12 +28,16 @@ _MOST = 1000
 class Call:
     """A function to be run once, in a context of its own."""
 
-    __slots__ = ("_done", "_function", "context")
+    __slots__ = ("_done", "_function", "context", "part")
 
-    def __init__(self, function: Callable[[], Any], context: Context, done: Done) -> None:
+    def __init__(
+        self, function: Callable[[], Any], context: Context, done: Done, *, part: bool = False
+    ) -> None:
         self._function = function
         self._done = done
         self.context = context
+        # The request itself waits for it, and sees what it changes.
+        self.part = part
 
     def run(self, settle: Callable[[], None] | None = None) -> None:
         """Run it here. `settle` puts the thread right after it, and may make it fail."""

@@ -68,7 +68,9 @@ class GreenletRunner:
         """Where the requests wait that are parked on this slot; callable from any thread."""
         hub = self._hubs.get(slot)
         for job in list(hub.parked.values()) if hub is not None else ():
-            yield job.greenlet.gr_frame
+            carrier = job.greenlet
+            if carrier is not None:  # It may end at any moment.
+                yield carrier.gr_frame
 
     def open(self, slot: Slot) -> None:
         """This thread becomes the hub of a slot."""

@@ -78,22 +78,20 @@ class Sender:
 
     def _by_gateway(self, request: Any) -> Any:
         for attempt in range(self._attempts):
-            fetch = self._fetch(request)
             if attempt:
                 _transport.run_sleep(sleep(_backoff(attempt)))
             try:
-                return self._response(_transport.run(fetch))
+                return self._response(_transport.run(self._fetch(request)))
             except _exceptions.FetchError as error:
                 self._give_up(error, request, attempt)
         raise AssertionError("the last attempt returns or raises")
 
     async def _by_gateway_async(self, request: Any) -> Any:
         for attempt in range(self._attempts):
-            fetch = self._fetch(request)
             if attempt:
                 await sleep(_backoff(attempt))
             try:
-                return self._response(await _transport.run_async(fetch))
+                return self._response(await _transport.run_async(self._fetch(request)))
             except _exceptions.FetchError as error:
                 self._give_up(error, request, attempt)
         raise AssertionError("the last attempt returns or raises")

@@ -93,8 +93,11 @@ class Job:
         # The request's body when it came as a file, or may still come.
         self.body: IO[bytes] | io.IOBase | None = None
 
-    def branch(self, context: Context, slot: int) -> Job:
-        """What stands for this request where something is run on its behalf, beside it."""
+    def branch(self, context: Context, slot: int, *, part: bool = False) -> Job:
+        """What stands for this request where something is run on its behalf, beside it.
+
+        As a `part` of what the request does, it changes the request's own state.
+        """
         job = Job(
             request=self.request,
             epoch=self.epoch,
@@ -107,7 +110,7 @@ class Job:
         job.inline.append("unsupported")
         job.locals = {name: dict(held) for name, held in self.locals.items()}
         for hook in on_branch:
-            hook(self, job)
+            hook(self, job, part)
         return job
 
     def end(self) -> None:
@@ -324,8 +327,9 @@ before_resume: list[Callable[[Job], None]] = []
 # wherever a context comes to another thread, if only for a while: also on the event loop.
 rehomers: list[Callable[[], None]] = []
 
-# Run when a job gets a branch, with both: copy what the branch should see.
-on_branch: list[Callable[[Job, Job], None]] = []
+# Run when a job gets a branch, with both, and whether it is a part of the job: then share
+# what is bound to the job, else copy it.
+on_branch: list[Callable[[Job, Job, bool], None]] = []
 
 # Run after each call that a slot made for a parked request, with the branch that made it:
 # close what it left open. They may raise an `Error`, which the call then ends with.

@@ -147,7 +147,7 @@ def run_asked_for(job: Job | None, epoch: int, number: int, slot: int, parking: 
     call = wait.take(epoch, number)
     if call is None:
         return
-    branch = job.branch(call.context, slot)
+    branch = job.branch(call.context, slot, part=call.part)
     branch.epoch = epoch
     try:
         run_on_slot(call, branch, parking)
@@ -159,7 +159,7 @@ def beside(job: Job, parking: Parking) -> Callable[[Call], None]:
     """What runs calls of a job on the slot that is about to step it."""
 
     def run(call: Call) -> None:
-        run_on_slot(call, job.branch(call.context, job.slot), parking)
+        run_on_slot(call, job.branch(call.context, job.slot, part=call.part), parking)
 
     return run
 

@@ -16,14 +16,15 @@ import logging
 import os
 import threading
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from layby import _source
 
 log = logging.getLogger("layby")
 
-# Where each was made. None while the watch is off.
-_made: WeakKeyDictionary[Any, str] | None = None
+# Each by its id, with where it was made. None while the watch is off. Threads add and remove by
+# single operations of the dict, which are atomic.
+_made: dict[int, tuple[ref[Any], str]] | None = None
 _reported: set[str] = set()
 
 
@@ -42,13 +43,14 @@ def watch() -> None:
     global _made
     if _made is not None:
         return
-    made: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+    made: dict[int, tuple[ref[Any], str]] = {}
     _made = made
     original: Any = threading.RLock
 
     def make(*args: Any, **kwargs: Any) -> Any:
         lock = original(*args, **kwargs)
-        made[lock] = _source.application_line()
+        key = id(lock)
+        made[key] = ref(lock, lambda _: made.pop(key, None)), _source.application_line()
         return lock
 
     threading.RLock = make  # type: ignore[assignment]
@@ -58,7 +60,8 @@ def held() -> list[str]:
     """The RLocks that this thread owns, by where they were made; each is logged once."""
     if _made is None:
         return []
-    owned = [f"an RLock made at {line}" for lock, line in list(_made.items()) if lock._is_owned()]
+    made = [(reference(), line) for reference, line in list(_made.values())]
+    owned = [f"an RLock made at {line}" for lock, line in made if lock and lock._is_owned()]
     for lock in owned:
         if lock not in _reported:
             _reported.add(lock)

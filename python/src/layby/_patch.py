@@ -69,11 +69,9 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     from layby import _httpx
 
     if find_spec("urllib3") is not None:
-        from urllib3.connectionpool import HTTPConnectionPool
+        from layby import urllib3
 
-        from layby.urllib3 import patched_urlopen
-
-        yield HTTPConnectionPool, "urlopen", patched_urlopen
+        yield urllib3.replacement()
     for name in ("httpx", "httpx2"):
         if find_spec(name) is not None:
             yield from _httpx.replacements(import_module(name))

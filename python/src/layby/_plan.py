@@ -503,15 +503,20 @@ def run_outside(root: Gather) -> list[Outcome]:
     """
     if stand_in is not None:
         return stand_in(root)
+    refuse_helper_threads()
+    # Here and not above: it is built on the things of this module.
+    from layby import _outside
+
+    return _outside.run(root)
+
+
+def refuse_helper_threads() -> None:
+    """Raise `NotInASlot` on a thread that the application started in a worker."""
     if _job.in_worker and threading.current_thread() is not threading.main_thread():
         raise NotInASlot(
             "this thread is no slot: wait in the view itself, and use gather for what is to run"
             " side by side"
         )
-    # Here and not above: it is built on the things of this module.
-    from layby import _outside
-
-    return _outside.run(root)
 
 
 def encode(

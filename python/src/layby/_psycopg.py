@@ -1,9 +1,9 @@
 """psycopg connections that no framework of ours knows: an open transaction is seen.
 
-Asked at a park are the connections that were made on this thread and are not in a pool of
-SQLAlchemy's (that one is asked in `layby.sqlalchemy`), and the ones that the request has
-taken out of a `psycopg_pool`. What cannot be seen: a connection made by another thread and
-handed over, and one of another driver.
+Asked at a park are the connections that were made on this thread, and the ones that the
+request has taken out of a `psycopg_pool`; but not those of SQLAlchemy and Django, which are
+asked by others who know more. What cannot be seen: a connection made by another
+thread and handed over, and one of another driver.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def not_ours(connection: object) -> None:
     """Do not ask this one: somebody else knows who uses it."""
     if isinstance(connection, psycopg.Connection):
         _thread.made.discard(connection)
+        if tls.job is not None and _TAKEN in tls.job.scratch:
+            tls.job.scratch[_TAKEN].discard(connection)
 
 
 def _count_made() -> None:

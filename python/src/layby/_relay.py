@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 
 from layby import _direct, _drive, _exceptions, _outside, _plan, _urls
 from layby._direct import Failure
-from layby._exceptions import Error, NotInASlot
+from layby._exceptions import Cancelled, Error, NotInASlot
 from layby._headers import HOP_BY_HOP
 from layby._job import Job, log_failure, tls
 from layby._plan import Fetch
@@ -72,6 +72,11 @@ class Relay:
 
     def __repr__(self) -> str:
         return f"<Relay of {self.fetch.method} {_urls.masked(self.fetch.url)}>"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the fetch has been made, or is under way, in some other way."""
+        return self.fetch._state is not _plan._State.FRESH
 
     def begin(self, job: Job, headers: Headers) -> bytes:
         """The RELAY frame, to be sent at once: its end may come back as soon as it is out.
@@ -216,6 +221,9 @@ class HandedOver(Iterator[bytes]):
             ended = "client_gone"
             yield body
             ended = "complete"
+        except Cancelled:
+            ended = "client_gone"
+            raise
         finally:
             captured, cut = body[: relay.capture], len(body) > relay.capture
             relay.finish(Captured(status, captured, cut, ended))
@@ -290,6 +298,7 @@ def _open(fetch: Fetch) -> _direct.Stream | Failure:
         pairs, chunks = outcome.headers.multi_items(), iter((outcome._body,))
         reason = outcome.reason_phrase
         return _direct.Stream(outcome.status_code, reason, pairs, chunks, lambda: None)
+    _plan.refuse_helper_threads()
     deadline = time.monotonic() + (fetch.timeout or _outside.DEFAULT_TIMEOUT)
     return _direct.Exchange(fetch.request, fetch.follow_redirects, deadline).open()
 

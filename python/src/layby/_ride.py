@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
@@ -65,6 +66,8 @@ class Ride:
     def __init__(self, stepped: Coroutine[Any, Any, Any], job: Job | None) -> None:
         self._stepped = stepped
         self.job = job
+        # The thread that waits for it, if one does.
+        self.home = threading.current_thread() if job is None else None
         self.task: asyncio.Task[None] | None = None
         # Blocks of `async with layby.io` that its task is in.
         self.depth = 0
@@ -91,7 +94,7 @@ class Ride:
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         context = copy_context()
-        call = Call(function, context, partial(_settle_soon, future))
+        call = Call(function, context, partial(_settle_soon, future), part=True)
         if self.task is None or self.task.done():
             raise Error("the `async with layby.io` block that this belongs to is over")
         if self._host is not None:
@@ -265,12 +268,6 @@ def riding() -> Ride | None:
     """The ride whose own task this is; None in slots, in child tasks and elsewhere."""
     ride = _current.get() if _get_running_loop() is not None else None
     return ride if ride is not None and asyncio.current_task() is ride.task else None
-
-
-def riding_job() -> Job | None:
-    """The job whose ride this code belongs to, if it has one."""
-    ride = here()
-    return ride.job if ride is not None else None
 
 
 def here() -> Ride | None:

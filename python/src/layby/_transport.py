@@ -32,12 +32,21 @@ T = TypeVar("T")
 # Asking twice does what asking once does.
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 
-# Bundles of certificate authorities that libraries bring along. They say what the gateway's
-# own list says: which authorities are public.
+# Bundles of certificate authorities that libraries bring along: the public ones.
 _BUNDLES = (
     ("certifi", "cacert.pem"),
     ("botocore", "cacert.pem"),
     ("stripe", "data/ca-certificates.crt"),
+)
+
+
+# Where systems keep theirs. The gateway goes by the system's, too.
+_SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
 )
 
 
@@ -168,7 +177,7 @@ def headers_of(mapping: Mapping[str, Any] | None) -> list[tuple[str | bytes, str
 
 
 def is_public_bundle(path: str) -> bool:
-    """Whether this file of certificate authorities is one that libraries bring along."""
+    """Whether this file of certificate authorities is a library's or the system's."""
     return realpath(path) in _public_bundles()
 
 
@@ -231,7 +240,7 @@ def _same_host(host: str, url: str) -> bool:
 
 @cache
 def _public_bundles() -> frozenset[str]:
-    found = []
+    found = [realpath(path) for path in _SYSTEM_BUNDLES]
     for package, file in _BUNDLES:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:

@@ -47,6 +47,7 @@ class Worker(base.Worker):
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn's master once at start; a RuntimeError is one line on stderr."""
+        _locks.watch_if_wanted()  # before the application is loaded, here or in a worker
         link = os.environ.get("LAYBY_LINK", "")
         if not link.startswith("unix:"):
             raise RuntimeError(

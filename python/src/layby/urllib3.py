@@ -13,6 +13,7 @@ and generators.
 
 from __future__ import annotations
 
+import functools
 import io
 import socket
 from collections.abc import Callable, Mapping
@@ -69,8 +70,8 @@ def use_gateway(manager: urllib3.PoolManager) -> None:
 
 def urlopen(original: UrlOpen, pool: HTTPConnectionPool, *args: Any, **kwargs: Any) -> Any:
     """`HTTPConnectionPool.urlopen`, called `original`, for one request and what follows it."""
-    asks_gateway = original is patched_urlopen or isinstance(pool, _Hop)
-    if asks_gateway or not _transport.makes_fetches():
+    asks = isinstance(pool, _Hop) or hasattr(original, _ASKS)
+    if asks or not _transport.makes_fetches():
         return original(pool, *args, **kwargs)
     try:
         _check(pool)
@@ -80,12 +81,20 @@ def urlopen(original: UrlOpen, pool: HTTPConnectionPool, *args: Any, **kwargs: A
     return original(pool, *args, **kwargs)
 
 
-def patched_urlopen(pool: HTTPConnectionPool, *args: Any, **kwargs: Any) -> Any:
-    """What layby.patch() puts in the place of `HTTPConnectionPool.urlopen`."""
-    return urlopen(_urlopen, pool, *args, **kwargs)
+def replacement() -> tuple[Any, str, UrlOpen]:
+    """What `layby.patch()` replaces: the class of pools, a method's name, the new method."""
+    original: UrlOpen = HTTPConnectionPool.urlopen
+
+    @functools.wraps(original)
+    def asking(pool: HTTPConnectionPool, *args: Any, **kwargs: Any) -> Any:
+        return urlopen(original, pool, *args, **kwargs)
+
+    setattr(asking, _ASKS, True)
+    return HTTPConnectionPool, "urlopen", asking
 
 
-_urlopen: UrlOpen = HTTPConnectionPool.urlopen
+# Marks an urlopen that asks the gateway by itself.
+_ASKS = "_layby_asks"
 
 
 @cache
@@ -147,7 +156,7 @@ class _Hop(HTTPConnectionPool):
             method,
             self._absolute(url),
             _sent(headers),
-            _transport.body_bytes(body),
+            _body(body),
             _seconds(timeout),
         )
         try:
@@ -226,6 +235,15 @@ def _sent(headers: Mapping[str, str] | None) -> list[tuple[str | bytes, str | by
     if "user-agent" not in names:
         sent.append(("User-Agent", _USER_AGENT))
     return sent
+
+
+def _body(body: Any) -> bytes:
+    if type(body).__qualname__ == "AwsChunkedWrapper" and type(body._raw) is io.BytesIO:
+        # What botocore makes of bytes that are to go to S3 by https: with a checksum behind.
+        whole: bytes = body.read()
+        body.seek(0)
+        return whole
+    return _transport.body_bytes(body)
 
 
 def _seconds(timeout: Timeout) -> float | None:

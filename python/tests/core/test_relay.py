@@ -252,6 +252,34 @@ def test_a_middleware_that_wants_the_body_gets_it(
         assert captured == layby.Captured(429, b"ab", True, "origin_failed")
 
 
+def test_a_client_that_leaves_meanwhile_is_told_of(start: Start, events: Events) -> None:
+    inner = app(events, mode="wsgi")
+
+    def outer(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        return map(bytes, inner(environ, start_response))
+
+    [slot] = start(outer)
+    slot.request(1)
+    slot.expect("HOLD")
+    slot.send("CANCEL", request=1)
+    slot.expect("READY")
+    assert events == [("ada", layby.Captured(None, b"", False, "client_gone"))]
+
+
+def test_a_fetch_that_was_made_already_is_not_made_again(start: Start) -> None:
+    def plain(environ: dict[str, Any], start_response: Any) -> Any:
+        fetch = layby.post("http://pay.example/charge")
+        answer = layby.stream(fetch)
+        fetch.result()
+        return answer(environ, start_response)
+
+    [slot] = start(plain)
+    slot.request(1)
+    slot.expect("HOLD")
+    slot.results("RESULTS", 1, 0, response(b"abc"), body=b"abc")
+    assert slot.answer()[1] == b"abc"
+
+
 def flask_app(events: Events, url: str) -> Any:
     application = flask.Flask("streams")
 

@@ -1,25 +1,39 @@
-"""A stand-in for worker and gateway: slots that start, park and resume jobs in this process.
+"""Real slots in this process, with the test as their gateway.
 
-Deterministic where the real ones are not: parked jobs resume once every running job has
+Deterministic where a gateway is not: parked jobs resume once every running job has
 parked or ended, and each on another slot than the one that parked it. That makes the
-most of whatever a request could leave behind on its thread.
+most of whatever a request could leave behind on its thread. What a request waits for in
+its own process goes on as soon as it can, also on another slot.
 """
 
 from __future__ import annotations
 
-import queue
+import array
+import os
+import selectors
+import socket
+import sys
 import threading
 from collections import deque
-from contextvars import Context
+from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from layby import _job
-from layby._drive import NO_ASYNCIO, wait_in_place
-from layby._exceptions import Cancelled, Error
-from layby._job import Job, tls
-from layby._wire import FLAG_LOCAL
+sys.path.append(str(Path(__file__).parents[1] / "core"))
+
+from fakegateway import FD, HEADER, LOCAL, READY, TYPES, Connection, Frame
+
+from layby._channel import Channel
+from layby._coroutine import CoroutineRunner
+from layby._exceptions import Cancelled
+from layby._locals import ThreadLocals
+from layby._slot import Slot, Welcome
+from layby._worker import Voice
+
+_WELCOME = Welcome(process=1, key="k", max_plan=1 << 20, thread_locals=())
+_PATIENCE = 60.0
 
 
 class Answer:
@@ -30,11 +44,13 @@ class Answer:
         self.headers: list[tuple[str, str]] = []
         self.body = b""
         self.chunks: list[bytes] = []
+        # Sent with the slot free at once.
         self.quick_close = False
         self.error: BaseException | None = None
-        # Slot of every step, reason of every wait in place.
+        # Slot of every step, reason of every wait in place; slots of what ran beside it.
         self.slots: list[int] = []
         self.waits: list[str] = []
+        self.calls: list[int] = []
 
     def __repr__(self) -> str:
         return f"<Answer {self.status!r} slots {self.slots} waits {self.waits} {self.body[:80]!r}>"
@@ -57,152 +73,227 @@ class Answer:
         sent = (value.split(";")[0] for name, value in self.headers if name == "Set-Cookie")
         return {name: value for name, _, value in (pair.partition("=") for pair in sent)}
 
+    def take(self, frame: Frame, body: bytes) -> None:
+        """A frame of it; `body` is a file's when it came as one."""
+        if frame.type == "ANSWER":
+            reason = frame.head.decode("latin-1").split("\0")[0]
+            self.status, self.headers = f"{frame.aux} {reason}", frame.headers
+            self.quick_close = bool(frame.flags & READY)
+        if body:
+            self.chunks.append(body)
+            self.body += body
+
 
 class _Request:
-    def __init__(self, number: int, environ: dict[str, Any], cancel: bool) -> None:
+    def __init__(self, number: int, cancel: bool) -> None:
+        self.number = number
+        self.epoch = 0
         self.answer = Answer()
         self.cancel = cancel
-        self.job = Job(request=number, epoch=0, environ=environ, context=Context(), slot=-1)
-        # What the next step sends into the coroutine.
-        self.value: Any = None
+        # What it parked with; for a LOCAL park whether it wants to go on already.
+        self.plan: Any = None
+        self.local = False
+        self.wants: int | None = None
 
 
-class _Waiter:
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+class _Peer:
+    """The gateway's end of one slot."""
 
-    def wait_in_place(self, job: Job, suspend: Any, reason: str, detail: str = "") -> Any:
-        self._answer.waits.append(reason)
-        return None if suspend.flags & FLAG_LOCAL else suspend.outside(None)
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        # What is to be sent once the slot is idle.
+        self.jobs: deque[Callable[[], None]] = deque()
+        self.idle = True
+        # It runs a call beside a request, not the request itself.
+        self.beside = False
+
+    def read(self) -> tuple[Frame, bytes]:
+        """The next frame, and its body, wherever that is."""
+        sock = self.connection.socket
+        data, ancillary, _, _ = sock.recvmsg(HEADER.size, socket.CMSG_SPACE(4))
+        assert data, "the slot ended"
+        data += self.connection._exactly(HEADER.size - len(data))
+        kind, flags, aux, head, length, request, epoch = HEADER.unpack(data)
+        exactly = self.connection._exactly
+        frame = Frame(TYPES[kind], flags, aux, request, epoch, exactly(head), exactly(length))
+        if kind != 0x20 or not flags & FD:
+            return frame, frame.body
+        [descriptor] = array.array("i", ancillary[0][2])
+        offset, size = (int.from_bytes(frame.body[at : at + 8], "big") for at in (0, 8))
+        try:
+            return frame, os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
 
 
 class Slots:
-    """`count` slot threads that run the requests given to `run`."""
+    """`count` slots that run the requests given to `run`."""
 
     def __init__(self, app: Any, count: int) -> None:
-        self._app = app
-        self._queues: list[queue.SimpleQueue[_Request | None]] = [
-            queue.SimpleQueue() for _ in range(count)
-        ]
-        self._threads = [
-            threading.Thread(target=self._serve, args=(number,), name=f"slot-{number}")
-            for number in range(count)
-        ]
-        self._lock = threading.Condition()
-        self._running = 0
-        self._parked: deque[_Request] = deque()
+        self._runner = CoroutineRunner(app, ThreadLocals.from_environment(()))
+        self._count = count
+        self._peers: list[_Peer] = []
+        self._threads: list[threading.Thread] = []
         self._requests = 0
+        # Those under way, by number.
+        self._live: dict[int, _Request] = {}
+        self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> Slots:
-        for thread in self._threads:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._control, self._process = Connection(ours, preamble=False), Channel(theirs)
+        self._selector.register(ours, selectors.EVENT_READ)
+        for number in range(self._count):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            slot = Slot(
+                number,
+                channel=Channel(theirs),
+                welcome=_WELCOME,
+                runner=self._runner,
+                parking=self._runner,
+                process=Voice(self._process),
+            )
+            thread = threading.Thread(target=slot.run, name=f"slot-{number}")
             thread.start()
+            self._threads.append(thread)
+            peer = _Peer(Connection(ours, preamble=False))
+            peer.connection.expect("SLOT")
+            self._peers.append(peer)
+            self._selector.register(ours, selectors.EVENT_READ, number)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for each in self._queues:
-            each.put(None)
+        for peer in self._peers:
+            peer.connection.close()
         for thread in self._threads:
             thread.join()
+        self._selector.close()
+        self._control.close()
+        self._process.close()
 
     def run(self, *environs: dict[str, Any], cancel: bool = False) -> list[Answer]:
         """Run all of them at once; with `cancel`, each loses its client while parked."""
         requests = []
-        for environ in environs:
+        for number, environ in enumerate(environs):
             self._requests += 1
-            requests.append(_Request(self._requests, environ, cancel))
-        self._running = len(requests)
-        for number, request in enumerate(requests):
-            self._queues[number % len(self._queues)].put(request)
-        with self._lock:
-            while self._lock.wait_for(lambda: self._running == 0, timeout=60):
-                if not self._parked:
-                    return [request.answer for request in requests]
-                resumed, self._parked = self._parked, deque()
-                self._running = len(resumed)
-                for request in resumed:
-                    self._queues[(request.job.slot + 1) % len(self._queues)].put(request)
-        raise TimeoutError("a step takes longer than a minute")
+            request = _Request(self._requests, cancel)
+            self._live[request.number] = request
+            requests.append(request)
+            self._give(number % self._count, self._begin, request, environ)
+        while self._live or not all(peer.idle for peer in self._peers):
+            self._resume_if_all_wait()
+            ready = self._selector.select(_PATIENCE)
+            if not ready:
+                raise TimeoutError("a step takes longer than a minute")
+            for key, _ in ready:
+                if key.data is None:
+                    self._on_control(self._control.frame())
+                else:
+                    self._on_slot(key.data, *self._peers[key.data].read())
+        return [request.answer for request in requests]
 
     def get(self, path: str, **kwargs: Any) -> Answer:
         """One GET."""
         cancel = kwargs.pop("cancel", False)
         return self.run(environ(path, **kwargs), cancel=cancel)[0]
 
-    def _serve(self, number: int) -> None:
-        for opener in _job.slot_openers:
-            opener(number)
-        while (request := self._queues[number].get()) is not None:
-            parked = False
-            try:
-                parked = self._step(request, number)
-            except BaseException as error:
-                request.answer.error = error
-            with self._lock:
-                if parked:
-                    self._parked.append(request)
-                self._running -= 1
-                self._lock.notify_all()
-        for closer in _job.slot_closers:
-            closer()
+    def _give(self, number: int, send: Callable[..., None], *args: Any) -> None:
+        peer = self._peers[number]
+        peer.jobs.append(lambda: send(number, peer.connection, *args))
+        self._feed(peer)
 
-    def _step(self, request: _Request, number: int) -> bool:
-        """Step until the request parks (True) or has answered."""
-        job = request.job
-        request.answer.slots.append(number)
-        job.slot, first = number, job.coroutine is None
-        tls.job, tls.waiter = job, _Waiter(request.answer)
-        try:
-            if first:
-                job.coroutine = self._app(job.environ)
-            else:
-                for hook in _job.before_resume:
-                    job.context.run(hook, job)
-                if request.cancel:
-                    job.cancelled = True
-            failure: BaseException | None = Cancelled() if job.cancelled else None
-            while True:
-                assert job.coroutine is not None
-                try:
-                    if failure is not None:
-                        suspend = job.context.run(job.coroutine.throw, failure)
-                    else:
-                        suspend = job.context.run(job.coroutine.send, request.value)
-                except StopIteration as stop:
-                    job.context.run(_send, stop.value, request.answer)
-                    return False
-                failure = None
-                if not isinstance(suspend, _job.Suspend):
-                    failure = Error(NO_ASYNCIO)
-                    continue
-                if reason := _reason_to_wait(job):
-                    waiter: Any = tls.waiter
-                    request.value = wait_in_place(waiter, job, suspend, job.coroutine, reason)
-                    continue
-                request.value = suspend.outside(None)
-                for leave in _job.on_leave:
-                    job.context.run(leave, job)
-                return True
-        finally:
-            tls.job = tls.waiter = None
+    def _feed(self, peer: _Peer) -> None:
+        if peer.idle and peer.jobs:
+            peer.idle = False
+            peer.jobs.popleft()()
+
+    def _begin(
+        self, slot: int, connection: Connection, request: _Request, environ: dict[str, Any]
+    ) -> None:
+        request.answer.slots.append(slot)
+        pairs = {name: value for name, value in environ.items() if isinstance(value, str)}
+        head = "".join(f"{name}\0{value}\0" for name, value in pairs.items()).encode("latin-1")
+        body = environ["wsgi.input"].read()
+        connection.send(
+            "REQUEST", aux=len(pairs), head=head, body=body, request=request.number
+        )  # fmt: skip
+
+    def _go_on(self, slot: int, connection: Connection, request: _Request) -> None:
+        request.answer.slots.append(slot)
+        request.epoch += 1
+        plan, request.plan, request.local = request.plan, None, False
+        if request.cancel:
+            request.cancel = False
+            connection.send("CANCEL", request=request.number, epoch=request.epoch)
+        elif plan is None:
+            connection.send("RESUME", request=request.number, epoch=request.epoch)
+        else:
+            connection.results("RESUME", request.number, request.epoch, *_slept(plan))
+
+    def _resume_if_all_wait(self) -> None:
+        busy = any(not peer.idle or peer.jobs for peer in self._peers)
+        if busy or any(request.local for request in self._live.values()):
+            return
+        for request in list(self._live.values()):
+            self._move_on(request)
+
+    def _move_on(self, request: _Request) -> None:
+        self._give((request.answer.slots[-1] + 1) % self._count, self._go_on, request)
+
+    def _on_slot(self, number: int, frame: Frame, body: bytes) -> None:
+        peer = self._peers[number]
+        if peer.beside and frame.type == "READY":
+            # Its request may be over by now.
+            peer.idle, peer.beside = True, False
+            self._feed(peer)
+            return
+        request = self._live[frame.request]
+        if frame.type == "HOLD":
+            request.answer.waits.append(frame.plan["hold"]["reason"])
+            if not frame.flags & LOCAL:
+                results = _slept(frame.plan)
+                peer.connection.results("RESULTS", frame.request, frame.epoch, *results)
+            return
+        if frame.type == "PARK":
+            request.local = bool(frame.flags & LOCAL)
+            request.plan = None if request.local else frame.plan
+            if request.local and request.wants == frame.epoch:
+                self._move_on(request)
+        elif frame.type in ("ANSWER", "BODY"):
+            request.answer.take(frame, body)
+        over = frame.type == "READY" or bool(frame.flags & READY and frame.type != "PARK")
+        if over:
+            del self._live[frame.request]
+            if not request.answer.status:
+                request.answer.error = Cancelled()
+        if over or frame.type == "PARK":
+            peer.idle = True
+            self._feed(peer)
+
+    def _on_control(self, frame: Frame) -> None:
+        request = self._live[frame.request]
+        if frame.type == "WANT":
+            # It may be read before the PARK that it follows.
+            request.wants = frame.epoch
+            if request.local and request.epoch == frame.epoch:
+                self._move_on(request)
+            return
+        assert frame.type == "CALL", frame
+        slot = (request.answer.slots[-1] + 1 + len(request.answer.calls)) % self._count
+        request.answer.calls.append(slot)
+        self._give(slot, self._run_call, frame)
+
+    def _run_call(self, slot: int, connection: Connection, call: Frame) -> None:
+        self._peers[slot].beside = True
+        connection.send("RUN", request=call.request, epoch=call.epoch, aux=call.aux)
 
 
-def _reason_to_wait(job: Job) -> Any:
-    if job.inline:
-        return job.inline[-1]
-    for check in _job.park_checks:
-        if obstacle := job.context.run(check, job):
-            return obstacle.reason
-    return None
-
-
-def _send(response: Any, answer: Answer) -> None:
-    answer.quick_close = response.quick_close
-    answer.status, answer.headers = response.status, response.headers
-    try:
-        answer.chunks = list(response)
-        answer.body = b"".join(answer.chunks)
-    finally:
-        response.close()
+def _slept(plan: Any) -> list[Any]:
+    """The results of a plan of sleeps; nobody waits for them."""
+    return [
+        {"results": _slept(thing)} if "gather" in thing else {"slept": thing["sleep"]}
+        for thing in plan["gather"]
+    ]
 
 
 def environ(

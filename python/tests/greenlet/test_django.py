@@ -248,6 +248,30 @@ def test_no_request_s_end_closes_the_connection_of_a_parked_one(
     assert {pid for pid, _ in json.loads(text(slot))["seen"]}.isdisjoint({pid for pid, _ in seen})
 
 
+@pytest.fixture
+def pooled(postgres: str) -> Iterator[None]:
+    """Connections out of Django's psycopg pool."""
+    from django.db import connections
+
+    options = connections.settings["pg"]
+    connections["pg"].close()
+    options["CONN_MAX_AGE"] = 0
+    options["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 4}
+    yield
+    connections["pg"].close_pool()
+    del options["OPTIONS"]["pool"]
+    options["CONN_MAX_AGE"] = None
+
+
+@pytest.mark.usefixtures("pooled")
+def test_a_connection_out_of_django_s_pool_does_not_keep_a_request_from_parking(
+    slots: Driver,
+) -> None:
+    for answer in slots.run(*(environ("/backends/") for _ in range(6))):
+        assert (answer.code, answer.parks, answer.waits) == (200, 2, [])
+    assert slots.get("/atomic/?using=pg").waits == ["transaction"]
+
+
 @pytest.mark.usefixtures("postgres")
 def test_a_connection_that_died_while_its_request_was_parked_is_renewed(
     start: Start, django_app: Any

@@ -58,5 +58,5 @@ def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine says of proxies and certificates is not for our loopback."""
     for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if name.lower().endswith(("_proxy", "_ca_bundle")):
             monkeypatch.delenv(name)

@@ -33,6 +33,8 @@ class Gateway:
         self.kinds: list[str] = []
         # The reasons of HOLDs without a plan: real calls.
         self.real_calls: list[str] = []
+        # Where origins are that are named in a test: beginnings of URLs.
+        self.origins: dict[str, str] = {}
         # Set to answer instead of an origin: from a fetch to an entry of the results.
         self.instead: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
@@ -90,6 +92,8 @@ class Gateway:
                 entries.append(self.instead(fetch))
                 continue
             offset, length = fetch.get("body", (0, 0))
+            for named, origin in self.origins.items():
+                fetch["url"] = fetch["url"].replace(named, origin)
             entry, body = make(fetch, frame.body[offset : offset + length])
             entries.append({**entry, "body": [len(bodies), len(body)]})
             bodies += body

@@ -230,12 +230,18 @@ def test_tls_of_ones_own_is_a_real_call(
     assert gateway.fetches == []
 
 
-def test_a_bundle_that_a_library_brings_is_the_public_one(
-    gateway: Gateway, session: requests.Session
+@pytest.mark.parametrize(
+    "bundle",
+    [stripe.ca_bundle_path, "/etc/ssl/certs/ca-certificates.crt"],
+    ids=["stripe", "system"],
+)
+def test_a_librarys_and_the_systems_authorities_are_the_public_ones(
+    gateway: Gateway, session: requests.Session, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("os.path.exists", lambda path: True)
     gateway.instead = failure("connect", "connect")
     with pytest.raises(requests.ConnectionError):
-        gateway.run(lambda: session.get("https://api.example/", verify=stripe.ca_bundle_path))
+        gateway.run(lambda: session.get("https://api.example/", verify=bundle))
     assert len(gateway.fetches) == 1
 
 

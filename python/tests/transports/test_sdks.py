@@ -345,10 +345,12 @@ class Bucket:
 
 
 @pytest.fixture
-def s3(origin: Origin) -> Iterator[Any]:
+def s3(origin: Origin, gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[Any]:
+    url = getattr(request, "param", origin.url)
+    gateway.origins[url] = origin.url
     client = boto3.client(
         "s3",
-        endpoint_url=origin.url,
+        endpoint_url=url,
         region_name="eu-central-1",
         aws_access_key_id="id",
         aws_secret_access_key="secret",
@@ -358,6 +360,7 @@ def s3(origin: Origin) -> Iterator[Any]:
     client.close()
 
 
+@pytest.mark.parametrize("s3", ["https://s3.example", "http://s3.example"], indirect=True)
 def test_s3_puts_gets_and_lists(gateway: Gateway, origin: Origin, s3: Any) -> None:
     bucket = Bucket(origin)
 
@@ -375,6 +378,8 @@ def test_s3_puts_gets_and_lists(gateway: Gateway, origin: Origin, s3: Any) -> No
     assert [seen.by_gateway for seen in origin.seen] == [True] * 5
     assert all("Signature=" in (seen.header("authorization") or "") for seen in origin.seen)
     assert gateway.real_calls == []
+    checksums = [seen.header("x-amz-trailer") for seen in origin.seen if seen.method == "PUT"]
+    assert checksums == ["x-amz-checksum-crc32" if "https" in s3.meta.endpoint_url else None]
 
 
 def test_what_s3_streams_and_what_no_plan_can_carry_is_a_real_call(

@@ -15,7 +15,7 @@ use super::wire::{Frame, Header, Kind, MAX_CHUNK, MAX_HEAD, flag};
 use super::{answer, environ};
 use crate::message::{Answer, AnswerBody, Request, RequestBody};
 use crate::metrics::{Metrics, WaitInPlace};
-use crate::plan::{self, FailureKind, Outcome, Phase};
+use crate::plan::{self, Captured, FailureKind, Outcome, Phase};
 use crate::slots::{Closing, Port, Taken, Turn, Turned};
 use crate::spool::{self, AnswerWriter, Body, FilePart, Spool, SpoolFile, Upload};
 use crate::workers::local::{Locals, ParkId};
@@ -127,10 +127,8 @@ impl SlotTask {
                     since: begun,
                 }),
             );
-            if matches!(
-                taken.job.work,
-                Work::Begin(_) | Work::Resume(_) | Work::Body(_) | Work::Wanted
-            ) {
+            // Calls do not park.
+            if !matches!(taken.job.work, Work::Run(_)) {
                 let park = ParkId {
                     process: self.process.id,
                     request: taken.request.number(),
@@ -274,6 +272,24 @@ impl SlotTask {
                     let parked = self.parked(header, &head, &body, reply, None)?;
                     return Ok(Left::Parked(parked));
                 }
+                Kind::Relay => {
+                    let relay = plan::decode_relay(&head, &body).map_err(Broken::content)?;
+                    if !header.has(flag::READY) {
+                        self.expect_ready(tag).await?;
+                    }
+                    let park = Park {
+                        awaited: Awaited::Relay(Box::new(relay)),
+                        shielded: false,
+                        process: Arc::clone(&self.process),
+                        answer: None,
+                    };
+                    return Ok(Left::Parked(Parked {
+                        reply,
+                        park,
+                        retained: head.len() as u64 + body.len() as u64,
+                        pinned: false,
+                    }));
+                }
                 _ => return Err(Broken::Unexpected(header)),
             }
         }
@@ -341,6 +357,7 @@ impl SlotTask {
             Work::Begin(request) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
+            Work::Relayed(captured) => self.send_captured(tag.header(Kind::Resume), captured).await,
             Work::Wanted => {
                 self.channel
                     .send(tag.header(Kind::Resume), |_, _| {}, &[])
@@ -387,18 +404,9 @@ impl SlotTask {
         let (json, bodies, len) = plan::encode(&outcomes);
         let failure = if json.len() > MAX_HEAD {
             (FailureKind::TooLarge, Phase::Head, "too large together")
-        } else if len <= MAX_CHUNK as u64 {
-            return self.send_json(header, &json, &bodies.concat()).await;
         } else {
-            match self.spooled(bodies).await {
-                Ok(file) => {
-                    let header = Header {
-                        flags: flag::FD,
-                        ..header
-                    };
-                    let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(&json);
-                    return self.channel.send_with_file(header, head, &file.file).await;
-                }
+            match self.send_parts(header, &json, bodies, len).await? {
+                Ok(()) => return Ok(()),
                 Err(error) => {
                     tracing::error!(%error, "results lost: the spool folder takes no more");
                     (FailureKind::Failed, Phase::Body, "no room for them")
@@ -412,6 +420,48 @@ impl SlotTask {
         let outcomes: Vec<_> = outcomes.into_iter().map(failed).collect();
         let (json, _, _) = plan::encode(&outcomes);
         self.send_json(header, &json, &[]).await
+    }
+
+    async fn send_captured(&mut self, header: Header, captured: Captured) -> Result<(), Broken> {
+        let json = plan::encode_captured(&captured);
+        let len = captured.body.len() as u64;
+        let bodies = vec![captured.body.clone()];
+        if let Err(error) = self.send_parts(header, &json, bodies, len).await? {
+            tracing::error!(%error, "capture lost: the spool folder takes no more");
+            let without = Captured {
+                body: Bytes::new(),
+                truncated: true,
+                ..captured
+            };
+            let json = plan::encode_captured(&without);
+            return self.send_json(header, &json, &[]).await;
+        }
+        Ok(())
+    }
+
+    /// Bodies in the frame, or in a file when they are too long for that together. Nothing has been sent if
+    /// there is no room for the file.
+    async fn send_parts(
+        &mut self,
+        header: Header,
+        json: &[u8],
+        bodies: Vec<Bytes>,
+        len: u64,
+    ) -> Result<std::io::Result<()>, Broken> {
+        if len <= MAX_CHUNK as u64 {
+            return self.send_json(header, json, &bodies.concat()).await.map(Ok);
+        }
+        let file = match self.spooled(bodies).await {
+            Ok(file) => file,
+            Err(error) => return Ok(Err(error)),
+        };
+        let header = Header {
+            flags: flag::FD,
+            ..header
+        };
+        let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(json);
+        let sent = self.channel.send_with_file(header, head, &file.file).await;
+        sent.map(Ok)
     }
 
     async fn send_json(&mut self, header: Header, json: &[u8], body: &[u8]) -> Result<(), Broken> {

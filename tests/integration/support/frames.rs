@@ -44,6 +44,7 @@ pub mod kind {
     pub const HOLD: u8 = 0x23;
     pub const READY: u8 = 0x24;
     pub const RETIRED: u8 = 0x25;
+    pub const RELAY: u8 = 0x26;
 }
 
 pub mod flag {

@@ -648,6 +648,42 @@ impl Job {
         woken.frame
     }
 
+    /// Answers with another server's response; the slot is ready.
+    pub async fn relay(&self, relay: &Value) -> Ended {
+        self.shared.runs(false);
+        self.send_relay(relay, flag::READY).await;
+        Ok(())
+    }
+
+    /// The same, and waits to hear how it ended, maybe in another slot.
+    pub async fn relay_to_its_end(&mut self, relay: &Value) -> Result<Relayed, Cancelled> {
+        assert_eq!(relay["resume"], true, "else nothing comes");
+        let woken = self.waits(None);
+        self.shared.runs(false);
+        self.send_relay(relay, flag::READY).await;
+        let frame = self.resumed(woken).await;
+        assert_eq!(frame.kind, kind::RESUME);
+        let Results {
+            mut json, bytes, ..
+        } = self.went_on(frame)?;
+        let json = json["relay"].take();
+        let length = json["body"][1].as_u64().expect("a length");
+        assert_eq!(
+            (json["body"][0].as_u64(), bytes.len() as u64),
+            (Some(0), length)
+        );
+        Ok(Relayed { json, bytes })
+    }
+
+    pub async fn send_relay(&self, relay: &Value, flags: u8) {
+        let frame = Frame {
+            flags,
+            head: relay.to_string().into_bytes(),
+            ..Frame::new(kind::RELAY)
+        };
+        self.place.send(frame).await;
+    }
+
     /// Parks until the request's body is there.
     pub async fn park_for_body(&mut self) -> Result<(), Cancelled> {
         let woken = self.waits(None);
@@ -860,6 +896,13 @@ impl Job {
             .insert(self.place.request, Arc::clone(&stop));
         stop
     }
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub struct Relayed {
+    pub json: Value,
+    pub bytes: Vec<u8>,
 }
 
 /// The way to ask the gateway on behalf of a request that is parked `LOCAL`, or soon will be.

@@ -57,20 +57,31 @@ def _keep_locals_with_the_job() -> None:
     original = kind._get_context_id
 
     def context_id(self: Any) -> Any:
-        job = tls.job or _ride.riding_job()
         # Thread-critical ones (database connections) belong to the slot, not to the job.
-        if job is None or self._thread_critical:
+        if self._thread_critical:
             return original(self)
+        job = tls.job
+        if job is None:
+            ride = _ride.here()
+            if ride is None:
+                return original(self)
+            if ride.job is None:
+                return ride.home
+            job = ride.job
         return job.scratch.setdefault(_LOCALS, _JobLocals())
 
     kind._get_context_id = context_id
-    on_branch.append(_copy_locals)
+    on_branch.append(_branch_locals)
 
 
-def _copy_locals(job: Job, branch: Job) -> None:
-    """A branch sees what the request has set; what it changes there is its own."""
+def _branch_locals(job: Job, branch: Job, part: bool) -> None:
+    """A branch sees what the request has set; what it changes is its own, unless it is a part."""
+    ours = job.scratch.setdefault(_LOCALS, _JobLocals())
+    if part:
+        branch.scratch[_LOCALS] = ours
+        return
     branch.scratch[_LOCALS] = copied = _JobLocals()
-    for name, values in vars(job.scratch.get(_LOCALS, copied)).items():
+    for name, values in vars(ours).items():
         setattr(copied, name, dict(values))
 
 

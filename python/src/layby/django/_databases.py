@@ -30,6 +30,7 @@ from __future__ import annotations
 import functools
 import logging
 import select
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,6 +171,8 @@ def _count_cursors() -> None:
 
     def close(self: CursorWrapper) -> None:
         # A closed cursor lives on as long as the view's local variable.
+        if hasattr(self, _CLOSED):
+            return  # By us, and its connection may be gone since.
         setattr(self, _CLOSED, True)
         self.cursor.close()
 
@@ -267,6 +270,10 @@ def _has_news(raw: Any) -> bool:
 
 
 def _set_up(connection: Any, **kwargs: Any) -> None:
+    psycopg = sys.modules.get("layby._psycopg")
+    if psycopg is not None:
+        # Also one out of Django's pool is Django's: `obstacle` asks for it.
+        psycopg.not_ours(connection.connection)
     if _slot.number is None:
         return
     kept = connection.alias in _kept

@@ -1,8 +1,9 @@
-from django.urls import path
+from django.urls import include, path
 
 from project import views
 
 urlpatterns = [
+    path("loop/", include("project.loop")),
     path("checkout/", views.checkout, name="checkout"),
     path("csrf/", views.csrf, name="csrf"),
     path("hello/", views.hello, name="hello"),

@@ -12,5 +12,6 @@ urlpatterns = [
     path("lab/loop/", include("lab.loop")),
     path("lab/uploads/", include("lab.uploads")),
     path("lab/streams/", include("lab.streams")),
+    path("lab/sdks/", include("lab.sdks")),
     path("", include("shop.urls")),
 ]
