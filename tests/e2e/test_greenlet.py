@@ -45,7 +45,7 @@ async def test_the_shop_in_greenlet_mode(
 ) -> None:
     gateway = start(CONFIGURATION)
     assert gateway.lines_with("mode greenlet for shop.wsgi:application")
-    stub.set(latency=1500)
+    stub.set(latency=3000)
 
     async def buy(reference: str) -> None:
         answer = await check_out(await Connection.open(gateway.address), reference)
@@ -56,8 +56,10 @@ async def test_the_shop_in_greenlet_mode(
     references = {f"green-{number}" for number in range(40)}
     with watching(postgres) as watch:
         buying = asyncio.gather(*(buy(reference) for reference in sorted(references)))
-        await eventually("not all are parked", lambda: gateway.parked() == 40, 15)
+        # Not all at once on a slow machine, but many more than there are slots.
+        await eventually("too few are parked", lambda: gateway.parked() >= 12, 15)
         await buying
+    assert gateway.metric("layby_park_seconds_count") == 40
     assert_each_ran_once(shop, stub, "green-", references)
     assert watch.most_slots == 2
     assert gateway.metric(WAITS) == 0

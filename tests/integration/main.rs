@@ -17,6 +17,7 @@ mod queue;
 mod relay;
 mod run;
 mod scarcity;
+mod storm;
 mod streams;
 mod support;
 mod workers;

@@ -10,9 +10,9 @@
             │   ├── Refused         not allowed by the gateway's outbound policy
             │   ├── TooLarge        the response or the request body passes a bound
             │   └── StatusError     raise_for_status() on anything but a 2xx
-            ├── ParkRefused         strict mode only: parking is not safe here
+            ├── ParkRefused         strict mode, or parallel(): parking is not safe here
             ├── BodyNotReady        the body was read before it was there; also an OSError
-            ├── NotInASlot          blocking wait under a running event loop
+            ├── NotInASlot          a wait where no slot is, or under a running event loop
             └── AsgirefUnsupported  coroutine mode cannot work with this asgiref
 
 `Cancelled` is a BaseException, because code that catches Exception (Django above
@@ -95,7 +95,8 @@ class StatusError(FetchError):
 class ParkRefused(Error):
     """Strict mode (LAYBY_STRICT=1): this await would park where that is not safe.
 
-    Outside strict mode the request waits in place instead.
+    Outside strict mode the request waits in place instead. Only `layby.parallel()` in an open
+    transaction is refused in every mode.
     """
 
 
@@ -108,7 +109,12 @@ class BodyNotReady(Error, OSError):
 
 
 class NotInASlot(Error):
-    """`.result()` would block a running event loop: use `await` there."""
+    """This cannot be waited for here.
+
+    `.result()` would block a running event loop: use `await` there. Or, in a worker, this is a
+    thread of the application's own: its fetches would go around the gateway. Gather them in
+    the view instead; transports make the library's own request there.
+    """
 
 
 class AsgirefUnsupported(Error):

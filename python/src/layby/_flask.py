@@ -46,6 +46,8 @@ def install() -> None:
     Flask.async_to_sync = async_to_sync  # type: ignore[method-assign]
 
 
+# Flask asks at every request.
+@functools.lru_cache(maxsize=1024)
 def _uses_layby(func: Callable[..., Any]) -> bool:
     module = inspect.getmodule(inspect.unwrap(func))
     return module is not None and any(_is_ours(value) for value in vars(module).values())

@@ -401,6 +401,14 @@ impl Pending {
         assert!(left.is_err(), "answered before the client left: {left:?}");
     }
 
+    /// Closes the connection, unless it has been answered in the same moment.
+    pub async fn leave_if_unanswered(self) {
+        self.0.abort();
+        if let Err(error) = self.0.await {
+            assert!(error.is_cancelled(), "the client does not panic");
+        }
+    }
+
     /// True if the connection closed instead.
     pub async fn ended_without_answer(self) -> bool {
         self.0.await.expect("the client does not panic").is_none()
