@@ -21,6 +21,7 @@ from support.story import eventually, story
 CONFIGURATION = f"""
 [slots]
 count = 2
+queue_timeout = "60s"  # on a busy machine, too
 
 [workers]
 processes = 1
