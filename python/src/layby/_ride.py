@@ -101,7 +101,11 @@ class Ride:
             self._host.add(call)
         else:
             self._calls.append(call)
-        result = await future
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            call.cancelled = True
+            raise
         take_over(context, but=_current)
         return result
 

@@ -489,6 +489,51 @@ def test_in_slot_on_a_slot_is_a_call(start: Start) -> None:
     assert slot.answer()[1] == b"0"
 
 
+def test_a_call_that_nobody_waits_for_any_more_does_not_begin(
+    start: Start, control: Connection
+) -> None:
+    ran: list[str] = []
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        async with layby.io:
+            try:
+                async with asyncio.timeout(0.01):
+                    await layby.in_slot(ran.append, "too late")
+            except TimeoutError:
+                await layby.in_slot(ran.append, "in time")
+        return b"done"
+
+    one, two = start(app(view), mode="coroutine", slots=2)
+    one.request(1)
+    leaves(one, 1)
+    late, early = control.expect("CALL"), control.expect("CALL")
+    for call in (late, early):
+        two.send("RUN", request=1, epoch=0, aux=call.aux)
+        two.expect("READY")
+    wanted(control, 1)
+    resume(one, 1, 1)
+    assert one.answer()[1] == b"done"
+    assert ran == ["in time"]
+
+
+def test_a_child_task_that_exits_does_not_end_the_loop(
+    start: Start, control: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        async with layby.io:
+            try:
+                await asyncio.create_task(leave())
+            except SystemExit as error:
+                return f"{error.code}".encode()
+        return b"no exit"
+
+    assert answer_of(start, control, view) == (200, b"3")
+    assert "SystemExit" in caplog.text
+
+
 # --- cancelled requests ---
 
 
