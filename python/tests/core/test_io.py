@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -896,3 +898,40 @@ def test_forty_requests_ride_at_a_time(start: Start, control: Connection) -> Non
         request = control.expect("WANT").request
         resume(slots[request % 4], request, 1)
         assert slots[request % 4].answer()[1] == f"/{request - 1} /{request - 1}".encode()
+
+
+def test_rides_leave_nothing_behind(start: Start, control: Connection) -> None:
+    async def view(environ: dict[str, Any]) -> bytes:
+        with suppress(ValueError):
+            async with layby.io:
+                await asyncio.gather(asyncio.sleep(0), layby.in_slot(int))
+                if environ["PATH_INFO"] == "/fails":
+                    raise ValueError("inside")
+                if environ["PATH_INFO"] == "/stays":
+                    await asyncio.sleep(60)
+        return b"done"
+
+    def alive() -> list[Any]:
+        gc.collect()
+        kinds = (_ride.Ride, _ride.Board, _job.Job)
+        return [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+    # Of other tests, whose failures are kept for their reports.
+    before = len(alive())
+    [slot] = start(app(view), mode="coroutine")
+    for request, path in enumerate(["/", "/fails", "/stays"] * 10, start=1):
+        slot.request(request, path)
+        leaves(slot, request)
+        run_call(slot, control, request)
+        slot.expect("READY")
+        if path == "/stays":
+            slot.send("CANCEL", request=request, epoch=1)
+            slot.expect("READY")
+        else:
+            wanted(control, request)
+            resume(slot, request, 1)
+            slot.answer()
+    loop = _loop.loop()
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(20)
+    assert asyncio.all_tasks(loop) == set()
+    assert len(alive()) <= before
