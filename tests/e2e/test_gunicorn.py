@@ -351,6 +351,29 @@ async def test_it_waits_for_a_gateway_and_outlives_it(pair: Pair, release: str) 
 
 
 @story(60)
+async def test_flask_in_greenlet_mode_parks_and_drains(pair: Pair, stub: Services) -> None:
+    stub.set(latency=1500)
+    gateway = pair.gateway(GATEWAY.replace("count = 8", "count = 2"))
+    gunicorn = pair.gunicorn(
+        configuration="bind = []\nworkers = 2\nthreads = 1\n",
+        app="greened:application",
+        environment={"LAYBY_WORKERS_MODE": "greenlet"},
+    )
+    gateway.wait_ready()
+    gateway.settles(2)
+    connections = [await Connection.open(gateway.address) for _ in range(12)]
+    asking = [
+        asyncio.create_task(connection.ask("GET", f"/quote?number={number}&url={stub.url}/"))
+        for number, connection in enumerate(connections)
+    ]
+    await eventually("not all park", lambda: gateway.parked() == len(asking), 15)
+    gunicorn.signal(signal.SIGTERM)
+    for number, answer in enumerate(await asyncio.gather(*asking)):
+        assert (answer.status, answer.json()["number"]) == (200, str(number))
+    assert await asyncio.to_thread(gunicorn.wait) == 0
+
+
+@story(60)
 async def test_its_log_is_gunicorns(pair: Pair, release: str) -> None:
     log = pair.folder / "error.log"
     gateway = pair.gateway()

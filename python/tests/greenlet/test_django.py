@@ -248,6 +248,14 @@ def test_no_request_s_end_closes_the_connection_of_a_parked_one(
     assert {pid for pid, _ in json.loads(text(slot))["seen"]}.isdisjoint({pid for pid, _ in seen})
 
 
+@pytest.mark.usefixtures("short_lived")
+def test_a_half_read_iterator_keeps_its_connection_though_it_is_short_lived(slots: Driver) -> None:
+    asked = [environ(f"/{path}/?using=pg") for path in ("iterator", "hello", "iterator", "hello")]
+    answers = slots.run(*asked)
+    assert [answer.text for answer in answers] == ["whole", "hello", "whole", "hello"]
+    assert [answer.waits for answer in answers] == [["cursor"], [], ["cursor"], []]
+
+
 @pytest.fixture
 def pooled(postgres: str) -> Iterator[None]:
     """Connections out of Django's psycopg pool."""
