@@ -267,6 +267,28 @@ async fn a_client_that_leaves_ends_the_fetch() {
 }
 
 #[tokio::test]
+async fn a_client_that_knows_the_last_part_need_not_wait_for_the_end() {
+    let origin = Streaming::start().await;
+    let relay = with_end(&origin.url(), 100);
+    let (gateway, _worker, mut ends) = relaying(gateway::new(1), relay).await;
+    for _ in 0..20 {
+        let mut client = gateway.connect().await;
+        client.send("GET /relay HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut exchange = origin.request().await;
+        exchange
+            .say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+            .await;
+        exchange.say("6\r\n[DONE]\r\n0\r\n\r\n").await;
+        client.head().await;
+        client.holds("6\r\n[DONE]".len()).await;
+        drop(client);
+        let all = end(Some(200), "[DONE]", false, "complete");
+        assert_eq!(ends.next().await, all);
+    }
+    gateway.rests().await;
+}
+
+#[tokio::test]
 async fn an_origin_that_stops_is_seen_as_a_cut() {
     let origin = Streaming::start().await;
     let (gateway, _worker, mut ends) =

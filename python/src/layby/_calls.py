@@ -43,17 +43,16 @@ class Call:
 
     def run(self, settle: Callable[[], None] | None = None) -> None:
         """Run it here. `settle` puts the thread right after it, and may make it fail."""
-        if self.cancelled:
-            return
         value, failure = None, None
         try:
-            value = self.context.run(self._function)
+            if not self.cancelled:
+                value = self.context.run(self._function)
         except BaseException as error:  # noqa: BLE001 - it belongs to who is told of it
             failure = error
         if settle is not None:
             try:
                 settle()
-            except Error as error:
+            except Exception as error:  # noqa: BLE001 - likewise
                 # What the function itself raised says more, and is probably the cause.
                 failure = failure or error
         self._done(value, failure)
@@ -231,6 +230,8 @@ def run_on_slot(call: Call, job: Job, parking: Parking) -> None:
         finally:
             call.context.run(parking.leave_branch, job)
 
+    if call.cancelled:
+        return
     before, tls.job = tls.job, job
     try:
         try:
@@ -242,6 +243,10 @@ def run_on_slot(call: Call, job: Job, parking: Parking) -> None:
             failure.__cause__ = error.__cause__
             call.fail(failure)
             return
+        except BaseException as error:
+            # The slot is of no use any more, but nobody must wait for this.
+            call.fail(error)
+            raise
         call.run(settle)
     finally:
         tls.job = before

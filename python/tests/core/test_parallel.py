@@ -459,6 +459,31 @@ def test_hooks_bring_state_to_the_slots_of_operations_and_take_it_away(
     assert slots[0].answer()[0].aux == 500
 
 
+def test_a_failure_in_setting_up_or_clearing_the_slot_is_the_operation_s(
+    start: Start, control: Connection
+) -> None:
+    def fail(job: _job.Job) -> None:
+        if job.inline:
+            raise OSError("the connection cannot be closed")
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        try:
+            async with layby.parallel() as ops:
+                ops.run(thread_number)
+        except OSError as error:
+            return str(error).encode()
+        return b"no error"
+
+    _job.on_leave.append(fail)
+    try:
+        slots = start(app(view), mode="coroutine")
+        slots[0].request(1)
+        serve(slots, control, 1, 1)
+        assert slots[0].answer()[1] == b"the connection cannot be closed"
+    finally:
+        _job.on_leave.remove(fail)
+
+
 def test_inside_io_operations_go_to_slots_as_well(start: Start, control: Connection) -> None:
     async def view(environ: dict[str, Any]) -> bytes:
         async with layby.io, layby.parallel() as ops:
