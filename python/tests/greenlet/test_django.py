@@ -14,6 +14,8 @@ import pytest
 from driver import Driver
 from stories import Start, park, resume, text
 
+import django
+
 LANGUAGES = {"de": "Ja", "fr": "Oui", "es": "Sí", "en-us": "Yes"}
 ZONES = ["Europe/Berlin", "Asia/Tokyo", "America/Lima", "UTC", "Africa/Cairo"]
 
@@ -272,6 +274,7 @@ def pooled(postgres: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("pooled")
+@pytest.mark.skipif(django.VERSION < (5, 1), reason="Django before 5.1 has no pool")
 def test_a_connection_out_of_django_s_pool_does_not_keep_a_request_from_parking(
     slots: Driver,
 ) -> None:
