@@ -7,6 +7,7 @@ import contextvars
 import gc
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
@@ -934,4 +935,8 @@ def test_rides_leave_nothing_behind(start: Start, control: Connection) -> None:
     loop = _loop.loop()
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(20)
     assert asyncio.all_tasks(loop) == set()
-    assert len(alive()) <= before
+    # The slot's thread lets go of a request a moment after it said that it is ready.
+    give_up = time.monotonic() + 20
+    while len(left := alive()) > before:
+        assert time.monotonic() < give_up, left
+        time.sleep(0.01)
