@@ -454,6 +454,8 @@ def test_a_block_waits_for_the_calls_under_way_and_drops_the_others(
     two.expect("READY")
     resume(one, 1, 1)
     assert one.answer()[1] == b"left"
+    # The block waits for the calls, not for the tasks that await them.
+    asyncio.run_coroutine_threadsafe(asyncio.wait(tasks), _loop.loop()).result(20)
     assert tasks[0].result() == "late"
     with pytest.raises(layby.Error, match="the request went on"):
         tasks[1].result()
