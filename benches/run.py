@@ -1,6 +1,6 @@
 """`make bench`: measure layby against arithmetic and against its peers, on this machine.
 
-    python benches/run.py [--quick] [--write] [main] [latency] [fanout] [hello] [memory]
+    python benches/run.py [--quick] [--write] [main] [latency] [fanout] [modes] [hello] [memory]
 
 This file only sets up: a virtual environment with the peers, the load generator, the gateway.
 What is measured, and how, is in `layby_bench/`; it runs with that environment's Python.

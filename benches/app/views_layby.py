@@ -21,16 +21,8 @@ async def compare(request):
     return answer([response.json() for response in responses])
 
 
-async def wait(request):
-    """Parked, and nothing else: for the memory of it."""
-    [url] = asked(request)
-    response = await layby.get(url)
-    return answer([response.json()])
-
-
 urlpatterns = [
     path("hello", hello),
     path("checkout", checkout),
     path("compare", compare),
-    path("wait", wait),
 ]

@@ -7,8 +7,11 @@ threads that have ended included; the ticks of `ps` and `top` are 10 ms.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -62,8 +65,37 @@ def busy(seconds: float) -> float:
     return (busy_seconds() - before) / seconds / cores()
 
 
+@contextmanager
+def awake() -> Iterator[None]:
+    """Keeps every core from going to sleep, with work that gives way to any other.
+
+    A core that has nothing to do halts, and the next who wakes it pays: on virtual machines,
+    where its host has to be asked, more than for all else that it came for.
+    """
+    spinners = [subprocess.Popen([sys.executable, "-c", _SPIN, str(core)]) for core in _cores()]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+_SPIN = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    pass
+"""
+
+
 def cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return len(_cores())
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0)
 
 
 def memory_gib() -> int:

@@ -12,7 +12,14 @@ from layby_bench.processes import Failed
 from layby_bench.report import Column, Row, Table
 from layby_bench.servers import Server
 
-PARKED = (1000, 5000)
+# Each in a mode, with its view.
+PARKED = (
+    (1000, "coroutine", "wait"),
+    (5000, "coroutine", "wait"),
+    (10_000, "coroutine", "wait"),
+    (1000, "greenlet", "wait-plain"),
+    (10_000, "greenlet", "wait-plain"),
+)
 IDLE = 5000
 # Long enough that none of them resumes while we look.
 THIRD_PARTY = 120
@@ -52,20 +59,21 @@ def memory(bench: Bench) -> Table:
         " anything waited.",
         COLUMNS,
     )
-    for count in PARKED:
-        waiting = Load(f"/wait?ms={THIRD_PARTY * 1000}", count, ramp=count / 1000, measured=0)
-        table.add(_grown(bench, f"{count} parked requests", waiting, parked=count))
+    for count, mode, view in PARKED:
+        waiting = Load(f"/{view}?ms={THIRD_PARTY * 1000}", count, ramp=count / 1000, measured=0)
+        name = f"{count} parked requests, {mode}"
+        table.add(_grown(bench, name, waiting, mode=mode, parked=count))
     # Each asks once, then pauses for longer than we look.
     idle = Load("/hello", IDLE, ramp=IDLE / 1000, measured=0, pause=THIRD_PARTY)
-    table.add(_grown(bench, f"{IDLE} idle connections", idle, parked=0))
+    table.add(_grown(bench, f"{IDLE} idle connections", idle, mode="coroutine", parked=0))
     return table
 
 
-def _grown(bench: Bench, name: str, load: Load, *, parked: int) -> Row:
+def _grown(bench: Bench, name: str, load: Load, *, mode: str, parked: int) -> Row:
     """What `load` adds to a gateway that has served before."""
     bench.say(name)
     page = Load("/hello", clients=1, measured=3 if bench.quick else 10, pause=0.01)
-    with bench.start(servers.layby()) as server:
+    with bench.start(servers.layby(views="views_modes", mode=mode)) as server:
         # Allocators and interpreters grow with the first requests, whether anything waits or not.
         bench.put(server, Load("/hello", clients=64, measured=2))
         alone = bench.put(server, page)

@@ -13,9 +13,9 @@ there is always work: what is missing to the bound is what layby lost.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from layby_bench import servers
+from layby_bench import machine, servers
 from layby_bench.bench import Bench
 from layby_bench.load import Load, Measured
 from layby_bench.report import Column, Row, Table
@@ -25,6 +25,14 @@ CLIENTS = 400
 THIRD_PARTY = 0.5
 LATENCIES = (0.1, 0.5, 2.0, 10.0)
 FETCHES = (1, 8, 32)
+WAYS = (
+    ("coroutine, await layby.get", "coroutine", "coroutine"),
+    ("coroutine, layby.io and httpx", "coroutine", "io"),
+    ("greenlet, layby.get().result()", "greenlet", "plain"),
+    ("greenlet, requests", "greenlet", "requests"),
+    ("greenlet, httpx", "greenlet", "httpx"),
+    ("wsgi, layby.get().result()", "wsgi", "plain"),
+)
 QUERIES = 2
 # About what a request holds slots for, to plan a run: the bounds are measured.
 IN_SLOT = 0.021
@@ -76,14 +84,22 @@ def main(bench: Bench) -> Table:
         f" are then those of the lucky ones.",
         [*COLUMNS[:1], Column("to_layby", "of layby", ".3f"), *COLUMNS[1:]],
     )
-    with bench.start(servers.layby()) as server:
-        target = _target("checkout", THIRD_PARTY)
-        first = alone(bench, server, target)
-        measured, connections = crowd(bench, server, target, CLIENTS, THIRD_PARTY)
-        second = alone(bench, server, target)
-    bounds = Bounds((first.in_slot + second.in_slot) / 2, (first.query + second.query) / 2)
+    target = _target("checkout", THIRD_PARTY)
+    measured, connections, bounds = _between_bounds(bench, target)
     table.add(row("layby", measured, connections, bounds, to_layby=1.0))
     table.remarks.append(_explained(bounds))
+    with machine.awake():
+        awake, at_most, its_bounds = _between_bounds(bench, target)
+    to_layby = awake.rate / measured.rate
+    # Work that gives way to all other is no load, so what the machine was busy with says nothing.
+    values = row("layby, no core asleep", awake, at_most, its_bounds, to_layby=to_layby)
+    table.add(replace(values, values={**values.values, "machine": None}))
+    table.remarks.append(
+        "In the second row work that gives way to any other keeps the cores from halting; its"
+        f" bounds were measured so too ({its_bounds.in_slot * 1000:.2f} ms in a slot,"
+        f" {its_bounds.query * 1000:.2f} ms for the query). The difference is what it costs on"
+        " this machine to wake a core that sleeps."
+    )
 
     for kind in (servers.gthread(SLOTS), servers.gthread(200, workers=2), servers.uvicorn(2)):
         # Where every request holds a thread for half a second, clients come round slowly.
@@ -133,6 +149,36 @@ def fanout(bench: Bench) -> Table:
         table.add(row(name, measured, connections, bounds, in_slot_ms=in_slot_ms))
     table.remarks.append(_spread(table))
     return table
+
+
+def modes(bench: Bench) -> Table:
+    table = Table(
+        "modes",
+        "Main scenario, modes and clients",
+        f"The same work, {CLIENTS} clients and {THIRD_PARTY * 1000:.0f} ms, in every mode and with"
+        " clients that people have. Each row has an in-slot bound of its own, because what a client"
+        " costs is work in the slot; in wsgi mode the slot is held while the third party takes"
+        f" its time, which is what the mode promises. {HOW_TO_READ}",
+        [Column("in_slot_ms", "in slot, ms", ".2f"), *COLUMNS],
+    )
+    for name, mode, view in WAYS:
+        target = _target(view, THIRD_PARTY)
+        with bench.start(servers.layby(views="views_modes", mode=mode)) as server:
+            bounds = alone(bench, server, target)
+            measured, connections = crowd(bench, server, target, CLIENTS, THIRD_PARTY)
+        in_slot_ms = bounds.in_slot * 1000
+        table.add(row(name, measured, connections, bounds, in_slot_ms=in_slot_ms))
+    return table
+
+
+def _between_bounds(bench: Bench, target: str) -> tuple[Measured, int, Bounds]:
+    """The crowd, with the bounds measured before and after."""
+    with bench.start(servers.layby()) as server:
+        first = alone(bench, server, target)
+        measured, connections = crowd(bench, server, target, CLIENTS, THIRD_PARTY)
+        second = alone(bench, server, target)
+    bounds = Bounds((first.in_slot + second.in_slot) / 2, (first.query + second.query) / 2)
+    return measured, connections, bounds
 
 
 def alone(bench: Bench, server: Server, target: str) -> Bounds:

@@ -144,18 +144,22 @@ def layby(
     *,
     views: str = "views_layby",
     processes: int | None = None,
+    mode: str | None = None,
 ) -> Kind:
     command = [str(GATEWAY), "run", app, "--slots", str(SLOTS)]
     command += ["--listen", "127.0.0.1:{port}", "--admin", "127.0.0.1:{admin}"]
     command += ["--python", sys.executable]
     if processes is not None:
         command += ["--processes", str(processes)]
+    if mode is not None:
+        command += ["--mode", mode]
     environment = {
         "LAYBY_OUTBOUND_ALLOW": "127.0.0.1",
         # More clients than a queue should hold, who wait longer than people would: what is
         # measured is the throughput under a standing queue, not the shedding.
         "LAYBY_SLOTS_QUEUE": "20000",
         "LAYBY_SLOTS_QUEUE_TIMEOUT": "5m",
+        "LAYBY_SLOTS_PARKED": "20000",
         "LAYBY_SLOTS_REQUEST_TIMEOUT": "10m",
         "LAYBY_OUTBOUND_TIMEOUT": "5m",
     }

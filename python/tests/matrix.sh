@@ -30,10 +30,6 @@ Flask 3.1 - 3.13
 Flask 3.1 - 3.14
 '
 
-# Everything but the framework. Whatever a test does without is skipped there, and run by
-# `make test` all the same.
-beside='psycopg[binary,pool] sqlalchemy greenlet gunicorn httpx requests sentry-sdk opentelemetry-sdk pytest>=8'
-
 interpreter() {
     for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
         if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null
@@ -49,9 +45,7 @@ environment() {
     env="$envs/$1"
     [ -d "$env" ] && return
     "$2" -m venv "$env"
-    # shellcheck disable=SC2086 # several words, on purpose
-    "$env/bin/pip" install -q --disable-pip-version-check $beside
-    "$env/bin/pip" install -q --disable-pip-version-check --no-deps -e "$python_dir"
+    "$env/bin/pip" install -q --disable-pip-version-check gunicorn -e "$python_dir[test,sdks]"
 }
 
 report=''
@@ -85,13 +79,13 @@ while read -r framework version asgiref python; do
     pip="$env/bin/pip install -q --disable-pip-version-check"
     case "$framework" in
     Django)
-        $pip "Django==$version.*" "asgiref==$asgiref" flask
+        $pip "Django==$version.*" "asgiref==$asgiref"
         folders 'django greenlet' "$*"
         ;;
     Flask)
         # With the applications that have no framework at all.
         $pip "flask==$version.*"
-        folders 'core' "$*"
+        folders 'core transports' "$*"
         ;;
     esac
     note "$name: $outcome"

@@ -26,6 +26,7 @@ use crate::spool::{AnswerReader, FilePart, RelayReader};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     Refused(Refusal),
+    /// The body cannot be had.
     Body(NoBody),
     /// The worker's answer cannot be passed on.
     BadAnswer(&'static str),

@@ -44,6 +44,10 @@ const MAX_HEAD: usize = 64 * 1024;
 /// this time. What comes later meets a closed door.
 const LAST_ARRIVALS: Duration = Duration::from_millis(50);
 
+/// What a client still sends after an answer that it did not wait for is read for so long, and so far.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+
 /// What a reload may change.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -109,14 +113,17 @@ impl Downstream {
             tokio::select! {
                 biased;
                 ended = &mut connection => match ended {
-                    Ok(()) => break false,
+                    Ok(()) => {
+                        if watch.is_unread() {
+                            let stream = connection.into_parts().io.into_inner().stream;
+                            Box::pin(linger(stream)).await;
+                        }
+                        return;
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "connection ended");
-                        if !error.is_user() {
-                            return;
-                        }
-                        // An answer's body, or nobody to answer.
-                        break true;
+                        // The only such errors: an answer's body, and a client that nobody answers.
+                        break error.is_user();
                     }
                 },
                 () = watch.alarm.rang() => {
@@ -129,17 +136,10 @@ impl Downstream {
                 }
             }
         };
-        let unread = watch.is_unread();
-        if !cut && !unread {
-            return;
-        }
-        let stream = connection.into_parts().io.into_inner().stream;
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            stream.reset();
-        } else {
-            Box::pin(linger(stream)).await;
+            connection.into_parts().io.into_inner().stream.reset();
         }
     }
 
@@ -162,7 +162,7 @@ impl Downstream {
                 // hyper looks for the client's leaving only while it reads.
                 tokio::select! {
                     answer = outcome => answer,
-                    () = watch.hung_up() => return Ok(None),
+                    () = Box::pin(watch.hung_up()) => return Ok(None),
                 }
             } else {
                 outcome.await
@@ -247,10 +247,6 @@ impl std::fmt::Display for ClientLeft {
 }
 
 impl std::error::Error for ClientLeft {}
-
-/// What a client still sends after an answer that it did not wait for is read for so long, and so far.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Reads what nobody wants, until the client has seen its answer and closes. A connection that is closed
 /// with something unread is reset, which takes the answer out of the client's hands on many systems.

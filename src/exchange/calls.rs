@@ -69,6 +69,7 @@ impl Calls {
         let call = Call {
             request: self.request,
             number,
+            place: Some(place),
         };
         let job = Job {
             epoch: self.epoch,
@@ -83,7 +84,6 @@ impl Calls {
                 let (exchange, bound) = (self.exchange.clone(), self.bound);
                 self.turns.push(Box::pin(async move {
                     exchange.call(turn, bound).await;
-                    drop(place);
                     id
                 }));
             }

@@ -23,6 +23,9 @@ use super::settings::Settings;
 use crate::plan::{Captured, Ended, Failure, FailureKind, Fetch, Phase};
 use crate::spool::{self, RelayReader, RelayWriter};
 
+/// An origin that ends its response so soon after a client left, who had all of it, has not been cut short.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
 /// A response whose head is there.
 #[derive(Debug)]
 pub struct Relayed {
@@ -173,20 +176,19 @@ async fn pass(
     captured: &mut Capture,
     patience: Duration,
 ) -> Result<(), Cut> {
-    let announced = response.content_length();
     loop {
         let chunk = tokio::select! {
             biased;
-            // Who has as much as was announced does not wait for the end.
-            () = writer.gone() => return match announced {
-                Some(all) if writer.taken() == all => Ok(()),
-                _ => Err(Cut::Client),
-            },
+            () = writer.gone() => break,
             chunk = timeout(patience, response.chunk()) => chunk,
         };
         let chunk = match chunk {
             Ok(Ok(Some(chunk))) => chunk,
-            Ok(Ok(None)) => break,
+            Ok(Ok(None)) => {
+                // Its connection is free for others while the client takes the rest.
+                drop(response);
+                return writer.finish().await.map_err(|_| Cut::Client);
+            }
             Ok(Err(error)) => return Err(Cut::Origin(Fault::of(&error, Phase::Body))),
             Err(_) => {
                 let message = format!("nothing came in {patience:?}");
@@ -197,9 +199,13 @@ async fn pass(
         captured.add(&chunk);
         writer.push(chunk).await.map_err(|_| Cut::Client)?;
     }
-    // Its connection is free for others while the client takes the rest.
-    drop(response);
-    writer.finish().await.map_err(|_| Cut::Client)
+    // Some clients know from what they read that it was the last part, and do not wait for the end.
+    let end = timeout(LAST_WORD, response.chunk());
+    if writer.is_taken() && matches!(end.await, Ok(Ok(None))) {
+        Ok(())
+    } else {
+        Err(Cut::Client)
+    }
 }
 
 /// The beginning of a body.

@@ -52,9 +52,9 @@ impl RelayWriter {
         self.parts.send(Part::Chunk(chunk)).await.map_err(|_| Gone)
     }
 
-    /// Bytes that the reader has taken.
-    pub fn taken(&self) -> u64 {
-        self.taken.load(Relaxed)
+    /// The reader has taken all that there was so far.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Relaxed) == self.sent
     }
 
     /// Resolves when nobody reads any more. Cancel safe.
@@ -70,11 +70,7 @@ impl RelayWriter {
         // Who left with everything in hand does not need to be told.
         let _ = self.parts.send(Part::Whole).await;
         self.parts.closed().await;
-        if self.taken() == self.sent {
-            Ok(())
-        } else {
-            Err(Gone)
-        }
+        if self.is_taken() { Ok(()) } else { Err(Gone) }
     }
 }
 

@@ -64,6 +64,9 @@ struct Books {
     running: Vec<Option<Running>>,
     /// By the request's number.
     parked: HashMap<u64, (ParkId, Mailbox)>,
+    /// Of one request at a time. A worker may ask anew for one whose end is still on its way to us, on
+    /// another connection: one for each slot.
+    calls: usize,
 }
 
 #[derive(Debug)]
@@ -75,7 +78,7 @@ struct Running {
 
 type Incoming = mpsc::UnboundedReceiver<Asked>;
 
-/// Bounded by itself: it takes [`CALLS`] calls and one end.
+/// Bounded by itself: it takes so many calls and one end.
 #[derive(Debug)]
 struct Mailbox {
     asked: mpsc::UnboundedSender<Asked>,
@@ -84,11 +87,11 @@ struct Mailbox {
 }
 
 impl Mailbox {
-    fn new() -> (Self, Incoming) {
+    fn new(calls: usize) -> (Self, Incoming) {
         let (asked, incoming) = mpsc::unbounded_channel();
         let mailbox = Self {
             asked,
-            calls: Arc::new(Semaphore::new(CALLS)),
+            calls: Arc::new(Semaphore::new(calls)),
             ended: false,
         };
         (mailbox, incoming)
@@ -119,6 +122,7 @@ impl Locals {
         Arc::new(Self(Mutex::new(Books {
             running: (0..slots).map(|_| None).collect(),
             parked: HashMap::new(),
+            calls: CALLS + usize::from(slots),
         })))
     }
 
@@ -131,7 +135,7 @@ impl Locals {
     pub fn parks(self: &Arc<Self>, slot: SlotId) -> Option<LocalWait> {
         let mut books = self.books();
         let Running { id, early } = books.running[usize::from(slot.0)].take()?;
-        let (mailbox, incoming) = early.unwrap_or_else(Mailbox::new);
+        let (mailbox, incoming) = early.unwrap_or_else(|| Mailbox::new(books.calls));
         books.parked.insert(id.request, (id, mailbox));
         Some(LocalWait {
             incoming,
@@ -150,7 +154,8 @@ impl Locals {
     /// # Errors
     /// When it asks for too much.
     pub fn asked(&self, id: ParkId, ask: Ask) -> Result<(), TooManyCalls> {
-        let mut books = self.books();
+        let mut guard = self.books();
+        let books = &mut *guard;
         if let Some((parked, mailbox)) = books.parked.get_mut(&id.request)
             && *parked == id
         {
@@ -158,7 +163,8 @@ impl Locals {
         }
         let running = books.running.iter_mut().flatten();
         if let Some(running) = running.into_iter().find(|running| running.id == id) {
-            let (mailbox, _) = running.early.get_or_insert_with(Mailbox::new);
+            let new = || Mailbox::new(books.calls);
+            let (mailbox, _) = running.early.get_or_insert_with(new);
             return mailbox.put(ask);
         }
         Ok(())
@@ -305,15 +311,16 @@ mod tests {
             locals.asked(park(3), Ask::Call(number)).expect("few");
         }
         let mut wait = locals.parks(SLOT).expect("it runs");
-        for number in 500..1000 {
+        // As many as there are slots may be over without our knowing it.
+        for number in 500..1000 + 2 {
             locals.asked(park(3), Ask::Call(number)).expect("few");
         }
-        assert_eq!(locals.asked(park(3), Ask::Call(1000)), Err(TooManyCalls));
+        assert_eq!(locals.asked(park(3), Ask::Call(2000)), Err(TooManyCalls));
         let Some(Asked::Call(0, place)) = wait.asked().now_or_never() else {
             panic!("the first call");
         };
-        assert_eq!(locals.asked(park(3), Ask::Call(1000)), Err(TooManyCalls));
+        assert_eq!(locals.asked(park(3), Ask::Call(2000)), Err(TooManyCalls));
         drop(place);
-        assert_eq!(locals.asked(park(3), Ask::Call(1000)), Ok(()));
+        assert_eq!(locals.asked(park(3), Ask::Call(2000)), Ok(()));
     }
 }

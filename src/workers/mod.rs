@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use http::Method;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::waits::{Waits, WaitsInPlace};
@@ -74,11 +74,13 @@ impl Job {
 }
 
 /// What a parked request wants run on a slot. Its job has the epoch of the park.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Call {
     pub request: RequestId,
     /// Chosen by the worker.
     pub number: u16,
+    /// Among the calls of the request, until it is over.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 /// What a slot made of a job.

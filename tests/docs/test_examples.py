@@ -30,7 +30,7 @@ MIGRATING = REPOSITORY / "docs" / "migrating.md"
 PACKAGE = REPOSITORY / "python" / "README.md"
 README = REPOSITORY / "README.md"
 # How many views each shows; a document that lost its code would pass in silence.
-VIEWS = {GUIDE: 11, MIGRATING: 6, PACKAGE: 1, README: 1}
+VIEWS = {GUIDE: 12, MIGRATING: 6, PACKAGE: 1, README: 1}
 
 CONFIGURATIONS = [block for path in written() for block in blocks(path, "toml")]
 

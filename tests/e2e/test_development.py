@@ -1,4 +1,4 @@
-"""The same project without a gateway: runserver, the shell, tests, other servers."""
+"""The same project without a gateway: runserver, the shell, tests, other servers; and with one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from support.gateway import free_ports
+from support.gateway import Gateway, free_ports
 from support.places import APPS, PACKAGE, environment
 from support.program import Program, until
 from support.services import Services
@@ -91,6 +91,22 @@ def test_every_recipe_works_without_a_gateway(
     running: ExitStack, stub: Services, tmp_path: Path, server: str
 ) -> None:
     assert_every_recipe_works(serve(running, tmp_path, SERVERS[server]), stub)
+
+
+@pytest.mark.parametrize("mode", ["coroutine", "greenlet", "wsgi"])
+def test_and_with_one(running: ExitStack, stub: Services, tmp_path: Path, mode: str) -> None:
+    gateway = Gateway(
+        "small.wsgi",
+        folder=tmp_path,
+        environment=environment(**PYTHON, DJANGO_SETTINGS_MODULE="small.settings"),
+        configuration=f'[outbound]\nallow = ["{stub.host}"]\n',
+        flags=(f"--mode={mode}", "--slots=2", "--processes=1"),
+        directory=SMALL,
+    )
+    running.callback(gateway.end)
+    gateway.wait_ready()
+    assert_every_recipe_works(gateway.port, stub)
+    gateway.settles(2)
 
 
 def python(*command: str, **variables: str) -> str:

@@ -423,7 +423,7 @@ async def test_random_requests_of_every_recipe_meet_nothing_but_their_own(
     # Else this means less than it says.
     assert {attempt.recipe for attempt in answered} == set(RECIPES)
     assert len(work) - len(answered) > len(work) / 20
-    assert cancelled > len(work) / 100
+    assert cancelled > len(work) / 200
     assert moved > len(answered) / 5 if mode == "coroutine" else moved == 0
 
     # Nothing foreign, seen by the client or by the views.

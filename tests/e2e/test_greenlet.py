@@ -21,6 +21,7 @@ from support.story import eventually, story
 CONFIGURATION = f"""
 [slots]
 count = 2
+queue_timeout = "60s"  # on a busy machine, too
 
 [workers]
 processes = 1
@@ -126,7 +127,7 @@ async def test_a_client_that_leaves_closes_its_generator_in_a_slot(start: Starte
     async with HoldingOrigin() as origin:
         connection = await Connection.open(gateway.address)
         connection.send("GET", f"/lines?number=7&url={quote(origin.url, safe='')}")
-        await eventually("it is not parked", lambda: gateway.parked() == 1, 15)
+        await eventually(f"it is not parked, see {gateway.log_path}", lambda: gateway.parked(), 15)
         connection.reset()
         await eventually("it is still parked", lambda: gateway.parked() == 0, 15)
         async with asyncio.timeout(15):
@@ -165,9 +166,10 @@ async def test_500_requests_leave_nothing_behind(start: Starter) -> None:
 
         async def burst() -> None:
             paths = ("quote", "async-quote", "lines")
-            await asyncio.gather(
+            answers = await asyncio.gather(
                 *(ask(gateway, paths[n % 3], number=n, url=f"{origin.url}/") for n in range(50))
             )
+            assert {answer.status for answer in answers} == {200}, gateway.tail()
 
         await burst()
         before = (await ask(gateway, "counts")).json()

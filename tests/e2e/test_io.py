@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from functools import partial
 from urllib.parse import quote
 
@@ -160,3 +161,56 @@ async def test_a_client_that_leaves_a_stream_has_its_generator_closed_in_a_slot(
 
 def _notes(shop: Shop, reference: str, event: str) -> bool:
     return event in shop.notes(reference).get(reference, [])
+
+
+@story(120)
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind(
+    shop: Shop, stub: Services, start: Starter
+) -> None:
+    shop.allow_connections(SLOTS)
+    gateway = start(FOUR_SLOTS)
+    stub.set(latency=30)
+    url = quote(stub.url)
+    chance = random.Random(4)
+    recipes = {
+        "slow": f"slow?url={url}/",
+        "io": f"io?url={url}/",
+        "stream": f"stream?seconds=0.01&url={url}/",
+        "parallel": "parallel?count=3&meet=1",
+    }
+    came: list[str] = []
+
+    async def client(number: int) -> None:
+        for turn in range(10):
+            recipe = chance.choice(list(recipes))
+            reference = f"mix-{recipe}-{number}-{turn}"
+            connection = await Connection.open(gateway.address)
+            connection.send("GET", f"/lab/loop/{recipes[recipe]}&reference={reference}")
+            if chance.random() < 0.5:
+                await asyncio.sleep(chance.random() * 0.15)
+                connection.reset()
+                continue
+            answer = await connection.answer()
+            assert answer.status == 200, (recipe, answer.text)
+            came.append(reference)
+            connection.close()
+
+    await asyncio.gather(*(client(number) for number in range(16)))
+    gateway.settles(SLOTS)
+    notes = shop.notes("mix-")
+    for reference, seen in notes.items():
+        if "-slow-" in reference:
+            # Begun is ended, once, however it ended.
+            assert seen[0] == "begun", (reference, seen)
+            assert seen[-1] == "finally", (reference, seen)
+            assert len(seen) == len(set(seen)), (reference, seen)
+        if "-stream-" in reference:
+            assert seen == ["closed"]
+        if "-parallel-" in reference:
+            assert len(seen) == len(set(seen)) <= 3, (reference, seen)
+    for reference in came:
+        if "-io-" not in reference:
+            assert reference in notes
+    assert gateway.lines_with("given up") == []
+    assert gateway.lines_with("must not") == []
+    assert gateway.metric("layby_worker_restarts_total") == 0

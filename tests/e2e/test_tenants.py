@@ -27,6 +27,7 @@ REQUESTS = 200
 CONFIGURATION = f"""
 [slots]
 count = {SLOTS}
+queue_timeout = "60s"  # on a busy machine, too
 
 [workers]
 processes = 1

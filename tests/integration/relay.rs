@@ -267,6 +267,28 @@ async fn a_client_that_leaves_ends_the_fetch() {
 }
 
 #[tokio::test]
+async fn a_client_that_knows_the_last_part_need_not_wait_for_the_end() {
+    let origin = Streaming::start().await;
+    let relay = with_end(&origin.url(), 100);
+    let (gateway, _worker, mut ends) = relaying(gateway::new(1), relay).await;
+    for _ in 0..20 {
+        let mut client = gateway.connect().await;
+        client.send("GET /relay HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut exchange = origin.request().await;
+        exchange
+            .say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+            .await;
+        exchange.say("6\r\n[DONE]\r\n0\r\n\r\n").await;
+        client.head().await;
+        client.holds("6\r\n[DONE]".len()).await;
+        drop(client);
+        let all = end(Some(200), "[DONE]", false, "complete");
+        assert_eq!(ends.next().await, all);
+    }
+    gateway.rests().await;
+}
+
+#[tokio::test]
 async fn an_origin_that_stops_is_seen_as_a_cut() {
     let origin = Streaming::start().await;
     let (gateway, _worker, mut ends) =
@@ -328,6 +350,38 @@ async fn no_response_is_a_bad_gateway_that_says_why() {
         gateway.logged("relay failed").await;
         gateway.rests().await;
     }
+}
+
+#[tokio::test]
+async fn a_redirect_leads_no_further_than_the_policy_lets() {
+    let hop = origin::redirecting("http://10.1.2.3/metadata?token=s3cret").await;
+    let mut relay = get(&hop.url("/"));
+    relay["fetch"]["follow"] = true.into();
+    let (gateway, _worker, _) = relaying(gateway::new(1), relay).await;
+    let answer = gateway.get("/relay").await;
+    assert_eq!(answer.status(), 502);
+    assert!(answer.text().contains("may not fetch"), "{}", answer.text());
+    let logged = gateway.logged("relay failed").await;
+    assert!(logged.contains("phase=\"redirect\""), "{logged}");
+    assert!(!logged.contains("s3cret"), "{logged}");
+    assert_eq!(fetches(&gateway, "refused").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_relay_may_answer_an_upload_that_nobody_reads() {
+    let origin = origin::answering("said").await;
+    let lazy = "[[route]]\npath = \"/relay\"\nbody = \"lazy\"";
+    let relay = with_end(&origin.url("/"), 100);
+    let (gateway, _worker, mut ends) = relaying(gateway::new(1).file(lazy), relay).await;
+    let mut client = gateway.connect().await;
+    let head = "POST /relay HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
+    client.send(head.to_owned() + "some of it").await;
+    let answer = client.response().await;
+    assert_eq!(answer.ok(), "said");
+    assert_eq!(answer.header("connection"), Some("close"));
+    client.closed().await;
+    assert_eq!(ends.next().await.0["ended"], "complete");
+    gateway.rests().await;
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ _MOST = 1000
 class Call:
     """A function to be run once, in a context of its own."""
 
-    __slots__ = ("_done", "_function", "context", "part")
+    __slots__ = ("_done", "_function", "cancelled", "context", "part")
 
     def __init__(
         self, function: Callable[[], Any], context: Context, done: Done, *, part: bool = False
@@ -38,18 +38,21 @@ class Call:
         self.context = context
         # The request itself waits for it, and sees what it changes.
         self.part = part
+        # Nobody waits for it any more: if it has not begun it is not to.
+        self.cancelled = False
 
     def run(self, settle: Callable[[], None] | None = None) -> None:
         """Run it here. `settle` puts the thread right after it, and may make it fail."""
         value, failure = None, None
         try:
-            value = self.context.run(self._function)
+            if not self.cancelled:
+                value = self.context.run(self._function)
         except BaseException as error:  # noqa: BLE001 - it belongs to who is told of it
             failure = error
         if settle is not None:
             try:
                 settle()
-            except Error as error:
+            except Exception as error:  # noqa: BLE001 - likewise
                 # What the function itself raised says more, and is probably the cause.
                 failure = failure or error
         self._done(value, failure)
@@ -109,9 +112,13 @@ class Calls:
         """
         with self._lock:
             call = self._asked.pop(number, None)
-            if call is not None:
-                self._running += 1
-            return call
+            if call is None:
+                return None
+            self._running += 1
+        if call.cancelled:
+            self.finished()
+            return None
+        return call
 
     def finished(self) -> None:
         """One that was taken has run."""
@@ -223,14 +230,23 @@ def run_on_slot(call: Call, job: Job, parking: Parking) -> None:
         finally:
             call.context.run(parking.leave_branch, job)
 
+    if call.cancelled:
+        return
     before, tls.job = tls.job, job
     try:
         try:
             call.context.run(parking.enter, job)
         except Cancelled as error:
+            # A hook failed. The request has its state; only this must not run without.
             call.context.run(parking.leave_branch, job)
-            call.fail(error)
+            failure = Error(f"not run: {error}")
+            failure.__cause__ = error.__cause__
+            call.fail(failure)
             return
+        except BaseException as error:
+            # The slot is of no use any more, but nobody must wait for this.
+            call.fail(error)
+            raise
         call.run(settle)
     finally:
         tls.job = before

@@ -21,7 +21,7 @@ from layby._local import beside, run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
 from layby._wire import FLAG_SHIELDED, PARK, READY, WireError, encode
-from layby._wsgi import run_close
+from layby._wsgi import keep_for_the_end, run_close
 
 if TYPE_CHECKING:
     from layby._slot import Slot
@@ -177,6 +177,7 @@ class CoroutineRunner:
 
     def _leave(self, job: Job) -> None:
         """The request is over."""
+        keep_for_the_end(job, self._locals)
         self._locals.end()
         job.end()
 

@@ -10,7 +10,7 @@
             │   ├── Refused         not allowed by the gateway's outbound policy
             │   ├── TooLarge        the response or the request body passes a bound
             │   └── StatusError     raise_for_status() on anything but a 2xx
-            ├── ParkRefused         strict mode only: parking is not safe here
+            ├── ParkRefused         strict mode, or parallel(): parking is not safe here
             ├── BodyNotReady        the body was read before it was there; also an OSError
             ├── NotInASlot          a wait where no slot is, or under a running event loop
             └── AsgirefUnsupported  coroutine mode cannot work with this asgiref
@@ -95,7 +95,8 @@ class StatusError(FetchError):
 class ParkRefused(Error):
     """Strict mode (LAYBY_STRICT=1): this await would park where that is not safe.
 
-    Outside strict mode the request waits in place instead.
+    Outside strict mode the request waits in place instead. Only `layby.parallel()` in an open
+    transaction is refused in every mode.
     """
 
 

@@ -106,10 +106,10 @@ def part_of(body: Any) -> Part | None:
     if file is None:
         return None
     try:
+        if not file.readable():
+            return None
         if file.writable():
             file.flush()  # The gateway sees only what has left our buffer.
-        elif not file.readable():
-            return None
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return None

@@ -28,7 +28,7 @@ from layby._local import beside, run_asked_for
 from layby._locals import ThreadLocals
 from layby._parking import Parking
 from layby._wire import FLAG_PINNED, FLAG_SHIELDED, PARK, READY, WireError, encode
-from layby._wsgi import WsgiApp, WsgiRunner
+from layby._wsgi import WsgiApp, WsgiRunner, finish
 
 if TYPE_CHECKING:
     from layby._slot import Slot
@@ -49,7 +49,7 @@ class GreenletRunner:
     parks = True
 
     def __init__(self, app: WsgiApp, locals: ThreadLocals, *, max_parked: int = MAX_PARKED) -> None:
-        self._wsgi = WsgiRunner(app)
+        self._wsgi = WsgiRunner(app, locals)
         self._locals = locals
         self._parking = Parking(locals)
         self._max_parked = max_parked
@@ -92,7 +92,8 @@ class GreenletRunner:
 
     def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None:
         """Do what is left to do once another server's answer is over; it waits in place."""
-        self._wsgi.finish(slot, job, left_to_do)
+        finish(slot, job, left_to_do, self._parking.enter)
+        self._locals.end()
 
     def unpark(self, request: int, epoch: int) -> Job:
         """Take a request that is parked on this thread. WireError when there is none such."""

@@ -30,6 +30,10 @@ _OPTIONS = {
 }
 
 
+# Its options, a proxy or a client certificate perhaps, are not known.
+_EARLY = "a transport made before layby.patch()"
+
+
 class Library(Protocol):
     """httpx or httpx2: what of it is used here."""
 
@@ -53,9 +57,9 @@ class Sender:
     def __init__(self, library: Library, options: Mapping[str, Any] | None) -> None:
         self._library = library
         self._options = options or {}
+        self._early = options is None
         # What the gateway cannot honour: of every request, and of those by https.
-        early = "a transport made before layby.patch()"
-        self._obstacle = early if options is None else _obstacle(options)
+        self._obstacle = _EARLY if options is None else _obstacle(options)
         self._tls_obstacle = _tls_obstacle(self._options)
 
     def send(self, request: Any, real: Send) -> Any:
@@ -101,6 +105,8 @@ class Sender:
 
         In a slot, and wherever layby steps a coroutine without a loop, blocking is the way.
         """
+        if self._early:
+            raise _exceptions.Error(f"{_EARLY} has no event loop here: call layby.patch() earlier")
         if not isinstance(request.stream, self._library.SyncByteStream):
             raise _exceptions.Error(
                 "an asynchronous request body needs an event loop: send it inside `async with "

@@ -7,8 +7,11 @@ to finish. Who may use the loop, and for what, is decided in `_ride`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+
+log = logging.getLogger("layby")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -20,8 +23,18 @@ def loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="layby-loop", daemon=True).start()
+            threading.Thread(target=_run, args=(_loop,), name="layby-loop", daemon=True).start()
         return _loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        try:
+            loop.run_forever()
+            log.error("the event loop of layby.io was stopped by the application: it runs on")
+        except BaseException as error:
+            # asyncio lets a SystemExit out of the loop. It was one request's, and there are others.
+            log.error("out of a task on the event loop came", exc_info=error)
 
 
 def is_running_here() -> bool:

@@ -62,13 +62,15 @@ class Parking:
 
     def leave_branch(self, job: Job) -> None:
         """The call that ran here as `job` is over: nothing of it stays on this thread."""
-        if _hooks.run_on_park(job) is not None:
-            # What could not be put away must go all the same.
-            for closer in slot_closers:
-                closer()
-        for hook in on_leave:
-            hook(job)
-        self._locals.end()
+        try:
+            if _hooks.run_on_park(job) is not None:
+                # What could not be put away must go all the same.
+                for closer in slot_closers:
+                    closer()
+            for hook in on_leave:
+                hook(job)
+        finally:
+            self._locals.end()
 
     def _check(self, job: Job) -> Obstacle | None:
         for check in park_checks:

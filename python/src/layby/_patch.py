@@ -9,8 +9,10 @@ The name is taken twice: with a URL, `layby.patch` is the fetch of that name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, overload
 
@@ -18,6 +20,8 @@ from layby import _plan
 from layby._plan import Fetch
 from layby._request import Content, HeaderTypes
 from layby._urls import Params
+
+log = logging.getLogger("layby")
 
 # What is replaced, and by what it was before: (owner, name, original).
 _replaced: list[tuple[Any, str, Any]] = []
@@ -69,9 +73,13 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     from layby import _httpx
 
     if find_spec("urllib3") is not None:
-        from layby import urllib3
+        installed = version("urllib3")
+        if int(installed.partition(".")[0]) < 2:
+            log.warning("layby.patch() needs urllib3 2 or newer, not %s: left as it is", installed)
+        else:
+            from layby import urllib3
 
-        yield urllib3.replacement()
+            yield urllib3.replacement()
     for name in ("httpx", "httpx2"):
         if find_spec(name) is not None:
             yield from _httpx.replacements(import_module(name))

@@ -15,7 +15,8 @@ from weakref import WeakSet
 
 import psycopg
 
-from layby._job import Job, Obstacle, park_checks, tls
+from layby._exceptions import Error
+from layby._job import Job, Obstacle, after_call, park_checks, tls
 
 _IDLE = psycopg.pq.TransactionStatus.IDLE
 _TAKEN = "layby.psycopg.taken"
@@ -35,6 +36,7 @@ def install() -> None:
     _count_made()
     _count_taken()
     park_checks.append(_obstacle)
+    after_call.append(_end_what_is_open)
 
 
 def not_ours(connection: object) -> None:
@@ -79,6 +81,17 @@ def _count_taken() -> None:
         putconn(self, conn)
 
     pool.getconn, pool.putconn = get, put
+
+
+def _end_what_is_open(job: Job) -> None:
+    """What a slot ran beside a request must end its transactions: here they are rolled back."""
+    left = _obstacle(job)
+    if left is None:
+        return
+    for connection in list(_thread.made):
+        if not connection.closed and connection.info.transaction_status != _IDLE:
+            connection.close()
+    raise Error(f"left open at the end of what it ran in a slot: {left.detail}")
 
 
 def _obstacle(job: Job) -> Obstacle | None:

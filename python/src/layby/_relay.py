@@ -136,17 +136,11 @@ class Done:
     """What to do at the end of a relay."""
 
     def __init__(self, relay: Relay, on_done: OnDone, job: Job) -> None:
-        self.epoch = job.epoch + 1
         # The request is over, its end is a job of its own: with the same name, but nothing
-        # of what may still be closing elsewhere.
-        self.job = Job(
-            request=job.request,
-            epoch=self.epoch,
-            environ=job.environ,
-            context=relay._context,
-            slot=job.slot,
-        )
-        self.job.process = job.process
+        # of what may still be closing elsewhere. Unlike other branches it may park.
+        self.job = job.branch(relay._context, job.slot)
+        self.job.epoch += 1
+        self.job.inline.clear()
         self._on_done = on_done
 
     def begin(self, frame: Frame, file: BinaryIO | None) -> Coroutine[Any, Any, None]:
@@ -162,9 +156,15 @@ _waiting: dict[int, Done] = {}
 def take(frame: Frame) -> Done | None:
     """What to do with a RESUME, if it is the end of a relay."""
     done = _waiting.get(frame.request)
-    if done is None or done.epoch != frame.epoch:
+    if done is None or done.job.epoch != frame.epoch:
         return None
     return _waiting.pop(frame.request, None)
+
+
+def job_after(job: Job) -> Job | None:
+    """The job that is still to come for a request that has just been answered by a relay."""
+    done = _waiting.get(job.request)
+    return done.job if done is not None and done.job.epoch == job.epoch + 1 else None
 
 
 def _decode(frame: Frame, file: BinaryIO | None) -> Captured:

@@ -20,7 +20,7 @@ from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 from layby import _loop
 from layby._calls import Call, Host, PlaceCalls, take_over
@@ -32,6 +32,7 @@ from layby._source import application_line
 log = logging.getLogger("layby")
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 INSIDE_IO = (
     "inside `async with layby.io` the code runs on the event loop, not in a slot: use an asyncio"
@@ -101,7 +102,11 @@ class Ride:
             self._host.add(call)
         else:
             self._calls.append(call)
-        result = await future
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            call.cancelled = True
+            raise
         take_over(context, but=_current)
         return result
 
@@ -353,7 +358,7 @@ class in_slot_for_a_while:
             raise
 
 
-async def in_slot(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+async def in_slot(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run blocking code in a slot, from inside `async with layby.io`.
 
     The slot is any of this process, with its database connection; several can be gathered

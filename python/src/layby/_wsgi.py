@@ -19,6 +19,8 @@ from layby._drive import drive
 from layby._exceptions import Cancelled
 from layby._files import FileWrapper
 from layby._job import Job, before_resume, log_failure
+from layby._locals import ThreadLocals
+from layby._relay import job_after
 from layby._wire import MAX_CHUNK, WireError
 
 if TYPE_CHECKING:
@@ -67,8 +69,10 @@ class WsgiRunner:
 
     parks = False
 
-    def __init__(self, app: WsgiApp) -> None:
+    def __init__(self, app: WsgiApp, locals: ThreadLocals | None = None) -> None:
         self._app = app
+        # Those that travel with requests, where those share their thread with others.
+        self._locals = locals
 
     def open(self, slot: Slot) -> None:
         """A slot begins: nothing to do for it."""
@@ -116,26 +120,47 @@ class WsgiRunner:
             if close is not None:
                 run_close(job, close)
             job.end()
+        if self._locals is not None:
+            keep_for_the_end(job, self._locals)
         answer.ready()
 
     def finish(self, slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None]) -> None:
         """Do what is left to do once another server's answer is over, to READY."""
-        try:
-            job.context.run(_set_up, job)
-            job.context.run(drive, left_to_do)
-        except (Closed, WireError):
-            raise
-        except Cancelled:
-            pass  # It will not get what it waited for, or (logged) its state.
-        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
-            log_failure(job, error)
-        finally:
-            left_to_do.close()
-        Answer.of_another(slot.channel, job).ready()
+        finish(slot, job, left_to_do, _enter)
 
 
-def _set_up(job: Job) -> None:
-    """Make this thread the job's, as after a park."""
+def keep_for_the_end(job: Job, locals: ThreadLocals) -> None:
+    """Keep what the thread holds for a request, if there is something left to do for it.
+
+    To be called before READY: until then that cannot begin.
+    """
+    after = job_after(job)
+    if after is not None:
+        locals.leave(after)
+
+
+def finish(
+    slot: Slot, job: Job, left_to_do: Coroutine[Any, Any, None], enter: Callable[[Job], None]
+) -> None:
+    """Run `left_to_do` to its end and READY; what it waits for is waited for in place.
+
+    `enter` makes this thread the job's.
+    """
+    try:
+        job.context.run(enter, job)
+        job.context.run(drive, left_to_do)
+    except (Closed, WireError):
+        raise
+    except Cancelled:
+        pass  # It will not get what it waited for, or (logged) its state.
+    except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
+        log_failure(job, error)
+    finally:
+        left_to_do.close()
+    Answer.of_another(slot.channel, job).ready()
+
+
+def _enter(job: Job) -> None:
     for hook in before_resume:
         hook(job)
     _hooks.run_on_resume(job)

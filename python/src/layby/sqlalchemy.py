@@ -27,7 +27,8 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import ThreadLocalRegistry
 
-from layby._job import Job, Obstacle, park_checks, tls
+from layby._exceptions import Error
+from layby._job import Job, Obstacle, after_call, park_checks, tls
 
 __all__ = ["install", "release"]
 
@@ -58,6 +59,7 @@ def install() -> None:
     event.listen(Pool, "detach", _detached)
     event.listen(Pool, "connect", _made)
     park_checks.append(_obstacle)
+    after_call.append(_end_what_is_open)
     _scope_by_request()
 
 
@@ -99,6 +101,16 @@ def _obstacle(job: Job) -> Obstacle | None:
             " layby.sqlalchemy.release(session)",
         )
     return None
+
+
+def _end_what_is_open(job: Job) -> None:
+    """What a slot ran beside a request must give back what it took."""
+    left = _obstacle(job)
+    for scoped in job.scratch.get(_SCOPED, {}).values():
+        if isinstance(scoped, Session):
+            scoped.close()
+    if left is not None:
+        raise Error(f"left open at the end of what it ran in a slot: {left.detail}")
 
 
 def _scope_by_request() -> None:

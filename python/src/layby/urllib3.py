@@ -17,7 +17,6 @@ import functools
 import io
 import socket
 from collections.abc import Callable, Mapping
-from functools import cache
 from http.client import HTTPMessage
 from typing import Any, cast
 
@@ -97,7 +96,7 @@ def replacement() -> tuple[Any, str, UrlOpen]:
 _ASKS = "_layby_asks"
 
 
-@cache
+@functools.cache
 def _by_gateway(kind: Any) -> type[HTTPConnectionPool]:
     """The class of pools like `kind` that ask the gateway; with its name, for messages."""
     return kind if issubclass(kind, _ByGateway) else type(kind.__name__, (_ByGateway, kind), {})
@@ -189,7 +188,7 @@ class _Hop(HTTPConnectionPool):
         return f"{self.scheme}://{host}{port}{url}"
 
 
-@cache
+@functools.cache
 def _hop_class(kind: Any) -> type[HTTPConnectionPool]:
     return type(kind.__name__, (_Hop, kind), {})
 

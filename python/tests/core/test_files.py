@@ -229,6 +229,12 @@ def test_a_file_that_is_closed_already_is_a_500(start: Start, path: Path) -> Non
     assert slot.answer()[0].aux == 500
 
 
+def test_a_file_that_cannot_be_read_is_a_500(start: Start, path: Path) -> None:
+    [slot] = start(serve(lambda: io.FileIO(os.open(path, os.O_WRONLY), "w")))
+    slot.request(1)
+    assert slot.answer()[0].aux == 500
+
+
 def test_an_answer_of_a_coroutine_application_may_be_a_file(start: Start, path: Path) -> None:
     class Response:
         status = "200 OK"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -451,6 +454,8 @@ def test_a_block_waits_for_the_calls_under_way_and_drops_the_others(
     two.expect("READY")
     resume(one, 1, 1)
     assert one.answer()[1] == b"left"
+    # The block waits for the calls, not for the tasks that await them.
+    asyncio.run_coroutine_threadsafe(asyncio.wait(tasks), _loop.loop()).result(20)
     assert tasks[0].result() == "late"
     with pytest.raises(layby.Error, match="the request went on"):
         tasks[1].result()
@@ -487,6 +492,51 @@ def test_in_slot_on_a_slot_is_a_call(start: Start) -> None:
     [slot] = start(app(view), mode="coroutine")
     slot.request(1)
     assert slot.answer()[1] == b"0"
+
+
+def test_a_call_that_nobody_waits_for_any_more_does_not_begin(
+    start: Start, control: Connection
+) -> None:
+    ran: list[str] = []
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        async with layby.io:
+            try:
+                async with asyncio.timeout(0.01):
+                    await layby.in_slot(ran.append, "too late")
+            except TimeoutError:
+                await layby.in_slot(ran.append, "in time")
+        return b"done"
+
+    one, two = start(app(view), mode="coroutine", slots=2)
+    one.request(1)
+    leaves(one, 1)
+    late, early = control.expect("CALL"), control.expect("CALL")
+    for call in (late, early):
+        two.send("RUN", request=1, epoch=0, aux=call.aux)
+        two.expect("READY")
+    wanted(control, 1)
+    resume(one, 1, 1)
+    assert one.answer()[1] == b"done"
+    assert ran == ["in time"]
+
+
+def test_a_child_task_that_exits_does_not_end_the_loop(
+    start: Start, control: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        async with layby.io:
+            try:
+                await asyncio.create_task(leave())
+            except SystemExit as error:
+                return f"{error.code}".encode()
+        return b"no exit"
+
+    assert answer_of(start, control, view) == (200, b"3")
+    assert "SystemExit" in caplog.text
 
 
 # --- cancelled requests ---
@@ -851,3 +901,43 @@ def test_forty_requests_ride_at_a_time(start: Start, control: Connection) -> Non
         request = control.expect("WANT").request
         resume(slots[request % 4], request, 1)
         assert slots[request % 4].answer()[1] == f"/{request - 1} /{request - 1}".encode()
+
+
+def test_rides_leave_nothing_behind(start: Start, control: Connection) -> None:
+    async def view(environ: dict[str, Any]) -> bytes:
+        with suppress(ValueError):
+            async with layby.io:
+                await asyncio.gather(asyncio.sleep(0), layby.in_slot(int))
+                if environ["PATH_INFO"] == "/fails":
+                    raise ValueError("inside")
+                if environ["PATH_INFO"] == "/stays":
+                    await asyncio.sleep(60)
+        return b"done"
+
+    def alive() -> list[Any]:
+        gc.collect()
+        kinds = (_ride.Ride, _ride.Board, _job.Job)
+        return [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+    # Of other tests, whose failures are kept for their reports.
+    before = len(alive())
+    [slot] = start(app(view), mode="coroutine")
+    for request, path in enumerate(["/", "/fails", "/stays"] * 10, start=1):
+        slot.request(request, path)
+        leaves(slot, request)
+        run_call(slot, control, request)
+        slot.expect("READY")
+        if path == "/stays":
+            slot.send("CANCEL", request=request, epoch=1)
+            slot.expect("READY")
+        else:
+            wanted(control, request)
+            resume(slot, request, 1)
+            slot.answer()
+    loop = _loop.loop()
+    # The slot's thread lets go of a request a moment after it said that it is ready; the loop
+    # keeps the context of the timer that it cancelled last until it has gone round once more.
+    give_up = time.monotonic() + 20
+    while asyncio.all_tasks(loop) or len(alive()) > before:
+        assert time.monotonic() < give_up, (asyncio.all_tasks(loop), alive())
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result(20)

@@ -16,7 +16,7 @@ from test_coroutine import app, thread_number
 from test_io import leaves, resume, run_call, wanted
 
 import layby
-from layby import _job
+from layby import _hooks, _job
 from layby._drive import drive
 from layby._job import Obstacle, current_job
 
@@ -410,6 +410,78 @@ def test_what_an_operation_leaves_open_is_its_error(start: Start, control: Conne
         assert slots[0].answer()[1] == b"0 left a transaction open"
     finally:
         _job.after_call.remove(close)
+
+
+def test_hooks_bring_state_to_the_slots_of_operations_and_take_it_away(
+    start: Start, control: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = threading.local()
+    for name in ("_on_park", "_on_resume"):
+        monkeypatch.setattr(_hooks, name, [])
+
+    @layby.on_park
+    def put_away(environ: dict[str, Any]) -> None:
+        del tenant.name
+
+    @layby.on_resume
+    def bring_back(environ: dict[str, Any]) -> None:
+        if environ["PATH_INFO"] == "/broken" and current_job().slot == 1:  # type: ignore[union-attr]
+            raise OSError("no such tenant")
+        tenant.name = environ["PATH_INFO"]
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        tenant.name = environ["PATH_INFO"]
+        try:
+            async with layby.parallel() as ops:
+                many = [ops.run(getattr, tenant, "name") for _ in range(2)]
+        finally:
+            mine = tenant.name
+            del tenant.name
+        return f"{[op.result() for op in many]} {mine}".encode()
+
+    slots = start(app(view), mode="coroutine", slots=2)
+    slots[0].request(1, "/blue")
+    leaves(slots[0], 1)
+    for slot in slots:
+        run_call(slot, control, 1)
+        slot.expect("READY")
+    wanted(control, 1)
+    resume(slots[0], 1, 1)
+    assert slots[0].answer()[1] == b"['/blue', '/blue'] /blue"
+    # One whose state could not be brought back is not run, and so its request ends.
+    slots[0].request(2, "/broken")
+    leaves(slots[0], 2)
+    for slot in slots:
+        run_call(slot, control, 2)
+        slot.expect("READY")
+    wanted(control, 2)
+    resume(slots[0], 2, 1)
+    assert slots[0].answer()[0].aux == 500
+
+
+def test_a_failure_in_setting_up_or_clearing_the_slot_is_the_operation_s(
+    start: Start, control: Connection
+) -> None:
+    def fail(job: _job.Job) -> None:
+        if job.inline:
+            raise OSError("the connection cannot be closed")
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        try:
+            async with layby.parallel() as ops:
+                ops.run(thread_number)
+        except OSError as error:
+            return str(error).encode()
+        return b"no error"
+
+    _job.on_leave.append(fail)
+    try:
+        slots = start(app(view), mode="coroutine")
+        slots[0].request(1)
+        serve(slots, control, 1, 1)
+        assert slots[0].answer()[1] == b"the connection cannot be closed"
+    finally:
+        _job.on_leave.remove(fail)
 
 
 def test_inside_io_operations_go_to_slots_as_well(start: Start, control: Connection) -> None:

@@ -111,6 +111,30 @@ def test_the_gateway_answers_and_the_end_is_a_job_of_its_own(
     assert two.closed()
 
 
+state = threading.local()
+
+
+def test_named_thread_locals_are_there_at_the_end(start: Start, events: Events) -> None:
+    def done(captured: layby.Captured) -> None:
+        events.append((getattr(state, "user", "nobody"), captured))
+
+    async def view(environ: dict[str, Any]) -> Answer:
+        user = environ["PATH_INFO"].removeprefix("/")
+        if user:
+            state.user = user
+        return Streamed(layby.stream(layby.get("http://llm.example/"), on_done=done))
+
+    named = (f"{__name__}.state",)
+    one, two = start(view, mode="coroutine", slots=2, thread_locals=named)
+    for request, path in ((1, "/ada"), (2, "/"), (3, "/bob")):
+        one.request(request, path)
+        ready(one, one.expect("RELAY"))
+    for request in (3, 2, 1):
+        end(two, request, 1)
+        two.expect("READY")
+    assert [user for user, _ in events] == ["bob", "nobody", "ada"]
+
+
 def test_without_on_done_nothing_comes_back(start: Start) -> None:
     def plain(environ: dict[str, Any], start_response: Any) -> Any:
         return layby.stream(layby.get("http://llm.example/"))(environ, start_response)

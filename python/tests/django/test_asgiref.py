@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from typing import Any
 
 import asgiref.local
@@ -37,6 +38,26 @@ def test_it_needs_the_rehoming_of_tagged_storages(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_asgiref, "rehomers", [])
     with pytest.raises(layby.django.AsgirefUnsupported):
         layby.django.self_test()
+
+
+def test_copies_of_a_context_do_not_share_what_locals_hold() -> None:
+    _asgiref.install_unshared_locals()
+    local = asgiref.local.Local()
+
+    def branch() -> str:
+        before: str = local.value
+        local.value = "theirs"
+        local.other = "theirs"
+        return before
+
+    def request() -> tuple[str, str, bool]:
+        local.value = "ours"
+        if hasattr(asgiref.local, "_CVar"):
+            before = copy_context().run(branch)
+            return before, local.value, hasattr(local, "other")
+        return "ours", local.value, False  # older ones keep values by thread: see branches
+
+    assert copy_context().run(request) == ("ours", "ours", False)
 
 
 class _ThreadBound:

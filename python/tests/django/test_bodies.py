@@ -96,6 +96,12 @@ def sync(request):
     return HttpResponse(f"{request.POST['title']} {len(request.FILES)}")
 
 
+def by_the_length(request):
+    """As Django REST framework reads: not at all if there is no length."""
+    length = int(request.META.get("CONTENT_LENGTH") or 0)
+    return HttpResponse(request.read(length))
+
+
 class Page(View):
     async def post(self, request):
         return await upload(request)
@@ -124,6 +130,7 @@ urlpatterns = [
     path("sync/", sync),
     path("page/", Page.as_view()),
     path("fails/", fails),
+    path("by-the-length/", by_the_length),
 ]
 
 
@@ -248,6 +255,12 @@ def test_a_synchronous_view_gets_it_in_place(database: None, announced: bool) ->
     # There the token may also be in the form.
     with_field = multipart(("csrfmiddlewaretoken", None, TOKEN.encode()), ("title", None, b"A"))
     assert post("/sync/", with_field, token=False, announced=announced).text == "A 0"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_synchronous_view_may_go_by_the_length(database: None, announced: bool) -> None:
+    seen = post("/by-the-length/", b"hello", kind="text/plain", announced=announced)
+    assert (seen.text, seen.in_place) == ("hello", ["mode"])
 
 
 def test_a_middleware_that_reads_first_gets_it_in_place(database: None) -> None:

@@ -86,8 +86,8 @@ class Waiter:
     max_plan = 1 << 20
 
 
-def in_slot(where: str) -> Any:
-    """The response of the view in a slot, where what it waits for is there at once."""
+def in_slot(where: str) -> tuple[Job, Any]:
+    """The job and response of the view in a slot, where what it waits for is there at once."""
     from django.core.handlers.wsgi import WSGIHandler
 
     from layby.django import application
@@ -104,7 +104,7 @@ def in_slot(where: str) -> Any:
                 try:
                     value = job.context.run(coroutine.send, value).outside(None)
                 except StopIteration as stop:
-                    return stop.value
+                    return job, stop.value
         finally:
             tls.job = tls.waiter = None
 
@@ -112,11 +112,10 @@ def in_slot(where: str) -> Any:
 @pytest.mark.parametrize("where", ["/sync/", "/async/"])
 def test_in_a_slot_it_goes_through_the_middleware_untouched(database: None, where: str) -> None:
     ended.clear()
-    response = in_slot(where)
+    job, response = in_slot(where)
     assert not response.quick_close
     first = next(iter(response))
     assert type(first) is Handover
-    job = Job(request=1, epoch=0, environ={}, context=Context(), slot=0)
     frame = first.relay.begin(job, response.headers)
     said = json.loads(frame[24:])
     headers = {name.lower(): value for name, value in said["headers"]}
@@ -128,7 +127,11 @@ def test_in_a_slot_it_goes_through_the_middleware_untouched(database: None, wher
     assert not {"content-type", "content-length", "content-encoding"} & headers.keys()
     response.close()
     # What is done at the end knows what the view knew.
-    first.relay.finish(layby.Captured(200, b"x", False, "complete"))
+    tls.job = job
+    try:
+        first.relay.finish(layby.Captured(200, b"x", False, "complete"))
+    finally:
+        tls.job = None
     assert ended == [("user7", "de", layby.Captured(200, b"x", False, "complete"))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,34 @@ def test_a_stream_after_a_park(start: Start) -> None:
     two.results("RESULTS", 1, 2, response(b"x"), body=b"x")
     two.expect("READY")
     assert app.config["DONE"] == (layby.Captured(200, b"abc", False, "complete"), "x")
+
+
+state = threading.local()
+
+
+def test_named_thread_locals_are_there_at_the_end_of_a_stream(start: Start) -> None:
+    seen: list[str] = []
+
+    def done(captured: layby.Captured) -> None:
+        seen.append(getattr(state, "user", "nobody"))
+
+    def plain(environ: dict[str, Any], start_response: Any) -> Any:
+        user = environ["PATH_INFO"].removeprefix("/")
+        if user:
+            state.user = user
+        return layby.stream(layby.get("http://llm.example/"), on_done=done)(environ, start_response)
+
+    one, two = start(plain, slots=2, thread_locals=(f"{__name__}.state",))
+    for request, path in ((1, "/ada"), (2, "/"), (3, "/bob")):
+        one.request(request, path)
+        one.expect("RELAY")
+        one.expect("READY")
+    end = {"status": 200, "body": [0, 0], "truncated": False, "ended": "complete"}
+    for request in (3, 2, 1):
+        head = json.dumps({"relay": end}).encode()
+        two.send("RESUME", request=request, epoch=1, head=head)
+        two.expect("READY")
+    assert seen == ["bob", "nobody", "ada"]
 
 
 def test_flask_hands_files_over(start: Start) -> None:

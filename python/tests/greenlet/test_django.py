@@ -14,6 +14,8 @@ import pytest
 from driver import Driver
 from stories import Start, park, resume, text
 
+import django
+
 LANGUAGES = {"de": "Ja", "fr": "Oui", "es": "Sí", "en-us": "Yes"}
 ZONES = ["Europe/Berlin", "Asia/Tokyo", "America/Lima", "UTC", "Africa/Cairo"]
 
@@ -248,6 +250,14 @@ def test_no_request_s_end_closes_the_connection_of_a_parked_one(
     assert {pid for pid, _ in json.loads(text(slot))["seen"]}.isdisjoint({pid for pid, _ in seen})
 
 
+@pytest.mark.usefixtures("short_lived")
+def test_a_half_read_iterator_keeps_its_connection_though_it_is_short_lived(slots: Driver) -> None:
+    asked = [environ(f"/{path}/?using=pg") for path in ("iterator", "hello", "iterator", "hello")]
+    answers = slots.run(*asked)
+    assert [answer.text for answer in answers] == ["whole", "hello", "whole", "hello"]
+    assert [answer.waits for answer in answers] == [["cursor"], [], ["cursor"], []]
+
+
 @pytest.fixture
 def pooled(postgres: str) -> Iterator[None]:
     """Connections out of Django's psycopg pool."""
@@ -264,6 +274,7 @@ def pooled(postgres: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("pooled")
+@pytest.mark.skipif(django.VERSION < (5, 1), reason="Django before 5.1 has no pool")
 def test_a_connection_out_of_django_s_pool_does_not_keep_a_request_from_parking(
     slots: Driver,
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from fakegateway import LOCAL, PINNED, Connection
 from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -22,9 +23,10 @@ from sqlalchemy.orm import (
     scoped_session,
     sessionmaker,
 )
-from stories import Start, around_a_sleep, go_on, parks, resume, text
+from stories import Start, app, around_a_sleep, go_on, parks, resume, text
 
 import layby.sqlalchemy
+from layby._drive import drive
 
 MODES = pytest.mark.parametrize("mode", ["greenlet", "coroutine"])
 
@@ -253,6 +255,51 @@ def test_a_raw_connection_without_one_parks(start: Start, mode: str, dsn: str) -
 
     for begin in (lambda: psycopg.connect(dsn), autocommit, committed):
         assert waits(start, mode, begin, psycopg.Connection.close) == ""
+
+
+def test_what_an_operation_beside_a_request_leaves_open_is_its_error(
+    start: Start, control: Connection, engine: sa.Engine, dsn: str
+) -> None:
+    sessions = scoped_session(sessionmaker(engine))
+    kept: list[Any] = []
+
+    def session() -> None:
+        kept.append(select(Session(engine)))
+
+    def scoped() -> None:
+        kept.append(select(sessions()))
+
+    def raw() -> None:
+        kept.append(psycopg.connect(dsn))
+        kept[-1].execute("SELECT 1")
+
+    def closed() -> str:
+        with Session(engine) as session:
+            select(session)
+        return "fine"
+
+    async def view() -> str:
+        try:
+            async with layby.parallel() as ops:
+                fine = ops.run(closed)
+                for leaves_open in (session, scoped, raw):
+                    ops.run(leaves_open)
+        except* layby.Error as group:
+            errors = [str(error).partition("in a slot: ")[2] for error in group.exceptions]
+        return f"{fine.result()} {len(errors)} {sum('SQLAlchemy' in each for each in errors)}"
+
+    [slot] = start(app(lambda environ: drive(view()).encode()))
+    slot.request(1)
+    assert slot.expect("PARK").flags == PINNED | LOCAL
+    for _ in range(4):
+        call = control.expect("CALL")
+        slot.send("RUN", request=1, epoch=0, aux=call.aux)
+        slot.expect("READY")
+    control.expect("WANT")
+    slot.send("RESUME", request=1, epoch=1)
+    assert text(slot) == "fine 3 2"
+    assert kept[2].closed
+    kept[0].close()
 
 
 @MODES

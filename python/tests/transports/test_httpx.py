@@ -330,6 +330,19 @@ def test_a_client_made_before_the_patch_makes_real_calls(
     assert "made before layby.patch()" in caplog.text
 
 
+def test_an_async_client_made_before_the_patch_says_so_without_a_loop(
+    gateway: Gateway, library: Any
+) -> None:
+    client = library.AsyncClient(verify=False)
+    layby.patch()
+    try:
+        with pytest.raises(layby.Error, match=r"call layby\.patch\(\) earlier"):
+            gateway.run_async(lambda: client.get("http://shop.example/"))
+    finally:
+        layby.unpatch()
+    assert gateway.fetches == []
+
+
 def test_without_the_patch_nothing_is_patched(library: Any) -> None:
     before = library.HTTPTransport.handle_request, library.HTTPTransport.__init__
     layby.patch()

@@ -381,3 +381,16 @@ def test_the_fetch_by_the_name_of_patch_is_still_there() -> None:
         fetch.result()
     with pytest.raises(TypeError, match="json"):
         layby.patch(json={})  # type: ignore[call-overload]
+
+
+def test_an_old_urllib3_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = urllib3.HTTPConnectionPool.urlopen
+    monkeypatch.setattr("layby._patch.version", lambda name: "1.26.20")
+    layby.patch()
+    try:
+        assert urllib3.HTTPConnectionPool.urlopen is before
+    finally:
+        layby.unpatch()
+    assert "needs urllib3 2 or newer, not 1.26.20" in caplog.text

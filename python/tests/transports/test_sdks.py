@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import re
 import threading
@@ -399,6 +400,16 @@ def test_what_s3_streams_and_what_no_plan_can_carry_is_a_real_call(
     assert bucket.objects == {"large.bin": large, "streamed.bin": b"from a file"}
     assert [seen.by_gateway for seen in origin.seen] == [False] * 2
     assert len(gateway.real_calls) == 2
+
+
+def test_transfers_of_s3_run_on_threads_of_their_own(
+    gateway: Gateway, origin: Origin, s3: Any
+) -> None:
+    bucket = Bucket(origin)
+    gateway.run(lambda: s3.upload_fileobj(io.BytesIO(b"transferred"), "shop", "streamed.bin"))
+    assert bucket.objects == {"streamed.bin": b"transferred"}
+    assert [seen.by_gateway for seen in origin.seen] == [False]
+    assert gateway.real_calls == []
 
 
 def test_botocore_raises_its_own_errors(gateway: Gateway, s3: Any) -> None:

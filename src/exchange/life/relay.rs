@@ -37,9 +37,9 @@ impl Life {
         }
         let outbound = self.exchange.outbound.clone();
         let opened = tokio::select! {
-            biased;
-            opened = outbound.relay(relay.fetch, relay.capture, self.deadline.into()) => Opened::Answered(opened),
+            biased; // What nobody waits for is not begun.
             () = gone(&self.client, None) => Opened::Left,
+            opened = outbound.relay(relay.fetch, relay.capture, self.deadline.into()) => Opened::Answered(opened),
             () = self.alarm.rang() => Opened::Expired,
         };
         let Relayed {

@@ -195,12 +195,17 @@ impl SlotTask {
             epoch: job.epoch,
         };
         let Job {
-            work,
+            mut work,
             answer,
             mut lazy,
             ..
         } = job;
         let (runs, ends) = (matches!(work, Work::Run(_)), matches!(work, Work::End));
+        // Kept until the call's step is over: then its request may have another one.
+        let _place = match &mut work {
+            Work::Run(call) => call.place.take(),
+            _ => None,
+        };
         self.hand_over(tag, work).await?;
         if let Some(writer) = answer {
             return self.stream(tag, writer, reply, ends).await;

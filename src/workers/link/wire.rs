@@ -391,6 +391,7 @@ mod tests {
             "welcome",
             "grant",
             "request",
+            "request-lazy",
             "resume-fd",
             "cancel",
             "retire",

@@ -45,6 +45,43 @@ def install_travelling_locals() -> None:
         _keep_locals_with_the_job()
 
 
+@functools.cache
+def install_unshared_locals() -> None:
+    """Keep what is set in a copy of a context from the original, and the other way round.
+
+    Some releases from asgiref 3.8 on keep the values of a `Local` in one dict, which all copies
+    of a context have in common: side by side, operations would change each other's language.
+    """
+    kind: Any = getattr(asgiref.local, "_CVar", None)
+    if kind is None or not _shares_values(kind):
+        return
+    set_value, delete_value = kind.__setattr__, kind.__delattr__
+
+    def renew(self: Any) -> None:
+        self._data.set(dict(self._data.get({})))
+
+    def setattr_(self: Any, key: str, value: Any) -> None:
+        if key != "_data":
+            renew(self)
+        set_value(self, key, value)
+
+    def delattr_(self: Any, key: str) -> None:
+        renew(self)
+        delete_value(self, key)
+
+    kind.__setattr__, kind.__delattr__ = setattr_, delattr_
+
+
+def _shares_values(kind: Any) -> bool:
+    def probe() -> bool:
+        values = kind()
+        values.probe = "ours"
+        copy_context().run(setattr, values, "probe", "theirs")
+        return bool(values.probe != "ours")
+
+    return copy_context().run(probe)
+
+
 def _rehome_storages() -> None:
     storage, rehome = asgiref.local._Storage, asgiref.local._rehome
     for variable, value in copy_context().items():

@@ -4,7 +4,8 @@ What reads the body before an `async def` view runs gets `BodyNotReady`, so that
 decides whether the upload is wanted. The CSRF check is such a reader: it takes an
 unreadable POST as one without a token, and goes on to the header. Everywhere else (a
 synchronous view; a middleware, before it is known which view it will be) reading waits
-in place, so that nothing breaks that is not written for such routes.
+in place, so that nothing breaks that is not written for such routes. Where the client did not
+say how long the body is, that is before the synchronous view.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import iscoroutinefunction
 from django.core.handlers.wsgi import LimitedStream, WSGIRequest
 from django.http import UnreadablePostError
+from django.urls import ResolverMatch
 
 from layby._body import LazyBody
 from layby._exceptions import BodyNotReady
@@ -45,8 +47,7 @@ class _LazyRequest(_Base):
         if not isinstance(body, LazyBody) or getattr(self, "_layby_body_seen", False):
             return
         if not body.here:
-            match = self.resolver_match
-            if match is not None and iscoroutinefunction(match.func):
+            if _is_async(self.resolver_match):
                 raise NotReady(
                     "the body of this request is not here yet: in the view, first"
                     " `await layby.read_uploaded_file(request, name)` or"
@@ -57,6 +58,18 @@ class _LazyRequest(_Base):
         # The one that Django made at the start ends where the client said, if it did.
         stream: Any = body
         self._stream: Any = LimitedStream(stream, int(self.environ["CONTENT_LENGTH"]))
+
+    # Set by Django as soon as it is known which view it will be.
+    @property
+    def resolver_match(self) -> ResolverMatch | None:
+        return self._layby_match
+
+    @resolver_match.setter
+    def resolver_match(self, match: ResolverMatch | None) -> None:
+        self._layby_match = match
+        if match is not None and not _is_async(match) and not self.environ.get("CONTENT_LENGTH"):
+            # Code that is not written for such routes takes it that there is no body.
+            self._have_body()
 
     @property
     def body(self) -> bytes:
@@ -76,6 +89,10 @@ class _LazyRequest(_Base):
         if self.method == "POST" and self.content_type in _FORMS and not hasattr(self, "_body"):
             self._have_body()
         super()._load_post_and_files()
+
+
+def _is_async(match: ResolverMatch | None) -> bool:
+    return match is not None and iscoroutinefunction(match.func)
 
 
 def forget_form(request: Any, **kwargs: Any) -> None:

@@ -5,8 +5,8 @@
   test sees every open transaction (Django does not see a `BEGIN` by hand, the driver
   does not see `atomic()` before its first query), so all are asked.
 - *What does a call leave behind?* What a slot runs beside a request (`layby.parallel`,
-  `layby.in_slot`) must end what it begins there: an open transaction is rolled back, with
-  its connection, and is an error.
+  `layby.in_slot`) must end what it begins there: an open transaction is rolled back, and is
+  an error.
 - *Persistent connections.* A slot keeps its connection: an alias whose `CONN_MAX_AGE` is
   0 and which uses no psycopg pool gets None. A 0 written into the settings cannot be
   told from Django's default (dj-database-url writes it for everyone), so whoever wants
@@ -135,10 +135,24 @@ def _end_what_is_open(job: Job) -> None:
             cursor.close()
     for connection in connections.all(initialized_only=True):
         if _transaction(connection):
-            # The server rolls back; in an atomic block Django would keep the wrapper closed.
-            connection.in_atomic_block = False
-            connection.close()
+            _roll_back(connection)
     raise Error(f"left open at the end of what it ran in a slot: {left.detail}")
+
+
+def _roll_back(connection: BaseDatabaseWrapper) -> None:
+    """End a transaction whose blocks are not there any more; the connection stays, if it can.
+
+    A server may count one that was closed for a moment longer: one more than the slots have.
+    """
+    connection.in_atomic_block = False
+    connection.savepoint_ids = []
+    connection.atomic_blocks = []
+    try:
+        connection.rollback()
+        connection.set_autocommit(connection.settings_dict["AUTOCOMMIT"])
+    except DatabaseError as error:
+        logger.warning("%r could not be rolled back, so it is closed: %s", connection.alias, error)
+        connection.close()
 
 
 def _transaction(connection: BaseDatabaseWrapper) -> str | None:

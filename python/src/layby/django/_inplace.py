@@ -33,7 +33,7 @@ from layby._exceptions import Error
 from layby._job import tls
 from layby._stream import in_place
 from layby.django import _shortcuts
-from layby.django._asgiref import install_travelling_locals
+from layby.django._asgiref import install_travelling_locals, install_unshared_locals
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -56,6 +56,7 @@ def install() -> None:
     """Step coroutines without a loop, and views and streams in place."""
     _asgiref.install_direct_calls()
     install_travelling_locals()
+    install_unshared_locals()
     _shortcuts.install()
     django.core.handlers.base.async_to_sync = InPlace  # type: ignore[attr-defined]
     original = StreamingHttpResponse.__iter__

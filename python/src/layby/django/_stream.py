@@ -27,3 +27,9 @@ class Streamed(StreamingHttpResponse):
         content: Any = self._iterator  # type: ignore[attr-defined]
         # Django would turn each part into plain bytes.
         return self._parts if content is self._parts else super().__iter__()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        """Answer as a WSGI application, for one beside Django that uses its ORM, say."""
+        cookies = [("Set-Cookie", cookie.OutputString()) for cookie in self.cookies.values()]
+        start_response(f"{self.status_code} {self.reason_phrase}", [*self.items(), *cookies])
+        return self._parts

@@ -341,8 +341,7 @@ async def relay(request: HttpRequest) -> HttpResponseBase:
         own.heard(await layby.get(own.url("before")), "before")
 
         def done(captured: layby.Captured) -> None:
-            # A job of its own: the thread has nothing of the request any more.
-            own.note(f"stream {captured.ended}", thread=False)
+            own.note(f"stream {captured.ended}")
 
         answer: HttpResponseBase = layby.stream(layby.get(own.url("stream")), on_done=done)
         answer.headers["Own"] = own.header()
