@@ -88,8 +88,13 @@ class Connection(asyncio.Protocol):
 
     # What tests do with it.
 
-    def send(self, method: str, path: str, headers: Headers = (), body: bytes = b"") -> None:
-        """Send a request; its answer is waited for with `answer()`. Names are lower case."""
+    def send(
+        self, method: str, path: str, headers: Headers = (), body: bytes = b"", *, later: int = 0
+    ) -> None:
+        """Send a request; its answer is waited for with `answer()`. Names are lower case.
+
+        Of its body, `later` bytes are announced and come with `go_on()`.
+        """
         assert self._waiting is None, "one request at a time"
         assert not self.surplus, f"more than one answer: {bytes(self.surplus[:500])!r}"
         headers = list(headers)
@@ -97,8 +102,8 @@ class Connection(asyncio.Protocol):
         if not any(name == "host" for name, _ in headers):
             lines.append("host: 127.0.0.1")
         lines += [f"{name}: {value}" for name, value in headers]
-        if body or method in ("POST", "PUT", "PATCH"):
-            lines.append(f"content-length: {len(body)}")
+        if body or later or method in ("POST", "PUT", "PATCH"):
+            lines.append(f"content-length: {len(body) + later}")
         self._method = method
         self._waiting = asyncio.get_running_loop().create_future()
         self._sent = time.monotonic()
@@ -106,6 +111,11 @@ class Connection(asyncio.Protocol):
             self._end(Gone("closed before the request"))
         else:
             self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+
+    def go_on(self, data: bytes) -> None:
+        """More of the body; to nobody, if the connection has ended."""
+        if not self.closed:
+            self.transport.write(data)
 
     async def answer(self) -> Answer:
         assert self._waiting is not None
