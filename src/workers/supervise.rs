@@ -414,7 +414,9 @@ impl Shared {
             }
         };
         if let Err(error) = self.ready(&mut new, stop).await {
-            tracing::error!(worker = place + 1, %error, "reload given up: the old worker stays");
+            if !stop.is_cancelled() {
+                tracing::error!(worker = place + 1, %error, "reload given up: the old worker stays");
+            }
             return old;
         }
         self.restarts[place].fetch_add(1, Relaxed);

@@ -88,6 +88,18 @@ async def test_a_reload_with_mistakes_changes_nothing(start: Starter) -> None:
 
 
 @story(60)
+async def test_a_drain_in_the_middle_of_a_reload_is_no_error(start: Starter) -> None:
+    gateway = start()
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_for("configuration reloaded")
+    # The new worker has not begun to import the application yet.
+    gateway.signal(signal.SIGTERM)
+    assert gateway.wait() == 0
+    assert not gateway.lines_with("worker replaced")
+    assert not gateway.lines_with("ERROR")
+
+
+@story(60)
 async def test_a_drain_answers_all_that_was_accepted_and_ends_with_0(
     shop: Shop, stub: Services, start: Starter
 ) -> None:
