@@ -10,6 +10,7 @@ import requests
 from django.urls import path
 
 from pages import answer, asked, hello, query
+from views_layby import checkout
 
 # One for each thread, as the documentation of requests and httpx asks for.
 local = threading.local()
@@ -18,14 +19,6 @@ local = threading.local()
 shared = httpx.AsyncClient(
     timeout=None, limits=httpx.Limits(max_connections=None, max_keepalive_connections=20)
 )
-
-
-async def coroutine(request):
-    query()
-    [url] = asked(request)
-    response = await layby.get(url)
-    query()
-    return answer([response.json()])
 
 
 def plain(request):
@@ -80,7 +73,7 @@ def wait_plain(request):
 
 urlpatterns = [
     path("hello", hello),
-    path("coroutine", coroutine),
+    path("coroutine", checkout),
     path("plain", plain),
     path("requests", by_requests),
     path("httpx", by_httpx),

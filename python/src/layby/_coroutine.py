@@ -165,13 +165,8 @@ class CoroutineRunner:
                 run(self._answer, answer, job, stop.value)
         except (Closed, WireError):
             raise
-        except Cancelled:
-            answer.discard()
         except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
-            if isinstance(error, RuntimeError):
-                explain_missing_loop(error)
-            log_failure(job, error)
-            answer.fail()
+            _give_up(answer, job, error)
         self._leave(job)
         answer.ready()
 
@@ -222,13 +217,8 @@ class CoroutineRunner:
             answer.end()
         except (Closed, WireError, GeneratorExit):
             raise  # The process ends.
-        except Cancelled:
-            answer.discard()
         except BaseException as error:  # noqa: BLE001 - SystemExit must not end the slot
-            if isinstance(error, RuntimeError):
-                explain_missing_loop(error)
-            log_failure(job, error)
-            answer.fail()
+            _give_up(answer, job, error)
         run_close(job, response.close)
 
     def _answer(self, answer: Answer, job: Job, response: AppResponse) -> None:
@@ -259,3 +249,14 @@ class CoroutineRunner:
         finally:
             if close is not None:
                 run_close(job, close)
+
+
+def _give_up(answer: Answer, job: Job, error: BaseException) -> None:
+    """End the answer of a coroutine that ended with `error`."""
+    if isinstance(error, Cancelled):
+        answer.discard()
+        return
+    if isinstance(error, RuntimeError):
+        explain_missing_loop(error)
+    log_failure(job, error)
+    answer.fail()
