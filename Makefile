@@ -78,6 +78,10 @@ test-e2e: python postgresql debug ## The real binary with real Django on real Po
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
+.PHONY: drill
+drill: python postgresql release ## Break everything under load, check every request; DRILL="SIGKILL disk" for a part
+	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/run.py $(DRILL)
+
 .PHONY: test-matrix
 test-matrix: ## The package with every supported Python, Django, asgiref and Flask; slow
 	sh python/tests/matrix.sh
