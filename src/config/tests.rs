@@ -32,8 +32,8 @@ fn mistake(line: &str) -> String {
 }
 
 fn in_file(key: &Key) -> String {
-    let number = matches!(key.kind, Kind::Number | Kind::Count);
-    match number {
+    let bare = matches!(key.kind, Kind::Number | Kind::Count | Kind::Truth);
+    match bare {
         true => format!("{} = {}", key.name, key.example),
         false => format!("{} = {:?}", key.name, key.example),
     }
@@ -43,6 +43,7 @@ fn in_file(key: &Key) -> String {
 fn beside(key: &Key) -> &'static str {
     match key.name {
         "workers.app" | "workers.link" | "workers.upstream" => "",
+        "tls.listen" => "\nworkers.app = \"base\"\ntls.cert = \"cert\"\ntls.key = \"key\"",
         _ => "\nworkers.app = \"base\"",
     }
 }
@@ -92,6 +93,15 @@ fn the_sample_of_the_contract_is_valid() {
         spool_dir: "/var/tmp".into(),
         drain_timeout: Duration::from_secs(30),
         log_format: LogFormat::Text,
+        http2: true,
+        h2c: false,
+        tls: Tls {
+            listen: Vec::new(),
+            certificates: Vec::new(),
+            min_version: TlsVersion::V12,
+            client_ca: None,
+            client_auth: ClientAuth::Required,
+        },
         slots: Slots {
             count: Count::Fixed(8),
             queue: 1000,
@@ -628,6 +638,42 @@ fn a_mistake_says_what_to_write() {
             "slots.queue = \"1_000\"",
             "slots.queue: \"1_000\" is not a whole number; write 1000",
         ),
+        // Truth values
+        ("h2c = \"true\"", "h2c: \"true\" is a text; write true"),
+        (
+            "h2c = \"yes\"",
+            "h2c: \"yes\" is not a truth value; write true",
+        ),
+        ("http2 = 1", "http2: 1 is not a truth value; write true"),
+        (
+            "listen = true",
+            "listen: true is not a text; write \"true\"",
+        ),
+        // TLS
+        (
+            "tls.min_version = \"1.1\"",
+            "tls.min_version: \"1.1\" is not one of the values; write \"1.2\" or \"1.3\"",
+        ),
+        (
+            "tls.client_auth = \"on\"",
+            "tls.client_auth: \"on\" is not one of the values; write \"required\" or \"optional\"",
+        ),
+        (
+            "tls.certs = \"a.pem\"",
+            "tls.certs: unknown key; did you mean tls.cert?",
+        ),
+        (
+            "tls.listen = \"127.0.0.1:8443\"",
+            "tls.listen: takes a certificate; set tls.cert and tls.key",
+        ),
+        (
+            "tls = { listen = \"127.0.0.1:1\", cert = [\"a\", \"b\"], key = \"a\" }",
+            "tls.key: there are 1 for 2 in tls.cert; write one for each, in the same order",
+        ),
+        (
+            "tls = { listen = \"127.0.0.1:8000\", cert = \"a\", key = \"a\" }",
+            "tls.listen: 127.0.0.1:8000 is taken by listen already; write another",
+        ),
         // Sizes
         (
             "max_body = \"100 MB\"",
@@ -916,14 +962,14 @@ fn the_start_up_log_has_a_line_for_each_section() {
     let loaded = Config::from_toml("workers.link = \"unix:/run/link.sock\"\nslots.queue = 5");
     let sections = loaded.expect("valid").effective.sections();
     let names: Vec<_> = sections.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["general", "slots", "workers", "outbound"]);
+    assert_eq!(names, ["general", "tls", "slots", "workers", "outbound"]);
     assert_eq!(
-        sections[1].1,
+        sections[2].1,
         "count = 8, queue = 5 (layby.toml:2), queue_timeout = \"5s\", request_timeout = \"60s\", \
          parked = 10000, parked_bytes = \"1GiB\", on_disconnect = \"finish\""
     );
     assert_eq!(
-        sections[2].1,
+        sections[3].1,
         "link = \"unix:/run/link.sock\" (layby.toml:1), thread_locals = []"
     );
 }
