@@ -91,6 +91,19 @@ fn the_sample_of_the_contract_is_valid() {
         trusted_proxies: vec![Trusted::Net("10.0.0.0/8".parse().expect("a network"))],
         max_body: 100 << 20,
         spool_dir: "/var/tmp".into(),
+        bodies: Bodies {
+            memory_limit: 256 << 20,
+            spool_limit: 10 << 30,
+            answer_spool: 256 << 20,
+        },
+        clients: Clients {
+            max_connections: None,
+            max_connections_per_client: None,
+            head_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(30),
+            min_rate: 1024,
+        },
         drain_timeout: Duration::from_secs(30),
         log_format: LogFormat::Text,
         http2: true,
@@ -564,7 +577,7 @@ trusted_proxies = [
     "10.0.0.1/8",
     7,
 ]
-tls = { cert = "x" }
+tsl = { cert = "x" }
 
 [slots]
 count = "8"
@@ -596,13 +609,13 @@ layby.toml:4: max_body: 100MB has no quotes; write "100MB"
 layby.toml:5: spool_dir: there is no value
 layby.toml:7: trusted_proxies: "10.0.0.1/8" is an address within a network; write "10.0.0.0/8" or "10.0.0.1"
 layby.toml:8: trusted_proxies: 7 is not an address, a network or unix; write it like "10.0.0.0/8"
-layby.toml:10: tls: unknown section; there are slots, workers, outbound, database, route
+layby.toml:10: tsl: unknown section; did you mean [tls]?
 layby.toml:13: slots.count: "8" is a text; write 8
 layby.toml:14: slots.queue_timeout: 5 has no unit; write "5s"
 layby.toml:15: slots.parked: 0 is too small; write 1 to 1000000
 layby.toml:18: workers.app: "mysite/wsgi.py" is not a Python name, module:object; write "mysite.wsgi:application"
 layby.toml:19: workers.link: conflicts with workers.app (layby.toml:18); keep exactly one of app, link and upstream
-layby.toml:21: plans: unknown section; there are slots, workers, outbound, database, route
+layby.toml:21: plans: unknown section; there are tls, slots, workers, outbound, database, route
 layby.toml:25: database.url: *** is not a PostgreSQL URL; write it like "postgres://user:password@host:5432/name"
 LAYBY_OUTBOUND_ALLOW: localhost is loopback, which only an address allows; write 127.0.0.1
 LAYBY_SLOTS_QUEUE_TIMEOUT: 6 has no unit; write 6s
@@ -645,10 +658,6 @@ fn a_mistake_says_what_to_write() {
             "h2c: \"yes\" is not a truth value; write true",
         ),
         ("http2 = 1", "http2: 1 is not a truth value; write true"),
-        (
-            "listen = true",
-            "listen: true is not a text; write \"true\"",
-        ),
         // TLS
         (
             "tls.min_version = \"1.1\"",
@@ -707,6 +716,23 @@ fn a_mistake_says_what_to_write() {
         (
             "drain_timeout = \"25h\"",
             "drain_timeout: \"25h\" is too large; write \"0s\" to \"24h\"",
+        ),
+        // Bounds on clients
+        (
+            "min_rate = \"1KiB/s\"",
+            "min_rate: \"1KiB/s\" is not a size: a whole number with KiB, MiB, GiB, TiB, or of bytes; write 0 to \"1GiB\"",
+        ),
+        (
+            "max_connections = 0",
+            "max_connections: 0 is too small; write 1 to 10000000",
+        ),
+        (
+            "stall_timeout = \"0s\"",
+            "stall_timeout: \"0s\" is too small; write \"100ms\" to \"24h\"",
+        ),
+        (
+            "keepalive_timeout = \"5s\"",
+            "keepalive_timeout: unknown key; did you mean idle_timeout?",
         ),
         // Words, paths, types
         (
@@ -855,7 +881,7 @@ fn a_mistake_says_what_to_write() {
         ),
         (
             "plans = [{ path = \"/\" }]",
-            "plans: unknown section; there are slots, workers, outbound, database, route",
+            "plans: unknown section; there are tls, slots, workers, outbound, database, route",
         ),
     ];
     for (line, expected) in cases {
