@@ -2,7 +2,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::keys::{Default, KEYS, Key, Kind, ROUTE, SECTIONS};
+use super::keys::{Default, KEYS, Key, ROUTE, SECTIONS};
 use super::values::{Size, Value};
 use super::*;
 
@@ -32,8 +32,7 @@ fn mistake(line: &str) -> String {
 }
 
 fn in_file(key: &Key) -> String {
-    let number = matches!(key.kind, Kind::Number | Kind::Count);
-    match number {
+    match key.is_bare(key.example) {
         true => format!("{} = {}", key.name, key.example),
         false => format!("{} = {:?}", key.name, key.example),
     }
@@ -119,6 +118,12 @@ fn the_sample_of_the_contract_is_valid() {
         database: Some(Database {
             url: Secret("postgres://shop:hunter2@db/shop".to_owned()),
         }),
+        access_log: AccessLog {
+            format: AccessFormat::Off,
+            path: None,
+            query: false,
+        },
+        error_pages: None,
         routes: Vec::new(),
     };
     assert_eq!(config, expected);
@@ -671,6 +676,22 @@ fn a_mistake_says_what_to_write() {
         (
             "spool_dir = true",
             "spool_dir: true is not a text; write \"true\"",
+        ),
+        (
+            "access_log.query = \"true\"",
+            "access_log.query: \"true\" is a text; write true",
+        ),
+        (
+            "access_log.query = 1",
+            "access_log.query: 1 is neither true nor false; write true",
+        ),
+        (
+            "access_log.query = \"maybe\"",
+            "access_log.query: \"maybe\" is neither true nor false; write true or false",
+        ),
+        (
+            "access_log.format = \"apache\"",
+            "access_log.format: \"apache\" is not one of the values; write \"off\", \"json\" or \"combined\"",
         ),
         (
             "spool_dir = [\"/a\"]",
