@@ -9,8 +9,8 @@ use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{AppName, Dotted, Host, Size, UnixSocket};
 use super::{
-    AccessLog, App, Config, Count, Database, Listen, Outbound, Role, Secret, Slots, Source,
-    Upstream, Workers,
+    AccessLog, App, Bodies, Clients, Config, Count, Database, Listen, Outbound, Role, Secret,
+    Slots, Source, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -27,6 +27,19 @@ impl Reader {
         let trusted_proxies = self.list("trusted_proxies");
         let max_body = self.one::<Size>("max_body").0;
         let spool_dir = self.one("spool_dir");
+        let bodies = Bodies {
+            memory_limit: self.one::<Size>("memory_limit").0,
+            spool_limit: self.one::<Size>("spool_limit").0,
+            answer_spool: self.one::<Size>("answer_spool").0,
+        };
+        let clients = Clients {
+            max_connections: self.optional("max_connections"),
+            max_connections_per_client: self.optional("max_connections_per_client"),
+            head_timeout: self.one("head_timeout"),
+            idle_timeout: self.one("idle_timeout"),
+            stall_timeout: self.one("stall_timeout"),
+            min_rate: self.one::<Size>("min_rate").0,
+        };
         let drain_timeout = self.one("drain_timeout");
         let log_format = self.one("log_format");
         let error_pages = self.optional("error_pages");
@@ -81,6 +94,8 @@ impl Reader {
             trusted_proxies,
             max_body,
             spool_dir,
+            bodies,
+            clients,
             drain_timeout,
             log_format,
             slots,

@@ -31,6 +31,11 @@ fn mistake(line: &str) -> String {
     mistakes(&format!("{line}{base}"))
 }
 
+/// The text with the sections that there are in place of the word for them.
+fn with_sections(text: &str) -> String {
+    text.replace("SECTIONS", &format!("{}, route", SECTIONS.join(", ")))
+}
+
 fn in_file(key: &Key) -> String {
     match key.is_bare(key.example) {
         true => format!("{} = {}", key.name, key.example),
@@ -89,6 +94,19 @@ fn the_sample_of_the_contract_is_valid() {
         trusted_proxies: vec![Trusted::Net("10.0.0.0/8".parse().expect("a network"))],
         max_body: 100 << 20,
         spool_dir: "/var/tmp".into(),
+        bodies: Bodies {
+            memory_limit: 256 << 20,
+            spool_limit: 10 << 30,
+            answer_spool: 256 << 20,
+        },
+        clients: Clients {
+            max_connections: None,
+            max_connections_per_client: None,
+            head_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(30),
+            min_rate: 1024,
+        },
         drain_timeout: Duration::from_secs(30),
         log_format: LogFormat::Text,
         slots: Slots {
@@ -591,18 +609,18 @@ layby.toml:4: max_body: 100MB has no quotes; write "100MB"
 layby.toml:5: spool_dir: there is no value
 layby.toml:7: trusted_proxies: "10.0.0.1/8" is an address within a network; write "10.0.0.0/8" or "10.0.0.1"
 layby.toml:8: trusted_proxies: 7 is not an address, a network or unix; write it like "10.0.0.0/8"
-layby.toml:10: tls: unknown section; there are slots, workers, outbound, database, route
+layby.toml:10: tls: unknown section; there are SECTIONS
 layby.toml:13: slots.count: "8" is a text; write 8
 layby.toml:14: slots.queue_timeout: 5 has no unit; write "5s"
 layby.toml:15: slots.parked: 0 is too small; write 1 to 1000000
 layby.toml:18: workers.app: "mysite/wsgi.py" is not a Python name, module:object; write "mysite.wsgi:application"
 layby.toml:19: workers.link: conflicts with workers.app (layby.toml:18); keep exactly one of app, link and upstream
-layby.toml:21: plans: unknown section; there are slots, workers, outbound, database, route
+layby.toml:21: plans: unknown section; there are SECTIONS
 layby.toml:25: database.url: *** is not a PostgreSQL URL; write it like "postgres://user:password@host:5432/name"
 LAYBY_OUTBOUND_ALLOW: localhost is loopback, which only an address allows; write 127.0.0.1
 LAYBY_SLOTS_QUEUE_TIMEOUT: 6 has no unit; write 6s
 --log-format: xml is not one of the values; write text or json"#;
-    assert_eq!(mistakes, expected);
+    assert_eq!(mistakes, with_sections(expected));
 }
 
 #[test]
@@ -666,6 +684,23 @@ fn a_mistake_says_what_to_write() {
         (
             "drain_timeout = \"25h\"",
             "drain_timeout: \"25h\" is too large; write \"0s\" to \"24h\"",
+        ),
+        // Bounds on clients
+        (
+            "min_rate = \"1KiB/s\"",
+            "min_rate: \"1KiB/s\" is not a size: a whole number with KiB, MiB, GiB, TiB, or of bytes; write 0 to \"1GiB\"",
+        ),
+        (
+            "max_connections = 0",
+            "max_connections: 0 is too small; write 1 to 10000000",
+        ),
+        (
+            "stall_timeout = \"0s\"",
+            "stall_timeout: \"0s\" is too small; write \"100ms\" to \"24h\"",
+        ),
+        (
+            "keepalive_timeout = \"5s\"",
+            "keepalive_timeout: unknown key; did you mean idle_timeout?",
         ),
         // Words, paths, types
         (
@@ -830,11 +865,12 @@ fn a_mistake_says_what_to_write() {
         ),
         (
             "plans = [{ path = \"/\" }]",
-            "plans: unknown section; there are slots, workers, outbound, database, route",
+            "plans: unknown section; there are SECTIONS",
         ),
     ];
     for (line, expected) in cases {
-        assert_eq!(mistake(line), format!("layby.toml:1: {expected}"), "{line}");
+        let expected = format!("layby.toml:1: {}", with_sections(expected));
+        assert_eq!(mistake(line), expected, "{line}");
     }
 }
 
@@ -937,7 +973,9 @@ fn the_start_up_log_has_a_line_for_each_section() {
     let loaded = Config::from_toml("workers.link = \"unix:/run/link.sock\"\nslots.queue = 5");
     let sections = loaded.expect("valid").effective.sections();
     let names: Vec<_> = sections.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["general", "slots", "workers", "outbound"]);
+    let first = ["general", "slots", "workers", "outbound"];
+    assert_eq!(names[..4], first);
+    assert!(names[4..].iter().all(|name| SECTIONS.contains(name)));
     assert_eq!(
         sections[1].1,
         "count = 8, queue = 5 (layby.toml:2), queue_timeout = \"5s\", request_timeout = \"60s\", \
