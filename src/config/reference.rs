@@ -116,6 +116,7 @@ fn describe(key: &Key) -> String {
     let one = match key.kind {
         Kind::Number => "whole number".to_owned(),
         Kind::Count => "whole number or `\"auto\"`".to_owned(),
+        Kind::Bool => "`true` or `false`".to_owned(),
         Kind::Size => "size".to_owned(),
         Kind::Duration => "duration".to_owned(),
         Kind::Word(words) => {
@@ -145,8 +146,7 @@ fn describe(key: &Key) -> String {
 
 /// A value of the table as the file has it.
 fn in_file(key: &Key, text: &str, list: bool) -> String {
-    let number = matches!(key.kind, Kind::Number | Kind::Count) && text != "auto";
-    match (list, number) {
+    match (list, key.is_bare(text)) {
         (true, _) if text.is_empty() => "[]".to_owned(),
         (true, _) => format!("[{text:?}]"),
         (false, true) => text.to_owned(),

@@ -9,8 +9,8 @@ use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{AppName, Dotted, Host, Size, UnixSocket};
 use super::{
-    App, Bodies, Clients, Config, Count, Database, Listen, Outbound, Role, Secret, Slots, Source,
-    Upstream, Workers,
+    AccessLog, App, Bodies, Clients, Config, Count, Database, Listen, Outbound, Role, Secret,
+    Slots, Source, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -42,6 +42,7 @@ impl Reader {
         };
         let drain_timeout = self.one("drain_timeout");
         let log_format = self.one("log_format");
+        let error_pages = self.optional("error_pages");
         let routes = self.routes();
         let slots = Slots {
             count: self.one("slots.count"),
@@ -65,6 +66,11 @@ impl Reader {
         };
         let url: Option<Secret> = self.optional("database.url");
         let database = url.map(|url| Database { url });
+        let access_log = AccessLog {
+            format: self.one("access_log.format"),
+            path: self.optional("access_log.path"),
+            query: self.one("access_log.query"),
+        };
 
         if outbound.label.len() > MOST_LABELS {
             let text = format!("too many hosts; write at most {MOST_LABELS}");
@@ -96,6 +102,8 @@ impl Reader {
             workers: workers?,
             outbound,
             database,
+            access_log,
+            error_pages,
             routes,
         })
     }

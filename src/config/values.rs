@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use super::keys::Kind;
 use super::mistakes::Problem;
-use super::{BodyMode, LogFormat, Mode, OnDisconnect, Secret};
+use super::{AccessFormat, BodyMode, LogFormat, Mode, OnDisconnect, Secret};
 
 pub(super) use addresses::UnixSocket;
 pub(super) use names::{AppName, Dotted, Host};
@@ -46,6 +46,41 @@ impl Value for LogFormat {
 
     fn show(&self) -> String {
         self.as_str().to_owned()
+    }
+}
+
+impl Value for AccessFormat {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for bool {
+    fn is(kind: Kind) -> bool {
+        kind == Kind::Bool
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let problem = Problem::new("is neither true nor false");
+        match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            "on" | "yes" | "1" => Err(problem.write("true")),
+            "off" | "no" | "0" => Err(problem.write("false")),
+            _ => Err(problem.write("true").write("false")),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 
