@@ -3,15 +3,16 @@
 //! Each is read by itself; no two may be for the same requests, since one of them would say nothing.
 //! Which route a request takes is decided where requests are.
 
+use super::keys::ROUTES;
 use super::mistakes::{Mistake, Place};
-use super::read::{Reader, RouteTable, key, show};
+use super::read::{Reader, ListTable, key, show};
 use super::values::{Host, RoutePath, Size, Value};
 use super::{BodyMode, Entry, Route};
 
 impl Reader {
     pub fn routes(&mut self) -> Vec<Route> {
         let mut routes: Vec<(Route, Place)> = Vec::new();
-        for table in std::mem::take(&mut self.routes) {
+        for table in self.lists.remove(ROUTES).unwrap_or_default() {
             let Some(route) = self.route(&table) else {
                 continue;
             };
@@ -31,12 +32,12 @@ impl Reader {
     }
 
     /// None if its path is wrong or missing.
-    fn route(&mut self, table: &RouteTable) -> Option<Route> {
-        let path = self.in_route(table, "route.path").pop();
-        let host = self.in_route(table, "route.host").pop();
-        let methods = self.in_route(table, "route.methods");
-        let body = self.in_route(table, "route.body").pop();
-        let max_body = self.in_route(table, "route.max_body").pop();
+    fn route(&mut self, table: &ListTable) -> Option<Route> {
+        let path = self.within(table, "route.path").pop();
+        let host = self.within(table, "route.host").pop();
+        let methods = self.within(table, "route.methods");
+        let body = self.within(table, "route.body").pop();
+        let max_body = self.within(table, "route.max_body").pop();
         if path.is_none() && !table.layer.contains_key("route.path") {
             let text = "is missing; write path = \"/\" for every path";
             let mistake = Mistake::new(table.place.clone(), "route.path", text);
@@ -87,13 +88,13 @@ fn shown(route: &Route) -> String {
     format!("{{ {} }}", keys.collect::<Vec<_>>().join(", "))
 }
 
-fn said<T: Value>(name: &str, values: &[T]) -> Option<String> {
+pub(super) fn said<T: Value>(name: &str, values: &[T]) -> Option<String> {
     match values {
         [] => None,
         values => show(key(name), values),
     }
 }
 
-fn list<T>(value: Option<T>) -> Vec<T> {
+pub(super) fn list<T>(value: Option<T>) -> Vec<T> {
     value.into_iter().collect()
 }

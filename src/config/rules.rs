@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
-use super::values::{AppName, Dotted, Host, Size, UnixSocket};
+use super::values::{AppName, Dotted, Folder, Host, MediaType, Size, UnixSocket};
 use super::{
     AccessLog, App, Bodies, Clients, Config, Count, Database, Listen, Outbound, Role, Secret,
     Slots, Source, Upstream, Workers,
@@ -43,7 +43,10 @@ impl Reader {
         let drain_timeout = self.one("drain_timeout");
         let log_format = self.one("log_format");
         let error_pages = self.optional("error_pages");
+        let sendfile_root = self.list("sendfile_root");
+        let sendfile_root = sendfile_root.into_iter().map(|Folder(path)| path).collect();
         let routes = self.routes();
+        let mounts = self.mounts();
         let slots = Slots {
             count: self.one("slots.count"),
             queue: self.one("slots.queue"),
@@ -66,6 +69,13 @@ impl Reader {
         };
         let url: Option<Secret> = self.optional("database.url");
         let database = url.map(|url| Database { url });
+        let types = self.list("compression.types").into_iter();
+        let compression = Compression {
+            algorithms: self.list("compression.algorithms"),
+            types: types.map(|MediaType(media)| media).collect(),
+            min_size: self.one::<Size>("compression.min_size").0,
+            level: self.one("compression.level"),
+        };
         let access_log = AccessLog {
             format: self.one("access_log.format"),
             path: self.optional("access_log.path"),
@@ -104,7 +114,10 @@ impl Reader {
             database,
             access_log,
             error_pages,
+            compression,
+            sendfile_root,
             routes,
+            mounts,
         })
     }
 

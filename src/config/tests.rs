@@ -415,7 +415,7 @@ fn routes_cannot_come_from_the_environment() {
     let loaded = load("workers.app = \"base\"", &sources).expect("valid");
     assert!(loaded.config.routes.is_empty());
     assert!(
-        loaded.warnings[0].contains("routes are given in the file"),
+        loaded.warnings[0].contains("these sections are given in the file, as [[route]]"),
         "{:?}",
         loaded.warnings
     );

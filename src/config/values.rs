@@ -5,6 +5,7 @@
 //! keys; quotes and places are the reader's business.
 
 mod addresses;
+mod files;
 mod names;
 mod quantities;
 mod requests;
@@ -16,6 +17,7 @@ use super::mistakes::Problem;
 use super::{AccessFormat, BodyMode, LogFormat, Mode, OnDisconnect, Secret};
 
 pub(super) use addresses::UnixSocket;
+pub(super) use files::{Folder, Header, MediaType, Name};
 pub(super) use names::{AppName, Dotted, Host};
 pub(super) use quantities::Size;
 pub(super) use requests::RoutePath;
