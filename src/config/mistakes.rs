@@ -56,9 +56,8 @@ impl Place {
     /// A value as one would write it here: texts in a file have quotes.
     pub(super) fn quote(&self, value: &str) -> String {
         let number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-        let bare = number || matches!(value, "true" | "false");
         match self {
-            Place::File { .. } if !bare => format!("{value:?}"),
+            Place::File { .. } if !number => format!("{value:?}"),
             _ => value.to_owned(),
         }
     }

@@ -47,7 +47,7 @@ pub(super) enum Written {
     Plain,
     Quoted,
     Number,
-    Bool,
+    Truth,
     /// A float, a date.
     Other,
 }
@@ -234,20 +234,20 @@ fn parse_item<T: Value>(key: &Key, item: &Item) -> Result<T, Problem> {
     // Only now: what is wrong with `5` as a duration is its unit, not its type.
     let digits = item.text.bytes().all(|byte| byte.is_ascii_digit());
     let number = digits && matches!(key.kind, Kind::Number | Kind::Count);
-    let bare = number || key.kind == Kind::Bool;
     match item.written {
-        Written::Quoted if bare => Err(Problem::new("is a text").write(&item.text)),
-        Written::Bool if key.kind != Kind::Bool => Err(not_a_text(item)),
+        Written::Quoted if number => Err(Problem::new("is a text").write(&item.text)),
         Written::Number if !matches!(key.kind, Kind::Number | Kind::Count | Kind::Size) => {
             Err(Problem::new("is a number").say(format!("write {:?}", item.text)))
         }
-        Written::Other => Err(not_a_text(item)),
+        Written::Quoted if key.kind == Kind::Truth => {
+            Err(Problem::new("is a text").say(format!("write {}", item.text)))
+        }
+        Written::Truth if key.kind == Kind::Truth => Ok(value),
+        Written::Truth | Written::Other => {
+            Err(Problem::new("is not a text").say(format!("write {:?}", item.text)))
+        }
         _ => Ok(value),
     }
-}
-
-fn not_a_text(item: &Item) -> Problem {
-    Problem::new("is not a text").say(format!("write {:?}", item.text))
 }
 
 fn in_range<T: Value>(key: &Key, value: T) -> Result<T, Problem> {
@@ -282,7 +282,7 @@ fn written(key: &Key, item: &Item) -> String {
     }
     let text = masked(&item.text);
     match item.written {
-        Written::Number | Written::Bool | Written::Other => text.into_owned(),
+        Written::Number | Written::Truth | Written::Other => text.into_owned(),
         Written::Quoted => format!("{text:?}"),
         Written::Plain if text.chars().all(|c| c.is_ascii_alphanumeric()) && !text.is_empty() => {
             text.into_owned()
@@ -295,7 +295,7 @@ fn written(key: &Key, item: &Item) -> String {
 pub(super) fn show<T: Value>(key: &Key, values: &[T]) -> Option<String> {
     let one = |value: &T| {
         let text = value.show();
-        match key.is_bare(&text) || text.bytes().all(|byte| byte.is_ascii_digit()) {
+        match key.kind == Kind::Truth || text.bytes().all(|byte| byte.is_ascii_digit()) {
             true => text,
             false => format!("{text:?}"),
         }

@@ -141,7 +141,6 @@ fn describe(key: &Key) -> String {
     let one = match key.kind {
         Kind::Number => "whole number".to_owned(),
         Kind::Count => "whole number or `\"auto\"`".to_owned(),
-        Kind::Bool => "`true` or `false`".to_owned(),
         Kind::Size => "size".to_owned(),
         Kind::Duration => "duration".to_owned(),
         Kind::Word(words) => {
@@ -166,6 +165,7 @@ fn describe(key: &Key) -> String {
         Kind::MediaType => "media type".to_owned(),
         Kind::HeaderValue => "value of a header".to_owned(),
         Kind::Header => "`NAME: VALUE`".to_owned(),
+        Kind::Truth => "`true` or `false`".to_owned(),
     };
     let list = if key.list { "list of: " } else { "" };
     match key.range {
@@ -176,7 +176,11 @@ fn describe(key: &Key) -> String {
 
 /// A value of the table as the file has it.
 fn in_file(key: &Key, text: &str, list: bool) -> String {
-    match (list, key.is_bare(text)) {
+    let bare = match key.kind {
+        Kind::Number | Kind::Count => text != "auto",
+        kind => kind == Kind::Truth,
+    };
+    match (list, bare) {
         (true, _) if text.is_empty() => "[]".to_owned(),
         (true, _) => format!("[{text:?}]"),
         (false, true) => text.to_owned(),

@@ -14,7 +14,9 @@ use std::path::PathBuf;
 
 use super::keys::Kind;
 use super::mistakes::Problem;
-use super::{AccessFormat, BodyMode, LogFormat, Mode, OnDisconnect, Secret};
+use super::{
+    AccessFormat, BodyMode, ClientAuth, LogFormat, Mode, OnDisconnect, Secret, TlsVersion,
+};
 
 pub(super) use addresses::UnixSocket;
 pub(super) use files::{Folder, Header, MediaType, Name};
@@ -65,27 +67,6 @@ impl Value for AccessFormat {
     }
 }
 
-impl Value for bool {
-    fn is(kind: Kind) -> bool {
-        kind == Kind::Bool
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        let problem = Problem::new("is neither true nor false");
-        match text {
-            "true" => Ok(true),
-            "false" => Ok(false),
-            "on" | "yes" | "1" => Err(problem.write("true")),
-            "off" | "no" | "0" => Err(problem.write("false")),
-            _ => Err(problem.write("true").write("false")),
-        }
-    }
-
-    fn show(&self) -> String {
-        self.to_string()
-    }
-}
-
 impl Value for OnDisconnect {
     fn is(kind: Kind) -> bool {
         matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
@@ -125,6 +106,55 @@ impl Value for Mode {
 
     fn show(&self) -> String {
         self.as_str().to_owned()
+    }
+}
+
+impl Value for ClientAuth {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for TlsVersion {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for bool {
+    fn is(kind: Kind) -> bool {
+        kind == Kind::Truth
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let problem = Problem::new("is not a truth value");
+        match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            "True" | "TRUE" | "yes" | "on" | "1" => Err(problem.say("write true")),
+            "False" | "FALSE" | "no" | "off" | "0" => Err(problem.say("write false")),
+            _ => Err(problem.say("write true or false")),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -18,7 +18,7 @@ use super::compress::Coded;
 use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
 use crate::exchange::Failure;
-use crate::files::NoFile;
+use crate::files::{NoFile, NotHandedOff};
 use crate::message::{Answer, AnswerBody, NoBody};
 use crate::metrics::ShedReason;
 use crate::plan::FailureKind;
@@ -37,6 +37,21 @@ pub enum Trouble {
     Exchange(Failure),
     /// There is no file to answer with.
     File(NoFile),
+}
+
+impl From<NoFile> for Trouble {
+    fn from(no_file: NoFile) -> Self {
+        Self::File(no_file)
+    }
+}
+
+impl From<NotHandedOff> for Trouble {
+    fn from(not: NotHandedOff) -> Self {
+        match not {
+            NotHandedOff::NoFile(no_file) => Self::File(no_file),
+            NotHandedOff::Wrong(why) => Self::BadAnswer(why),
+        }
+    }
 }
 
 impl Trouble {
@@ -58,7 +73,6 @@ impl Trouble {
                 NoFile::Missing => StatusCode::NOT_FOUND,
                 NoFile::Method => StatusCode::METHOD_NOT_ALLOWED,
                 NoFile::Unreadable => StatusCode::SERVICE_UNAVAILABLE,
-                NoFile::Wrong(_) => StatusCode::BAD_GATEWAY,
             },
         }
     }
@@ -82,7 +96,6 @@ impl Trouble {
                 NoFile::Missing => "no_file",
                 NoFile::Method => "refused",
                 NoFile::Unreadable => "file_unreadable",
-                NoFile::Wrong(_) => "bad_answer",
             },
         }
     }
@@ -101,13 +114,11 @@ impl Trouble {
                 "the server is shutting down; try again"
             }
             Self::Exchange(Failure::Shed(_)) => "the server is busy; try again later",
-            Self::BadAnswer(_) | Self::File(NoFile::Wrong(_)) => {
-                "the application gave an invalid answer"
-            }
+            Self::BadAnswer(_) => "the application gave an invalid answer",
             Self::File(no) => match no {
                 NoFile::Missing => "there is no such file",
                 NoFile::Method => "files are only read here",
-                _ => "the file cannot be read; try again later",
+                NoFile::Unreadable => "the file cannot be read; try again later",
             },
             Self::Exchange(Failure::WorkerGone) => "the application did not finish its answer",
             Self::Exchange(Failure::Deadline) => "the application took too long",

@@ -5,10 +5,12 @@
 
 mod answers;
 mod collect;
+mod compress;
 mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
+mod mounts;
 mod routes;
 mod watch;
 
@@ -33,8 +35,10 @@ use self::forwarded::Peer;
 use self::head::Target;
 use self::listen::Stream;
 use self::watch::{STALL, Watch, Watched};
-use crate::config::{BodyMode, Trusted};
+use crate::coding::Accepted;
+use crate::config::{BodyMode, Compression, Trusted};
 use crate::exchange::{self, Exchange};
+use crate::files::{Conditions, Files};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
 use crate::record::Record;
@@ -65,6 +69,8 @@ pub struct Settings {
     pub trusted: Vec<Trusted>,
     pub max_body: u64,
     pub routes: Routes,
+    pub files: Files,
+    pub compression: Compression,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
@@ -167,13 +173,24 @@ impl Downstream {
         let vetted = head::vet(&mut parts).map_err(Trouble::Refused);
         let mut visit = self.identify(&mut parts, peer, &settings, &watch);
         let answered = async {
+            let target = vetted?;
+            if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
+                && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
+            {
+                return answers::passed_on(answer, &parts.method).map(Some);
+            }
             let (request, later) = self
-                .receive(parts, vetted?, body, &visit, &watch, &settings)
+                .receive(parts, target, body, &visit, &watch, &settings)
                 .await?;
-            self.exchange(request, later, &watch, &settings).await
+            let wish = visit.wish.take();
+            self.exchange(request, later, wish, &watch, &settings).await
         };
         match answered.await {
-            Ok(Some(response)) => Ok(self.finish(response, visit, &watch)),
+            Ok(Some(response)) => {
+                let (accepted, how) = (&visit.accepted, &settings.compression);
+                let response = compress::compressed(response, &visit.method, accepted, how);
+                Ok(self.finish(Box::pin(response).await, visit, &watch))
+            }
             Ok(None) => Err(ClientLeft),
             Err(trouble) => {
                 let response = refuse(trouble, &mut visit, &settings);
@@ -206,6 +223,11 @@ impl Downstream {
             client: forwarded::client(peer, &settings.trusted, headers),
             method: parts.method.clone(),
             wants_json: answers::wants_json(headers),
+            accepted: Accepted::of(headers, &settings.compression.algorithms),
+            wish: match settings.files.hands_off() {
+                true => Conditions::of(&parts.method, headers).map(Box::new),
+                false => None,
+            },
             record,
             finish,
         }
@@ -270,6 +292,7 @@ impl Downstream {
         &self,
         request: message::Request,
         later: Option<LaterBody>,
+        wish: Option<Box<Conditions>>,
         watch: &Watch,
         settings: &Settings,
     ) -> Result<Option<Response<Body>>, Trouble> {
@@ -286,7 +309,11 @@ impl Downstream {
         } else {
             outcome.await
         };
-        answers::passed_on(answer.map_err(Trouble::Exchange)?, &method).map(Some)
+        let mut answer = answer.map_err(Trouble::Exchange)?;
+        if settings.files.hands_off() {
+            answer = Box::pin(settings.files.hand_off(answer, wish)).await?;
+        }
+        answers::passed_on(answer, &method).map(Some)
     }
 
     /// What every answer has, whoever gave it.
@@ -314,6 +341,10 @@ struct Visit {
     client: Client,
     method: Method,
     wants_json: bool,
+    /// Of what answers are compressed with.
+    accepted: Accepted,
+    /// What is asked of a file, should the application name one.
+    wish: Option<Box<Conditions>>,
     record: Arc<Record>,
     finish: Finish,
 }

@@ -8,22 +8,30 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use percent_encoding::percent_decode;
 
 use super::open::{self, Inside, Opened};
 use super::{Conditions, Files, Found, NoFile, below, names, not_opened, reading};
-use crate::message::Answer;
+use crate::message::{Answer, AnswerBody};
 
 const X_SENDFILE: HeaderName = HeaderName::from_static("x-sendfile");
 const X_ACCEL_REDIRECT: HeaderName = HeaderName::from_static("x-accel-redirect");
 
-/// A file that the application named.
+/// Why an answer is not that of the file that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotHandedOff {
+    NoFile(NoFile),
+    /// What the application said makes no sense, or is not allowed.
+    Wrong(&'static str),
+}
+
+/// Where a file is that the application named.
 #[derive(Debug, PartialEq, Eq)]
-struct Named {
+struct Place {
     root: PathBuf,
     inside: PathBuf,
 }
@@ -46,18 +54,11 @@ impl Files {
     pub async fn hand_off(
         &self,
         mut answer: Answer,
-        conditions: Option<Conditions>,
-    ) -> Result<Answer, NoFile> {
-        let Some(named) = self.named(&mut answer.headers)? else {
+        wish: Option<Box<Conditions>>,
+    ) -> Result<Answer, NotHandedOff> {
+        let Some(places) = self.named(&mut answer.headers)? else {
             return Ok(answer);
         };
-        let bodiless = matches!(
-            answer.status,
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-        );
-        if bodiless {
-            return Ok(answer);
-        }
         let Answer {
             status,
             reason,
@@ -65,34 +66,32 @@ impl Files {
             ..
         } = answer;
         headers.remove(CONTENT_LENGTH);
+        if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            return Ok(Answer {
+                status,
+                reason,
+                headers,
+                body: AnswerBody::Whole(Bytes::new()),
+            });
+        }
         // The page of an error, say, is whole whatever the client asked for.
-        let conditions = conditions.filter(|_| status == StatusCode::OK);
-        let answer = reading(move || {
-            let Named { root, inside } = named;
-            let opened = open::below(&root, &inside);
-            let found = match opened.map_err(|error| not_opened(error, &root, &inside)) {
-                Ok(Opened::File(file, metadata)) => Found::new(file, &metadata, ""),
-                Ok(Opened::Folder) | Err(NoFile::Missing) => {
-                    let path = root.join(&inside);
-                    tracing::warn!(?path, "the application named a file that is not there");
-                    return Err(NoFile::Missing);
-                }
-                Err(no_file) => return Err(no_file),
-            };
+        let wish = wish.filter(|_| status == StatusCode::OK);
+        let reading = reading(move || {
+            let found = found(&places)?;
             if !headers.contains_key(CONTENT_TYPE) {
-                headers.insert(CONTENT_TYPE, names::content_type(&inside));
+                headers.insert(CONTENT_TYPE, names::content_type(&places[0].inside));
             }
-            found.answer(status, headers, conditions.as_ref())
+            found.answer(status, headers, wish.as_deref())
         });
-        let mut answer = answer.await?;
+        let mut answer = reading.await.map_err(NotHandedOff::NoFile)?;
         if answer.status == status {
             answer.reason = reason;
         }
         Ok(answer)
     }
 
-    /// Takes what we obey out of the headers.
-    fn named(&self, headers: &mut HeaderMap) -> Result<Option<Named>, NoFile> {
+    /// Where the file may be that the answer names; takes what we obey out of its headers.
+    fn named(&self, headers: &mut HeaderMap) -> Result<Option<Vec<Place>>, NotHandedOff> {
         let sendfile = match self.sendfile_root.is_empty() {
             true => None,
             false => taken(headers, &X_SENDFILE)?,
@@ -103,54 +102,81 @@ impl Files {
         };
         match (sendfile, redirect) {
             (None, None) => Ok(None),
-            (Some(path), None) => self.at(&path).map(Some),
-            (None, Some(path)) => self.mounted(&path).map(Some),
-            (Some(_), Some(_)) => Err(NoFile::Wrong(
+            (Some(path), None) => self.at(path.as_bytes()).map(Some),
+            (None, Some(path)) => self.mounted(path.as_bytes()).map(Some),
+            (Some(_), Some(_)) => Err(NotHandedOff::Wrong(
                 "its answer names a file with both X-Sendfile and X-Accel-Redirect",
             )),
         }
     }
 
-    /// `X-Sendfile`: a path of the machine.
-    fn at(&self, path: &[u8]) -> Result<Named, NoFile> {
-        let path = Path::new(OsStr::from_bytes(path));
-        let mut beneath = self.sendfile_root.iter().filter_map(|root| {
-            let inside = path.strip_prefix(root).ok()?.as_os_str();
-            // What is hidden from clients is not hidden from the application.
-            let inside = Inside::new(inside.as_bytes(), true)?;
-            let root = root.clone();
-            Some(Named {
-                root,
-                inside: inside.path,
-            })
-        });
-        beneath.next().ok_or(NoFile::Wrong(
-            "its X-Sendfile names a file that is not below a sendfile_root",
-        ))
+    /// `X-Sendfile`: a path of the machine. Some write it plainly, and some escaped, since a header holds no
+    /// other letters than those of ASCII.
+    fn at(&self, path: &[u8]) -> Result<Vec<Place>, NotHandedOff> {
+        let escaped: Vec<u8> = percent_decode(path).collect();
+        let other = (escaped != path).then_some(&*escaped);
+        let places: Vec<Place> = [Some(path), other]
+            .into_iter()
+            .flatten()
+            .filter_map(|path| self.beneath(Path::new(OsStr::from_bytes(path))))
+            .collect();
+        match places.is_empty() {
+            true => Err(NotHandedOff::Wrong(
+                "its X-Sendfile names a file that is not below a sendfile_root",
+            )),
+            false => Ok(places),
+        }
     }
 
-    /// `X-Accel-Redirect`: a path of ours.
-    fn mounted(&self, path: &[u8]) -> Result<Named, NoFile> {
+    fn beneath(&self, path: &Path) -> Option<Place> {
+        self.sendfile_root.iter().find_map(|root| {
+            let inside = path.strip_prefix(root).ok()?.as_os_str();
+            // What is hidden from clients is not hidden from the application.
+            let inside = Inside::new(inside.as_bytes(), true)?.path;
+            let root = root.clone();
+            Some(Place { root, inside })
+        })
+    }
+
+    /// `X-Accel-Redirect`: a path of ours, escaped.
+    fn mounted(&self, path: &[u8]) -> Result<Vec<Place>, NotHandedOff> {
         // nginx would have a query, and nothing that we do with a file depends on one.
         let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
         let path: Vec<u8> = percent_decode(path).collect();
-        let mount = self.mount(&path).map(Arc::clone).ok_or(NoFile::Wrong(
-            "its X-Accel-Redirect names no path of a [[static]]",
-        ))?;
-        let inside = below(&path, &mount).and_then(|rest| Inside::new(rest, true));
-        let inside = inside.ok_or(NoFile::Wrong("its X-Accel-Redirect is no path of a file"))?;
-        Ok(Named {
-            root: mount.root.clone(),
-            inside: inside.path,
-        })
+        let Some(mount) = self.mount(&path) else {
+            let why = "its X-Accel-Redirect names no path of a [[static]]";
+            return Err(NotHandedOff::Wrong(why));
+        };
+        match below(&path, mount).and_then(|rest| Inside::new(rest, true)) {
+            Some(Inside { path: inside, .. }) => {
+                let root = mount.root.clone();
+                Ok(vec![Place { root, inside }])
+            }
+            None => Err(NotHandedOff::Wrong(
+                "its X-Accel-Redirect is no path of a file",
+            )),
+        }
     }
 }
 
-/// The value of a header that is there once.
-fn taken(headers: &mut HeaderMap, name: &HeaderName) -> Result<Option<Vec<u8>>, NoFile> {
-    if headers.get_all(name).iter().nth(1).is_some() {
-        return Err(NoFile::Wrong("its answer names more than one file"));
+/// The first of the files that is there. Blocks.
+fn found(places: &[Place]) -> Result<Found, NoFile> {
+    for Place { root, inside } in places {
+        match open::below(root, inside).map_err(|error| not_opened(error, root, inside)) {
+            Ok(Opened::File(file, metadata)) => return Ok(Found::new(file, &metadata, "")),
+            Ok(Opened::Folder) | Err(NoFile::Missing) => {}
+            Err(no_file) => return Err(no_file),
+        }
     }
-    let value = headers.remove(name);
-    Ok(value.map(|value| value.as_bytes().to_vec()))
+    tracing::warn!(?places, "the application named a file that is not there");
+    Err(NoFile::Missing)
+}
+
+/// The value of a header that is there once.
+fn taken(headers: &mut HeaderMap, name: &HeaderName) -> Result<Option<HeaderValue>, NotHandedOff> {
+    if headers.get_all(name).iter().nth(1).is_some() {
+        let why = "its answer names more than one file";
+        return Err(NotHandedOff::Wrong(why));
+    }
+    Ok(headers.remove(name))
 }

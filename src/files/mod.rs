@@ -23,13 +23,13 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use headers::{HeaderMapExt, LastModified};
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, LOCATION,
-    VARY,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, LOCATION, VARY,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 pub use self::conditions::Conditions;
+pub use self::handoff::NotHandedOff;
 use self::conditions::{Validators, Verdict};
 use self::open::{Inside, NotOpened, Opened};
 use crate::coding::Accepted;
@@ -72,8 +72,6 @@ pub enum NoFile {
     Method,
     /// It is there, but the machine cannot read it now.
     Unreadable,
-    /// What the application said makes no sense.
-    Wrong(&'static str),
 }
 
 /// All that may be read.
@@ -117,6 +115,8 @@ fn below<'p>(path: &'p [u8], mount: &Mount) -> Option<&'p [u8]> {
 }
 
 /// Answers a request for a path of a mount.
+///
+/// `accepted` is of what the mount has precompressed.
 ///
 /// # Errors
 /// When there is no such file, or the request is none for a file.
@@ -211,8 +211,7 @@ fn compressed(
     plain: &Metadata,
     accepted: &Accepted,
 ) -> Option<(Coding, Found)> {
-    let offered = |coding: &&Coding| mount.precompressed.contains(coding);
-    accepted.codings.iter().filter(offered).find_map(|coding| {
+    accepted.codings.iter().find_map(|coding| {
         let mut sibling = path.as_os_str().to_owned();
         sibling.push(".");
         sibling.push(coding.ending());

@@ -21,6 +21,7 @@ use crate::admin::Admin;
 use crate::config::{Config, Loaded, Source, Sources};
 use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
 use crate::exchange::{self, Exchange};
+use crate::files::Files;
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
@@ -373,6 +374,8 @@ fn settings(config: &Config) -> downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         max_body: config.max_body,
         routes: Routes::new(config.routes.clone()),
+        files: Files::new(config.mounts.clone(), config.sendfile_root.clone()),
+        compression: config.compression.clone(),
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,
             on_disconnect: config.slots.on_disconnect,
