@@ -11,7 +11,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE,
     ETAG, HeaderMap, HeaderValue, VARY,
 };
 use http::{Method, Response, StatusCode};
@@ -155,13 +155,14 @@ fn said(headers: &mut HeaderMap, coding: Coding) {
 }
 
 async fn coded(bytes: Bytes, coding: Coding, level: Level) -> io::Result<Bytes> {
+    let in_place = bytes.len() <= IN_PLACE;
     let code = move || {
         let mut encoder = Encoder::new(coding, level)?;
         let mut coded = encoder.push(&bytes)?;
         coded.extend(encoder.finish()?);
         Ok(coded.into())
     };
-    match bytes.len() <= IN_PLACE {
+    match in_place {
         true => code(),
         false => off_runtime(code).await,
     }

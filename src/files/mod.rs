@@ -90,6 +90,9 @@ impl Files {
             // No reason to stay away: it may come with the next deployment, as `collectstatic` makes it.
             tracing::warn!(root = %root.display(), "no such folder; its files are answered 404 until there is one");
         }
+        // The application names its files from `/` on.
+        let absolute = |root: PathBuf| std::path::absolute(&root).unwrap_or(root);
+        let sendfile_root = sendfile_root.into_iter().map(absolute).collect();
         let mut mounts: Vec<_> = mounts.into_iter().map(Arc::new).collect();
         mounts.sort_by_key(|mount| std::cmp::Reverse(mount.path.len()));
         Self {

@@ -18,6 +18,7 @@ mod queue;
 mod relay;
 mod run;
 mod scarcity;
+mod statics;
 mod storm;
 mod streams;
 mod support;
