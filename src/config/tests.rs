@@ -2,7 +2,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::keys::{Default, KEYS, Key, ROUTE, SECTIONS};
+use super::keys::{Default, KEYS, Key, Kind, ROUTE, SECTIONS};
 use super::values::{Size, Value};
 use super::*;
 
