@@ -2,7 +2,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::keys::{Default, KEYS, Key, LISTS, ROUTE, SECTIONS, STATIC};
+use super::keys::{Default, KEYS, Key, Kind, LISTS, ROUTE, SECTIONS, STATIC};
 use super::values::{Size, Value};
 use super::*;
 

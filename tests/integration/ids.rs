@@ -84,10 +84,13 @@ async fn fetches_belong_to_the_trace_of_their_request() {
     marked["headers"] = json!([["traceparent", own]]);
     let both = Plan::of(json!([{ "fetch": fetch }, { "gather": [{ "fetch": marked }] }]));
     let worker = worker::new(1)
-        .on("/quote", async move |mut job| {
-            let parent = job.environ("HTTP_TRACEPARENT").to_owned();
-            job.park(&both).await?;
-            job.answer(200, parent).await
+        .on("/quote", move |mut job| {
+            let plan = both.clone();
+            async move {
+                let parent = job.environ("HTTP_TRACEPARENT").to_owned();
+                job.park(&plan).await?;
+                job.answer(200, parent).await
+            }
         })
         .run(&gateway)
         .await;
