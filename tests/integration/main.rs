@@ -2,6 +2,7 @@
 
 mod answers;
 mod bodies;
+mod compression;
 mod connections;
 mod database;
 mod files;

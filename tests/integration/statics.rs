@@ -125,7 +125,7 @@ async fn what_is_not_there_is_answered_404_without_the_application() {
     let asked = gateway.get("/static/none").header("Accept", "application/json");
     assert_eq!(asked.await.json()["status"], 404);
     assert_eq!(gateway.get("/staticfiles").await.ok(), "from the application");
-    assert_eq!(worker.requests(), ["/staticfiles"]);
+    assert_eq!(worker.requests(), ["GET /staticfiles"]);
 }
 
 #[tokio::test]
@@ -354,7 +354,7 @@ async fn what_falls_through_is_the_applications() {
         let got = gateway.request(method, path).body("body").await;
         assert_eq!(got.ok(), "from the application", "{method} {path}");
     }
-    assert_eq!(worker.requests(), ["/none", "/static/app", "/a.css"]);
+    assert_eq!(worker.requests(), ["GET /none", "GET /static/app", "POST /a.css"]);
 }
 
 #[tokio::test]
