@@ -64,7 +64,7 @@ where
 }
 
 fn no_room(error: std::io::Error) -> NoBody {
-    tracing::error!(%error, "the spool folder takes no more");
+    tracing::debug!(%error, "upload refused");
     NoBody::NoRoom
 }
 
