@@ -302,12 +302,7 @@ impl http_body::Body for Body {
                 match read {
                     None => None,
                     Some(under_way) => {
-                        let Poll::Ready((done, chunk)) = under_way.as_mut().poll(cx) else {
-                            if let Some(finish) = finish {
-                                finish.waits(true);
-                            }
-                            return Poll::Pending;
-                        };
+                        let (done, chunk) = ready!(under_way.as_mut().poll(cx));
                         *read = None;
                         if let Ok(Some(chunk)) = &chunk {
                             *passed += chunk.len() as u64;
@@ -318,9 +313,6 @@ impl http_body::Body for Body {
                 }
             }
         };
-        if let Some(finish) = finish {
-            finish.waits(false);
-        }
         Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
     }
 

@@ -8,6 +8,7 @@ mod collect;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
+mod pace;
 mod routes;
 mod watch;
 
@@ -23,10 +24,10 @@ use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
-use self::collect::{Bounds, collect};
+use self::collect::collect;
 use self::forwarded::Peer;
 use self::listen::Stream;
-use self::watch::{Finish, STALL, Watch, Watched};
+use self::watch::{Finish, Watch, Watched};
 use crate::config::{BodyMode, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, LaterBody, NoBody, RequestBody};
@@ -35,7 +36,9 @@ use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 
 pub use listen::{Listener, Listeners};
+pub use pace::Rate;
 pub use routes::Routes;
+pub use watch::Bounds;
 
 /// Largest request head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -53,6 +56,8 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 pub struct Settings {
     pub trusted: Vec<Trusted>,
     pub max_body: u64,
+    /// Of connections that are yet to come.
+    pub bounds: Bounds,
     pub routes: Routes,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
@@ -95,10 +100,7 @@ impl Downstream {
 
     /// Serves one connection to its end.
     async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched {
-            stream,
-            watch: Arc::clone(&watch),
-        });
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(&watch)));
         let service = service_fn(|request| {
             // Boxed: its size would be paid by every idle connection.
             Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
@@ -208,7 +210,6 @@ impl Downstream {
         if http_body::Body::size_hint(&body).lower() > max {
             return Err(Trouble::Body(NoBody::TooLarge));
         }
-        let bounds = Bounds { max, stall: STALL };
         let lazy = !empty && route.is_some_and(|route| route.body == BodyMode::Lazy);
         let (body, later) = if empty {
             let nothing = spool::Body::Memory(bytes::Bytes::new());
@@ -216,10 +217,10 @@ impl Downstream {
         } else if lazy {
             let announced = http_body::Body::size_hint(&body).exact();
             let (spool, watch) = (self.spool.clone(), Arc::clone(watch));
-            let taking = async move { collect(body, &spool, &watch, bounds).await };
+            let taking = async move { collect(body, &spool, &watch, max).await };
             (RequestBody::Later(announced), Some(LaterBody::new(taking)))
         } else {
-            let body = collect(body, &self.spool, watch, bounds).await;
+            let body = collect(body, &self.spool, watch, max).await;
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
         let request = message::Request {

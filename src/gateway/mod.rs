@@ -378,6 +378,14 @@ fn settings(config: &Config) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         max_body: config.max_body,
+        bounds: downstream::Bounds {
+            head: config.clients.head_timeout,
+            idle: config.clients.idle_timeout,
+            rate: downstream::Rate {
+                stall: config.clients.stall_timeout,
+                least: config.clients.min_rate,
+            },
+        },
         routes: Routes::new(config.routes.clone()),
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,
