@@ -17,13 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::pace::{Credit, Rate};
-use crate::metrics::Metrics;
 use crate::sweeper::Alarm;
 
 /// What the kernel takes of an answer before its client does, about. [`super::listen`] keeps it from taking
@@ -40,9 +38,6 @@ pub struct Bounds {
     /// Of bodies.
     pub rate: Rate,
 }
-
-/// nginx's word for a client that closed before it was answered.
-const CLIENT_CLOSED: u16 = 499;
 
 /// What a connection is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -352,43 +347,5 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-/// Counts a request when it is over, however it ends: with its answer's last byte, or dropped.
-pub struct Finish {
-    metrics: Metrics,
-    watch: Arc<Watch>,
-    method: Method,
-    arrived: Instant,
-    /// None until there is an answer.
-    status: Option<StatusCode>,
-}
-
-impl Finish {
-    pub fn new(metrics: Metrics, watch: Arc<Watch>, method: Method) -> Self {
-        watch.begun();
-        Self {
-            metrics,
-            watch,
-            method,
-            arrived: Instant::now(),
-            status: None,
-        }
-    }
-
-    pub fn answered(&mut self, status: StatusCode) {
-        self.status = Some(status);
-        self.watch.sends();
-    }
-}
-
-impl Drop for Finish {
-    fn drop(&mut self) {
-        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
-        let elapsed = self.arrived.elapsed();
-        self.metrics.request_ended(&self.method, status, elapsed);
-        tracing::debug!(method = %self.method, status, elapsed = ?elapsed, "request ended");
-        self.watch.idles();
     }
 }
