@@ -103,10 +103,6 @@ impl Watch {
         Arc::new(watch)
     }
 
-    pub fn bounds(&self) -> Bounds {
-        self.bounds
-    }
-
     /// What is going on now has so long.
     pub fn within(&self, time: Duration) {
         self.change(|state| state.until = Some(Instant::now() + time));
