@@ -610,7 +610,8 @@ mod tests {
         // Two turns of the calendar.
         for days in 0..300_000 {
             let day = Day::of(days);
-            let leap = before.year % 4 == 0 && (before.year % 100 != 0 || before.year % 400 == 0);
+            let every = |years| before.year.is_multiple_of(years);
+            let leap = every(4) && (!every(100) || every(400));
             let last = match before.month {
                 2 if leap => 29,
                 2 => 28,
