@@ -3,6 +3,7 @@
 //! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
+mod access_log;
 mod answers;
 mod collect;
 mod compress;
@@ -12,13 +13,14 @@ pub(crate) mod head;
 mod listen;
 mod mounts;
 mod pace;
+mod pages;
 mod routes;
 mod watch;
 
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::CONNECTION;
 use http::request::Parts;
@@ -31,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::collect;
-use self::finish::Finish;
+use self::finish::{Finish, Line};
 use self::forwarded::Peer;
 use self::head::Target;
 use self::listen::Stream;
@@ -47,8 +49,10 @@ use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
 
+pub use access_log::{AccessLog, Style};
 pub use listen::{Listener, Listeners};
 pub use pace::Rate;
+pub use pages::Pages;
 pub use routes::Routes;
 pub use watch::Bounds;
 
@@ -79,6 +83,9 @@ pub struct Settings {
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
+    pub pages: Pages,
+    /// None if none is kept.
+    pub access_log: Option<Style>,
 }
 
 /// Everything that a connection needs, shared by all.
@@ -86,6 +93,7 @@ pub struct Downstream {
     pub exchange: Exchange,
     pub spool: Spool,
     pub metrics: Metrics,
+    pub access_log: AccessLog,
     pub sweeper: Sweeper,
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
@@ -106,7 +114,8 @@ impl Downstream {
         tokio::time::sleep(LAST_ARRIVALS).await;
     }
 
-    fn settings(&self) -> Arc<Settings> {
+    /// Those in force.
+    pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(
             &self
                 .settings
@@ -182,7 +191,7 @@ impl Downstream {
                 return answers::passed_on(answer, &parts.method).map(Some);
             }
             let (request, later) = self
-                .receive(parts, target, body, &visit, &watch, &settings)
+                .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
             let wish = visit.wish.take();
             self.exchange(request, later, wish, &watch, &settings).await
@@ -211,23 +220,33 @@ impl Downstream {
         watch: &Arc<Watch>,
     ) -> Visit {
         let arrived = Instant::now();
-        let headers = &mut parts.headers;
-        let id = forwarded::request_id(peer, &settings.trusted, headers);
-        let record = Record::new(id, Trace::take(headers), arrived);
+        let id = forwarded::request_id(peer, &settings.trusted, &parts.headers);
+        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
+        let line = settings.access_log.map(|style| {
+            Box::new(Line {
+                log: self.access_log.clone(),
+                style,
+                head: style.head(parts, &client),
+                arrived: SystemTime::now(),
+                route: None,
+            })
+        });
         let finish = Finish::new(
             self.metrics.clone(),
             Arc::clone(watch),
             parts.method.clone(),
             Arc::clone(&record),
             arrived,
+            line,
         );
         Visit {
-            client: forwarded::client(peer, &settings.trusted, headers),
+            client,
             method: parts.method.clone(),
-            wants_json: answers::wants_json(headers),
-            accepted: Accepted::of(headers, &settings.compression.algorithms),
+            wants_json: answers::wants_json(&parts.headers),
+            accepted: Accepted::of(&parts.headers, &settings.compression.algorithms),
             wish: match settings.files.hands_off() {
-                true => Conditions::of(&parts.method, headers).map(Box::new),
+                true => Conditions::of(&parts.method, &parts.headers).map(Box::new),
                 false => None,
             },
             record,
@@ -241,7 +260,7 @@ impl Downstream {
         mut parts: Parts,
         target: Target,
         body: Incoming,
-        visit: &Visit,
+        visit: &mut Visit,
         watch: &Arc<Watch>,
         settings: &Settings,
     ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
@@ -249,6 +268,9 @@ impl Downstream {
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
+        if let Some(route) = route {
+            visit.finish.takes(&route.path);
+        }
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
@@ -426,6 +448,5 @@ fn refuse(trouble: Trouble, visit: &mut Visit, settings: &Settings) -> Response<
         }
     }
     visit.finish.failed(trouble.as_str());
-    let retry_after = settings.retry_after.as_secs().max(1);
-    answers::own(trouble, visit.wants_json, retry_after, request)
+    answers::own(trouble, visit.wants_json, settings, request)
 }
