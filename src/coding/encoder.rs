@@ -34,9 +34,7 @@ impl Encoder {
             Level::Small => small,
         };
         Ok(match coding {
-            Coding::Gzip => {
-                Self::Gzip(GzEncoder::new(Vec::new(), Compression::new(of(1, 5, 9))))
-            }
+            Coding::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), Compression::new(of(1, 5, 9)))),
             Coding::Brotli => {
                 let parameters = BrotliEncoderParams {
                     quality: of(2, 4, 9) as i32,

@@ -5,7 +5,7 @@
 
 use super::keys::ROUTES;
 use super::mistakes::{Mistake, Place};
-use super::read::{Reader, ListTable, key, show};
+use super::read::{ListTable, Reader, key, show};
 use super::values::{Host, RoutePath, Size, Value};
 use super::{BodyMode, Entry, Route};
 

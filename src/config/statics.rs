@@ -101,7 +101,10 @@ fn shown(mount: &Mount) -> String {
     let keys = [
         ("path", said("static.path", &[RoutePath(path.clone())])),
         ("root", said("static.root", &[Folder(root.clone())])),
-        ("index", said("static.index", &list(index.clone().map(Name)))),
+        (
+            "index",
+            said("static.index", &list(index.clone().map(Name))),
+        ),
         ("fallthrough", said("static.fallthrough", &yes(fallthrough))),
         ("internal", said("static.internal", &yes(internal))),
         (

@@ -33,7 +33,10 @@ fn mistake(line: &str) -> String {
 
 /// The text with the sections that there are in place of the word for them.
 fn with_sections(text: &str) -> String {
-    text.replace("SECTIONS", &format!("{}, route, static", SECTIONS.join(", ")))
+    text.replace(
+        "SECTIONS",
+        &format!("{}, route, static", SECTIONS.join(", ")),
+    )
 }
 
 fn in_file(key: &Key) -> String {
@@ -406,10 +409,7 @@ fn mounts_are_read_in_the_order_of_the_file() {
         immutable: Immutable::Hashed,
         precompressed: vec![Coding::Brotli, Coding::Gzip],
         headers: vec![
-            (
-                http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
-                value("*"),
-            ),
+            (http::header::ACCESS_CONTROL_ALLOW_ORIGIN, value("*")),
             (http::HeaderName::from_static("x-a"), value("b")),
         ],
     };
@@ -430,7 +430,7 @@ fn the_keys_of_a_mount_are_those_of_the_table() {
             true => String::new(),
             false => format!("{line}\n"),
         };
-        let own = match key.is_bare(key.example) {
+        let own = match key.kind == Kind::Truth {
             true => key.example.to_owned(),
             false => format!("{:?}", key.example),
         };

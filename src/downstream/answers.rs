@@ -14,8 +14,8 @@ use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 
-use super::compress::Coded;
 use super::Settings;
+use super::compress::Coded;
 use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
 use crate::exchange::Failure;

@@ -29,8 +29,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 pub use self::conditions::Conditions;
-pub use self::handoff::NotHandedOff;
 use self::conditions::{Validators, Verdict};
+pub use self::handoff::NotHandedOff;
 use self::open::{Inside, NotOpened, Opened};
 use crate::coding::Accepted;
 use crate::config::{Coding, Immutable, Mount};
@@ -256,7 +256,10 @@ fn to_folder(mount: &Mount, path: &Path, query: &str) -> Answer {
     let mount = mount.path.trim_end_matches('/').as_bytes();
     let path = path.as_os_str().as_encoded_bytes();
     let mut target = percent_encode(mount, PATH).to_string();
-    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+    for name in path
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty())
+    {
         target.push('/');
         target.extend(percent_encode(name, PATH));
     }

@@ -13,7 +13,12 @@ const BUNDLER: std::ops::RangeInclusive<usize> = 16..=64;
 /// By the ending. Text is taken to be UTF-8, as everything has been for years.
 pub fn content_type(name: &Path) -> HeaderValue {
     let guess = mime_guess::from_path(name).first_raw();
-    let media = guess.unwrap_or("application/octet-stream");
+    let media = match guess {
+        // Of modules; RFC 9239 has one type for all scripts.
+        Some("application/javascript") => "text/javascript",
+        Some(media) => media,
+        None => "application/octet-stream",
+    };
     if !media.starts_with("text/") {
         return HeaderValue::from_static(media);
     }

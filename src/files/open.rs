@@ -290,7 +290,15 @@ mod tests {
         for (path, content) in [("f", "f"), ("a/b/f", "a/b/f"), (".", "a folder")] {
             assert_eq!(walk(path).as_deref(), Ok(content), "{path}");
         }
-        for path in ["in", "a/up", "folder/f", "out", "a/outside/f", "../secret", "/f"] {
+        for path in [
+            "in",
+            "a/up",
+            "folder/f",
+            "out",
+            "a/outside/f",
+            "../secret",
+            "/f",
+        ] {
             let error = walk(path).expect_err(path);
             assert!(matches!(not_opened(error), NotOpened::Missing), "{path}");
         }
@@ -328,8 +336,30 @@ mod tests {
         let top = tree();
         let root = top.path().join("root");
         let name = proptest::sample::select(vec![
-            "a", "b", "f", "in", "up", "folder", "out", "outside", "absolute", "home", "round", "proc",
-            "pipe", "..", ".", "", ".git", ".well-known", "root", "rootless", "secret", "...", "~", "etc",
+            "a",
+            "b",
+            "f",
+            "in",
+            "up",
+            "folder",
+            "out",
+            "outside",
+            "absolute",
+            "home",
+            "round",
+            "proc",
+            "pipe",
+            "..",
+            ".",
+            "",
+            ".git",
+            ".well-known",
+            "root",
+            "rootless",
+            "secret",
+            "...",
+            "~",
+            "etc",
         ]);
         let names = proptest::collection::vec(name, 1..6);
         proptest!(ProptestConfig::with_cases(2000), |(names in names)| {

@@ -36,7 +36,7 @@ async fn serving(configuration: &str) -> (Gateway, Worker) {
                 typed |= name == "Content-Type";
                 answer = match name {
                     "status" => Answer::new(value.parse().expect("a status")),
-                    name => answer.header(name, &value.replace('+', " ")),
+                    name => answer.header(name, &value.replace('+', " ").replace('\'', "\"")),
                 };
             }
             if !typed {
@@ -74,7 +74,7 @@ async fn an_answer_is_compressed_as_its_client_likes_it() {
     let (gateway, _worker) = serving(ON).await;
     // In one piece, and as a stream.
     for size in [5_000, 2_000_000] {
-        let target = format!("/page?{size}&ETag=\"1\"");
+        let target = format!("/page?{size}&ETag='1'");
         for (accept, coding) in [
             ("gzip, br, zstd", Some("zstd")),
             ("gzip, br", Some("br")),
@@ -118,7 +118,10 @@ async fn what_is_not_worth_it_or_must_not_be_changed_is_not() {
     let kept = get(&gateway, "/page?5000&Vary=Cookie,+Accept-Encoding", "gzip").await;
     assert_eq!(kept.head.header_lines("vary"), ["Cookie, Accept-Encoding"]);
     let added = get(&gateway, "/page?5000&Vary=Cookie", "gzip").await;
-    assert_eq!(added.head.header_lines("vary"), ["Cookie", "accept-encoding"]);
+    assert_eq!(
+        added.head.header_lines("vary"),
+        ["Cookie", "accept-encoding"]
+    );
 }
 
 #[tokio::test]
@@ -132,8 +135,10 @@ async fn who_takes_nothing_plain_gets_even_a_short_answer_compressed() {
 #[tokio::test]
 async fn head_tells_what_get_would() {
     let (gateway, _worker) = serving(ON).await;
-    let target = "/page?5000&ETag=\"1\"";
-    let request = gateway.request("HEAD", target).header("Accept-Encoding", "br");
+    let target = "/page?5000&ETag='1'";
+    let request = gateway
+        .request("HEAD", target)
+        .header("Accept-Encoding", "br");
     let got = request.await;
     assert_eq!(got.header("content-encoding"), Some("br"));
     assert_eq!(got.header("etag"), Some("W/\"1\""));
@@ -144,7 +149,10 @@ async fn head_tells_what_get_would() {
 async fn nothing_is_compressed_unless_it_is_asked_for() {
     let (gateway, _worker) = serving("").await;
     let got = get(&gateway, "/page?5000", "gzip, br, zstd").await;
-    assert_eq!((got.header("content-encoding"), got.header("vary")), (None, None));
+    assert_eq!(
+        (got.header("content-encoding"), got.header("vary")),
+        (None, None)
+    );
 }
 
 #[tokio::test]
@@ -225,10 +233,17 @@ async fn a_large_file_is_compressed_as_it_is_read() {
     let etag = got.header("etag").expect("it has one");
     assert!(etag.starts_with("W/"));
     assert_eq!(got.header("accept-ranges"), None);
-    let again = gateway.get("/static/large.css").header("Accept-Encoding", "br");
+    let again = gateway
+        .get("/static/large.css")
+        .header("Accept-Encoding", "br");
     let again = again.header("If-None-Match", etag).await;
-    assert_eq!((again.status(), again.header("vary")), (304, Some("accept-encoding")));
-    let part = gateway.get("/static/large.css").header("Accept-Encoding", "br");
+    assert_eq!(
+        (again.status(), again.header("vary")),
+        (304, Some("accept-encoding"))
+    );
+    let part = gateway
+        .get("/static/large.css")
+        .header("Accept-Encoding", "br");
     let part = part.header("Range", "bytes=0-9").await;
     assert_eq!((part.status(), part.text()), (206, "<p>One lin"));
     assert_eq!(part.header("content-encoding"), None);

@@ -84,7 +84,7 @@ async fn a_file_is_sent_without_a_slot() {
     assert_eq!(got.header("vary"), None);
     assert_eq!(gateway.get("/static/sub/b.txt").await.ok(), "below");
     assert_eq!(worker.requests(), Vec::<String>::new());
-    let counted = r#"layby_requests_total{method="GET",status="200",class="app"}"#;
+    let counted = r#"layby_requests_total{class="2xx",method="GET",status="200"}"#;
     assert!(gateway.metric(counted).await >= 2.0);
 }
 
@@ -122,9 +122,14 @@ async fn what_is_not_there_is_answered_404_without_the_application() {
     }
     let got = gateway.get("/static/none").await;
     assert_eq!((got.status(), got.text()), (404, "there is no such file\n"));
-    let asked = gateway.get("/static/none").header("Accept", "application/json");
+    let asked = gateway
+        .get("/static/none")
+        .header("Accept", "application/json");
     assert_eq!(asked.await.json()["status"], 404);
-    assert_eq!(gateway.get("/staticfiles").await.ok(), "from the application");
+    assert_eq!(
+        gateway.get("/staticfiles").await.ok(),
+        "from the application"
+    );
     assert_eq!(worker.requests(), ["GET /staticfiles"]);
 }
 
@@ -165,7 +170,10 @@ async fn a_body_that_comes_with_a_request_for_a_file_is_not_read() {
     let (gateway, _worker) = serving("", some).await;
     let mut client = gateway.connect().await;
     let body = "x".repeat(300_000);
-    let head = format!("GET /static/a.css HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "GET /static/a.css HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     client.send(head).await;
     let got = client.response().await;
     assert_eq!(got.ok(), "body {}");
@@ -236,7 +244,9 @@ async fn the_end_of_a_file_of_many_gigabytes_is_found() {
     let got = client.response().await;
     assert_eq!(got.status(), 206);
     assert_eq!(got.bytes(), [0; 10]);
-    client.send("HEAD /static/large HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client
+        .send("HEAD /static/large HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await;
     let head = client.response_to("HEAD").await;
     assert_eq!(head.header("content-length"), Some("5368709120"));
 }
@@ -247,11 +257,16 @@ async fn a_large_file_streams_to_a_slow_reader_and_is_cut_when_it_shrinks() {
     let (gateway, _worker) = serving("", |files| write(files, "large", &content)).await;
     assert!(gateway.get("/static/large").await.bytes() == content);
     let mut reader = Connection::narrow(gateway.tcp()).await;
-    reader.send("GET /static/large HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    reader
+        .send("GET /static/large HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await;
     let head = reader.head().await;
     assert_eq!(gateway.metric("layby_spool_bytes").await, 0.0);
-    let file = File::options().write(true).open(gateway.folder().join("files/large"));
-    file.and_then(|file| file.set_len(10_000_000)).expect("it shrinks");
+    let file = File::options()
+        .write(true)
+        .open(gateway.folder().join("files/large"));
+    file.and_then(|file| file.set_len(10_000_000))
+        .expect("it shrinks");
     match reader.body(&head, "GET").await {
         Body::Cut(part) => assert!(part.len() <= 10_000_000 && content.starts_with(&part)),
         Body::Whole(_) => panic!("more than there was"),
@@ -283,13 +298,29 @@ async fn compressed_siblings_go_to_those_who_take_them() {
     for (path, accept, status, coding, text) in [
         ("/static/a.css", "gzip, br", 200, Some("br"), "br!"),
         ("/static/a.css", "gzip", 200, Some("gzip"), "gzip!"),
-        ("/static/a.css", "gzip, br;q=0.5", 200, Some("gzip"), "gzip!"),
+        (
+            "/static/a.css",
+            "gzip, br;q=0.5",
+            200,
+            Some("gzip"),
+            "gzip!",
+        ),
         ("/static/a.css", "identity", 200, None, "plain"),
         ("/static/b.css", "gzip, br", 200, None, "plain"),
-        ("/static/c.css", "gzip", 404, None, "there is no such file\n"),
+        (
+            "/static/c.css",
+            "gzip",
+            404,
+            None,
+            "there is no such file\n",
+        ),
     ] {
         let (got_status, got_coding, got) = get(path, accept).await;
-        assert_eq!((got_status, got_coding.as_deref(), got.text()), (status, coding, text), "{path}");
+        assert_eq!(
+            (got_status, got_coding.as_deref(), got.text()),
+            (status, coding, text),
+            "{path}"
+        );
     }
     let (_, _, plain) = get("/static/a.css", "identity").await;
     let (_, _, coded) = get("/static/a.css", "br").await;
@@ -315,7 +346,10 @@ async fn caches_are_told_what_the_mount_says() {
     let plain = gateway.get("/static/base.css").await;
     assert_eq!(plain.header("cache-control"), Some("max-age=60"));
     assert_eq!(plain.header("access-control-allow-origin"), Some("*"));
-    assert_eq!(gateway.get("/static/none").await.header("cache-control"), None);
+    assert_eq!(
+        gateway.get("/static/none").await.header("cache-control"),
+        None
+    );
 }
 
 #[tokio::test]
@@ -354,7 +388,10 @@ async fn what_falls_through_is_the_applications() {
         let got = gateway.request(method, path).body("body").await;
         assert_eq!(got.ok(), "from the application", "{method} {path}");
     }
-    assert_eq!(worker.requests(), ["GET /none", "GET /static/app", "POST /a.css"]);
+    assert_eq!(
+        worker.requests(),
+        ["GET /none", "GET /static/app", "POST /a.css"]
+    );
 }
 
 #[tokio::test]
@@ -366,7 +403,10 @@ async fn a_reload_changes_mounts_and_a_missing_root_may_come_later() {
     gateway.signal(Signal::HUP);
     gateway.logged("configuration reloaded").await;
     gateway.logged("no such folder").await;
-    assert_eq!(gateway.get("/static/a.css").await.ok(), "from the application");
+    assert_eq!(
+        gateway.get("/static/a.css").await.ok(),
+        "from the application"
+    );
     assert_eq!(gateway.get("/media/f.txt").await.status(), 404);
     write(&folder.join("later"), "f.txt", "there now");
     assert_eq!(gateway.get("/media/f.txt").await.ok(), "there now");
@@ -424,7 +464,10 @@ async fn the_status_of_the_application_stays_and_its_file_is_whole() {
     let target = "/handed?status=403&X-Accel-Redirect=/protected/photo.txt";
     let got = gateway.get(target).header("Range", "bytes=0-0").await;
     assert_eq!((got.status(), got.text()), (403, "a photo"));
-    assert_eq!(got.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(
+        got.header("content-type"),
+        Some("text/plain; charset=utf-8")
+    );
 }
 
 #[tokio::test]
@@ -472,7 +515,11 @@ async fn x_sendfile_names_a_path_below_a_root_of_its_own() {
         ("50%25.txt", 200, "escaped"),
         ("none", 404, "there is no such file\n"),
         ("passwd", 404, "there is no such file\n"),
-        ("../layby.toml", 502, "the application gave an invalid answer\n"),
+        (
+            "../layby.toml",
+            502,
+            "the application gave an invalid answer\n",
+        ),
     ] {
         let named = format!("X-Sendfile={}/{path}", root.display());
         let got = handed(&gateway, &named).await;
@@ -487,7 +534,11 @@ async fn x_sendfile_names_a_path_below_a_root_of_its_own() {
 #[tokio::test]
 async fn without_configuration_the_headers_are_none_of_ours() {
     let (gateway, _worker) = serving("", some).await;
-    let got = handed(&gateway, "X-Accel-Redirect=/static/a.css&X-Sendfile=/etc/passwd").await;
+    let got = handed(
+        &gateway,
+        "X-Accel-Redirect=/static/a.css&X-Sendfile=/etc/passwd",
+    )
+    .await;
     assert_eq!(got.ok(), "the application's own body");
     assert_eq!(got.header("x-accel-redirect"), Some("/static/a.css"));
     assert_eq!(got.header("x-sendfile"), Some("/etc/passwd"));

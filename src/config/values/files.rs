@@ -86,7 +86,7 @@ impl Value for MediaType {
         };
         match lower.split_once('/') {
             Some((kind, "*")) if token(kind) => {
-                Err(Problem::new("has a star; write each type that is meant"))
+                Err(Problem::new("has a star").say("write each type that is meant"))
             }
             Some((kind, name)) if token(kind) && token(name) => Ok(Self(lower)),
             _ => Err(Problem::new("is not a media type")),
