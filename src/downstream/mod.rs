@@ -8,7 +8,9 @@ mod collect;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
+pub(crate) mod proxy;
 mod routes;
+mod seldom;
 mod watch;
 
 use std::sync::{Arc, RwLock};
@@ -24,17 +26,17 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::{Bounds, collect};
-use self::forwarded::Peer;
+use self::forwarded::{Peer, Trust};
 use self::listen::Stream;
 use self::watch::{Finish, STALL, Watch, Watched};
-use crate::config::{BodyMode, Trusted};
+use crate::config::{BodyMode, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 
-pub use listen::{Listener, Listeners};
+pub use listen::{Adopted, Listener, Listeners};
 pub use routes::Routes;
 
 /// Largest request head.
@@ -52,6 +54,9 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub trusted: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY header.
+    pub proxied: Vec<Trusted>,
     pub max_body: u64,
     pub routes: Routes,
     pub exchange: exchange::Settings,
@@ -198,7 +203,12 @@ impl Downstream {
         let empty = http_body::Body::is_end_stream(&body);
         watch.set_unread(!empty);
         let target = head::vet(&mut parts).map_err(Trouble::Refused)?;
-        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        let trust = Trust {
+            proxies: &settings.trusted,
+            headers: settings.forwarding_headers,
+        };
+        let client =
+            forwarded::client(peer, trust, &mut parts.headers).map_err(Trouble::Refused)?;
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);

@@ -66,8 +66,13 @@ impl Watch {
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
         };
-        watch.within(IDLE);
+        watch.idle();
         Arc::new(watch)
+    }
+
+    /// The connection waits for its client's next word.
+    pub fn idle(&self) {
+        self.within(IDLE);
     }
 
     pub fn within(&self, time: Duration) {

@@ -240,7 +240,7 @@ impl Gateway {
             settings: RwLock::new(Arc::new(settings(&config))),
             drain: CancellationToken::new(),
         });
-        let listeners = Listeners::default();
+        let mut listeners = Listeners::default();
         let mut listen = Vec::new();
         for listener in bound {
             let address = listener.address().map_err(cannot("tell the address"))?;
@@ -371,6 +371,8 @@ fn terms(config: &Config) -> Terms {
 fn settings(config: &Config) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
+        forwarding_headers: config.forwarding_headers,
+        proxied: config.proxy_protocol.clone(),
         max_body: config.max_body,
         routes: Routes::new(config.routes.clone()),
         exchange: exchange::Settings {
