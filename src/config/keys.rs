@@ -171,6 +171,117 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "spool_limit",
+        kind: Kind::Size,
+        range: Some(("0", "1024TiB")),
+        default: Default::Value {
+            text: "10GiB",
+            because: "a hundred of the largest bodies, and most disks have it to spare",
+        },
+        example: "2GiB",
+        doc: "Bytes that all bodies together may take in `spool_dir`. At the limit, and when the disk itself is \
+              full, an upload that needs the disk is answered 503 and an answer goes on at its client's speed.",
+        ..PLAIN
+    },
+    Key {
+        name: "memory_limit",
+        kind: Kind::Size,
+        range: Some(("0", "1024TiB")),
+        default: Default::Value {
+            text: "256MiB",
+            because: "thousands of bodies of usual size, and small beside what the workers take",
+        },
+        example: "64MiB",
+        doc: "Bytes of bodies that the gateway keeps in memory for all requests together. At the limit bodies go to \
+              disk however small they are.",
+        ..PLAIN
+    },
+    Key {
+        name: "answer_spool",
+        kind: Kind::Size,
+        range: Some(("0", "1024TiB")),
+        default: Default::Value {
+            text: "256MiB",
+            because: "every usual download frees its slot at once, and no single client can fill the spool",
+        },
+        example: "1GiB",
+        doc: "Bytes of one answer that are kept on disk for a client that reads slowly; with more to say, the \
+              application waits for its client.",
+        ..PLAIN
+    },
+    Key {
+        name: "max_connections",
+        kind: Kind::Number,
+        range: Some(("1", "10000000")),
+        default: Default::Unset("half of the file descriptors that the process may have"),
+        example: "20000",
+        doc: "Connections of clients at most. At the limit those that have been idle longest are closed for new ones; \
+              if none is idle, a new one is answered 503 and closed at once.",
+        ..PLAIN
+    },
+    Key {
+        name: "max_connections_per_client",
+        kind: Kind::Number,
+        range: Some(("1", "10000000")),
+        default: Default::Unset("no such limit: behind one address there may be a whole office"),
+        example: "200",
+        doc: "Connections of one client address (IPv6: of one /64 network) at most; the next one is answered 503 and \
+              closed. It is not for trusted proxies and Unix-socket listeners.",
+        ..PLAIN
+    },
+    Key {
+        name: "head_timeout",
+        kind: Kind::Duration,
+        range: Some(("100ms", "24h")),
+        default: Default::Value {
+            text: "15s",
+            because: "a head is a few packets, also on a bad line",
+        },
+        example: "5s",
+        doc: "From the first byte of a request's head to its last; then the connection is closed.",
+        ..PLAIN
+    },
+    Key {
+        name: "idle_timeout",
+        kind: Kind::Duration,
+        range: Some(("1s", "24h")),
+        default: Default::Value {
+            text: "75s",
+            because: "longer than the 60 s that common balancers keep theirs, so that they close first and \
+                      never meet a closed one",
+        },
+        example: "20s",
+        doc: "How long a connection is kept without a request.",
+        ..PLAIN
+    },
+    Key {
+        name: "stall_timeout",
+        kind: Kind::Duration,
+        range: Some(("100ms", "24h")),
+        default: Default::Value {
+            text: "30s",
+            because: "a train's tunnel passes, a client that is gone does not hold its body for long",
+        },
+        example: "10s",
+        doc: "How long a client may be behind with a body, its own or an answer's: the longest pause, and the head \
+              start that `min_rate` gives. A late upload is answered 408, a late reader's connection is reset.",
+        ..PLAIN
+    },
+    Key {
+        name: "min_rate",
+        kind: Kind::Size,
+        range: Some(("0", "1GiB")),
+        default: Default::Value {
+            text: "1KiB",
+            because: "slower than any line that people use, faster than those who want to keep us busy",
+        },
+        example: "240",
+        doc: "Bytes per second that a client sends or takes of a body at least. Each byte makes up for the time that it \
+              takes at this rate; a client that is `stall_timeout` behind is late. Time in which layby or the \
+              application is the one to wait for does not count. With 0 only a pause is too long.",
+        ..PLAIN
+    },
+    Key {
         name: "drain_timeout",
         kind: Kind::Duration,
         range: Some(("0s", "24h")),
@@ -501,6 +612,12 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("address", "listen"),
     ("bind", "listen"),
     ("client_max_body_size", "max_body"),
+    ("client_body_timeout", "stall_timeout"),
+    ("client_header_timeout", "head_timeout"),
+    ("keepalive_timeout", "idle_timeout"),
+    ("maxconn", "max_connections"),
+    ("send_timeout", "stall_timeout"),
+    ("worker_connections", "max_connections"),
     ("forwarded_allow_ips", "trusted_proxies"),
     ("graceful_timeout", "drain_timeout"),
     ("log", "log_format"),

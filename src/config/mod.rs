@@ -45,6 +45,8 @@ pub struct Config {
     pub proxy_protocol: Vec<Trusted>,
     pub max_body: u64,
     pub spool_dir: PathBuf,
+    pub bodies: Bodies,
+    pub clients: Clients,
     pub drain_timeout: Duration,
     /// Red in readiness, and still open.
     pub drain_delay: Duration,
@@ -55,6 +57,29 @@ pub struct Config {
     pub database: Option<Database>,
     /// In the order of the file; no two for the same requests.
     pub routes: Vec<Route>,
+}
+
+/// What all bodies together may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bodies {
+    pub memory_limit: u64,
+    pub spool_limit: u64,
+    /// Of one answer, on disk.
+    pub answer_spool: u64,
+}
+
+/// What clients may do with their connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clients {
+    /// None: as many as descriptors allow.
+    pub max_connections: Option<usize>,
+    /// None: no limit.
+    pub max_connections_per_client: Option<usize>,
+    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub stall_timeout: Duration,
+    /// Bytes per second; 0: no minimum.
+    pub min_rate: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{AppName, Dotted, Host, Size, UnixSocket};
 use super::{
-    App, Config, Count, Database, Listen, Outbound, Role, Secret, Slots, Source, Upstream, Workers,
+    App, Bodies, Clients, Config, Count, Database, Listen, Outbound, Role, Secret, Slots, Source,
+    Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -28,6 +29,19 @@ impl Reader {
         let proxy_protocol = self.list("proxy_protocol");
         let max_body = self.one::<Size>("max_body").0;
         let spool_dir = self.one("spool_dir");
+        let bodies = Bodies {
+            memory_limit: self.one::<Size>("memory_limit").0,
+            spool_limit: self.one::<Size>("spool_limit").0,
+            answer_spool: self.one::<Size>("answer_spool").0,
+        };
+        let clients = Clients {
+            max_connections: self.optional("max_connections"),
+            max_connections_per_client: self.optional("max_connections_per_client"),
+            head_timeout: self.one("head_timeout"),
+            idle_timeout: self.one("idle_timeout"),
+            stall_timeout: self.one("stall_timeout"),
+            min_rate: self.one::<Size>("min_rate").0,
+        };
         let drain_timeout = self.one("drain_timeout");
         let drain_delay = self.one("drain_delay");
         let log_format = self.one("log_format");
@@ -79,6 +93,8 @@ impl Reader {
             proxy_protocol,
             max_body,
             spool_dir,
+            bodies,
+            clients,
             drain_timeout,
             drain_delay,
             log_format,

@@ -92,6 +92,19 @@ fn the_sample_of_the_contract_is_valid() {
         proxy_protocol: Vec::new(),
         max_body: 100 << 20,
         spool_dir: "/var/tmp".into(),
+        bodies: Bodies {
+            memory_limit: 256 << 20,
+            spool_limit: 10 << 30,
+            answer_spool: 256 << 20,
+        },
+        clients: Clients {
+            max_connections: None,
+            max_connections_per_client: None,
+            head_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(30),
+            min_rate: 1024,
+        },
         drain_timeout: Duration::from_secs(30),
         drain_delay: Duration::ZERO,
         log_format: LogFormat::Text,
@@ -665,6 +678,23 @@ fn a_mistake_says_what_to_write() {
         (
             "drain_timeout = \"25h\"",
             "drain_timeout: \"25h\" is too large; write \"0s\" to \"24h\"",
+        ),
+        // Bounds on clients
+        (
+            "min_rate = \"1KiB/s\"",
+            "min_rate: \"1KiB/s\" is not a size: a whole number with KiB, MiB, GiB, TiB, or of bytes; write 0 to \"1GiB\"",
+        ),
+        (
+            "max_connections = 0",
+            "max_connections: 0 is too small; write 1 to 10000000",
+        ),
+        (
+            "stall_timeout = \"0s\"",
+            "stall_timeout: \"0s\" is too small; write \"100ms\" to \"24h\"",
+        ),
+        (
+            "keepalive_timeout = \"5s\"",
+            "keepalive_timeout: unknown key; did you mean idle_timeout?",
         ),
         // Words, paths, types
         (
