@@ -21,4 +21,5 @@ mod scarcity;
 mod storm;
 mod streams;
 mod support;
+mod upgrade;
 mod workers;
