@@ -26,6 +26,8 @@ pub(super) enum Kind {
     DatabaseUrl,
     RoutePath,
     Method,
+    /// `true` or `false`.
+    Truth,
 }
 
 /// What holds when no source gives a key.
@@ -320,6 +322,100 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "http2",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "true",
+            because: "browsers get a page with all that belongs to it over one connection",
+        },
+        example: "false",
+        doc: "Offer HTTP/2 on the listeners of `[tls]`; each client chooses (ALPN).",
+        ..PLAIN
+    },
+    Key {
+        name: "h2c",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "no browser speaks it, and looking for it costs every connection a little",
+        },
+        example: "true",
+        doc: "Take HTTP/2 without TLS from clients that begin with it (prior knowledge), such as balancers, on the \
+              listeners of `listen`, beside HTTP/1.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.listen",
+        kind: Kind::Listen,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "it takes a certificate",
+        },
+        example: "0.0.0.0:8443",
+        restart: true,
+        doc: "Where clients connect with TLS: addresses with port, or `unix:PATH`. With it, `listen` may be \
+              an empty list.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.cert",
+        kind: Kind::Path,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "nobody can guess where certificates are",
+        },
+        example: "/etc/letsencrypt/live/shop.example/fullchain.pem",
+        doc: "Certificates in PEM files, each with the chain below the root. With several, each client gets the first \
+              for the name that it asks for (SNI) and with a key that it can use, else the first. Read again when the \
+              files change, and on a reload.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.key",
+        kind: Kind::Path,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "nobody can guess where keys are",
+        },
+        example: "/etc/letsencrypt/live/shop.example/privkey.pem",
+        doc: "The private key of each certificate, in the same order, in PEM files.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.min_version",
+        kind: Kind::Word(&["1.2", "1.3"]),
+        default: Default::Value {
+            text: "1.2",
+            because: "some clients that still matter know no 1.3, and what is weak in 1.2 is left out",
+        },
+        example: "1.3",
+        doc: "Oldest version of TLS that is spoken.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.client_ca",
+        kind: Kind::Path,
+        default: Default::Unset("clients are not asked for a certificate"),
+        example: "/etc/layby/clients.pem",
+        doc: "Clients are asked for a certificate, which one of the authorities in this PEM file must have signed.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.client_auth",
+        kind: Kind::Word(&["required", "optional"]),
+        default: Default::Value {
+            text: "required",
+            because: "who asks for certificates mostly wants no one in without",
+        },
+        example: "optional",
+        doc: "Clients without a certificate: with `required` they cannot connect, with `optional` the application \
+              decides. A bad certificate is refused in either case. Only with `tls.client_ca`.",
+        ..PLAIN
+    },
+    Key {
         name: "slots.count",
         kind: Kind::Count,
         range: Some(("1", "1024")),
@@ -468,7 +564,9 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         name: "workers.python",
         kind: Kind::Path,
-        default: Default::Unset("the active virtual environment's, else `python3`"),
+        default: Default::Unset(
+            "the active virtual environment's, else that of the one that layby lies in, else `python3`",
+        ),
         example: "/srv/app/.venv/bin/python",
         flag: Some("--python"),
         doc: "The interpreter; only with `workers.app`.",
@@ -605,7 +703,7 @@ pub(super) const ROUTE: &[Key] = &[
 /// What a list of routes is called in the file.
 pub(super) const ROUTES: &str = "route";
 
-pub(super) const SECTIONS: &[&str] = &["slots", "workers", "outbound", "database"];
+pub(super) const SECTIONS: &[&str] = &["tls", "slots", "workers", "outbound", "database"];
 
 /// What other servers call a key, and what it is here.
 const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
@@ -639,6 +737,12 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("outbound.hosts", "outbound.allow"),
     ("outbound.labels", "outbound.label"),
     ("database.dsn", "database.url"),
+    ("tls.certs", "tls.cert"),
+    ("tls.certificate", "tls.cert"),
+    ("tls.keys", "tls.key"),
+    ("tls.private_key", "tls.key"),
+    ("tls.ca", "tls.client_ca"),
+    ("tls.protocols", "tls.min_version"),
     ("route.prefix", "route.path"),
     ("route.location", "route.path"),
     ("route.method", "route.methods"),

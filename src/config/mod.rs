@@ -35,7 +35,7 @@ pub use reference::reference;
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// At least one, no two the same.
+    /// At least one here or in `tls`, no two the same.
     pub listen: Vec<Listen>,
     pub admin: SocketAddr,
     pub probes: Option<SocketAddr>,
@@ -51,6 +51,11 @@ pub struct Config {
     /// Red in readiness, and still open.
     pub drain_delay: Duration,
     pub log_format: LogFormat,
+    /// HTTP/2 by ALPN on the listeners of `tls`.
+    pub http2: bool,
+    /// HTTP/2 by prior knowledge on those of `listen`.
+    pub h2c: bool,
+    pub tls: Tls,
     pub slots: Slots,
     pub workers: Workers,
     pub outbound: Outbound,
@@ -119,6 +124,37 @@ pub enum ForwardingHeaders {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    pub listen: Vec<Listen>,
+    /// At least one if there are listeners.
+    pub certificates: Vec<Certificate>,
+    pub min_version: TlsVersion,
+    /// None: clients are not asked for a certificate.
+    pub client_ca: Option<PathBuf>,
+    pub client_auth: ClientAuth,
+}
+
+/// A certificate and its key, in PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    V12,
+    V13,
+}
+
+/// What is asked of clients beside a good certificate, if they give one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    Required,
+    Optional,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -316,6 +352,10 @@ impl Config {
             probes: self.probes,
             spool_dir: self.spool_dir,
             log_format: self.log_format,
+            tls: Tls {
+                listen: self.tls.listen,
+                ..new.tls
+            },
             slots: Slots {
                 count: self.slots.count,
                 ..new.slots
@@ -360,6 +400,7 @@ impl Config {
             ("probes", self.probes != new.probes),
             ("spool_dir", self.spool_dir != new.spool_dir),
             ("log_format", self.log_format != new.log_format),
+            ("tls.listen", self.tls.listen != new.tls.listen),
             ("slots.count", self.slots.count != new.slots.count),
             (new_source.0, old_source != new_source),
             ("workers.processes", processes(self) != processes(new)),
@@ -409,6 +450,30 @@ impl OnDisconnect {
         match self {
             OnDisconnect::Finish => "finish",
             OnDisconnect::Cancel => "cancel",
+        }
+    }
+}
+
+impl TlsVersion {
+    pub const ALL: [TlsVersion; 2] = [TlsVersion::V12, TlsVersion::V13];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TlsVersion::V12 => "1.2",
+            TlsVersion::V13 => "1.3",
+        }
+    }
+}
+
+impl ClientAuth {
+    pub const ALL: [ClientAuth; 2] = [ClientAuth::Required, ClientAuth::Optional];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClientAuth::Required => "required",
+            ClientAuth::Optional => "optional",
         }
     }
 }

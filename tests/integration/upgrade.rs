@@ -92,14 +92,13 @@ fn replace(program: &Path, script: &str) {
 async fn the_program_that_takes_over_is_the_one_that_lies_there_now() {
     let (builder, program) = named("layby-1");
     let mut gateway = builder.run().await;
-    let script = "#!/bin/sh\necho \"the new program: $*\" >&2\nexec REAL \"$@\"\n";
+    let script = "#!/bin/sh\necho \"the new program: $1\" >&2\nexec REAL \"$@\"\n";
     replace(
         &program,
         &script.replace("REAL", env!("CARGO_BIN_EXE_layby")),
     );
     gateway.signal(Signal::USR2);
     gateway.ready_again(2).await;
-    gateway.logged("the new program: check").await;
     gateway.logged("the new program: serve").await;
     let _worker = worker::new(1).run(&gateway).await;
     assert_eq!(gateway.get("/ping").await.ok(), "pong");

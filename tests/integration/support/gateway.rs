@@ -470,6 +470,11 @@ impl Gateway {
         self.process.log.line(part).await
     }
 
+    /// Waits until so many lines of the log have this in them.
+    pub async fn logged_times(&self, part: &str, times: usize) {
+        self.process.log.lines(part, times).await;
+    }
+
     /// Lines of the log above debug, with this in them.
     pub fn log_lines(&self, part: &str) -> Vec<String> {
         let shown = |line: &String| !line.contains(" DEBUG ") && line.contains(part);
