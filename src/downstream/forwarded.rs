@@ -12,10 +12,12 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{FORWARDED, HOST, HeaderName};
 use http::{HeaderMap, StatusCode};
 
+use super::REQUEST_ID;
 use super::head::Refusal;
 use super::seldom::Seldom;
 use crate::config::{ForwardingHeaders, Trusted};
 use crate::message::{Client, Scheme};
+use crate::record::Id;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -40,12 +42,12 @@ pub struct Trust<'a> {
 }
 
 /// An address with or without its port; nothing, if it is not known.
-type Hop = (Option<IpAddr>, Option<u16>);
+type Node = (Option<IpAddr>, Option<u16>);
 
 /// What proxies say of a request.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Claims<'a> {
-    client: Option<Hop>,
+    client: Option<Node>,
     scheme: Option<Scheme>,
     host: Option<Cow<'a, str>>,
     port: Option<u16>,
@@ -60,7 +62,7 @@ impl Peer {
         }
     }
 
-    fn hop(&self) -> Hop {
+    fn hop(&self) -> Node {
         match self {
             Self::Tcp { peer, .. } => (Some(peer.ip().to_canonical()), Some(peer.port())),
             Self::Unix => (None, None),
@@ -77,11 +79,13 @@ impl std::fmt::Display for Peer {
     }
 }
 
-/// Tells the client, and removes forwarding headers that nobody trusted has set.
-///
-/// # Errors
-/// When a trusted proxy's headers cannot be read in one way.
-pub fn client(peer: Peer, trust: Trust<'_>, headers: &mut HeaderMap) -> Result<Client, Refusal> {
+/// Tells the client, and removes forwarding headers that nobody trusted has set. A request that is to be
+/// refused, because a trusted proxy's headers cannot be read in one way, is the peer's own.
+pub fn client(
+    peer: Peer,
+    trust: Trust<'_>,
+    headers: &mut HeaderMap,
+) -> (Client, Result<(), Refusal>) {
     if !peer.among(trust.proxies) {
         remove_x_forwarded(headers);
         headers.remove(FORWARDED);
@@ -91,7 +95,14 @@ pub fn client(peer: Peer, trust: Trust<'_>, headers: &mut HeaderMap) -> Result<C
         ForwardingHeaders::XForwarded => drop(headers.remove(FORWARDED)),
         ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
     }
-    let claims = claims(peer, trust.proxies, headers)?;
+    match claims(peer, trust.proxies, headers) {
+        Ok(claims) => (claimed(peer, claims, headers), Ok(())),
+        Err(refusal) => (claimed(peer, Claims::default(), headers), Err(refusal)),
+    }
+}
+
+/// The client, if these claims are true.
+fn claimed(peer: Peer, claims: Claims<'_>, headers: &HeaderMap) -> Client {
     let scheme = claims.scheme.unwrap_or(Scheme::Http);
     let host = claims
         .host
@@ -107,13 +118,22 @@ pub fn client(peer: Peer, trust: Trust<'_>, headers: &mut HeaderMap) -> Result<C
         Peer::Unix => "localhost".to_owned(),
     });
     let (address, port) = claims.client.unwrap_or_else(|| peer.hop());
-    Ok(Client {
+    Client {
         address,
         port,
         scheme,
         server_name,
         server_port,
-    })
+    }
+}
+
+/// What the request is called: as a trusted proxy says, else a new name.
+pub fn request_id(peer: Peer, trusted: &[Trusted], headers: &HeaderMap) -> Id {
+    let mut given = headers.get_all(REQUEST_ID).iter();
+    match (given.next(), given.next()) {
+        (Some(id), None) if peer.among(trusted) => Id::given(id).unwrap_or_default(),
+        _ => Id::new(),
+    }
 }
 
 fn trusts(trusted: &[Trusted], address: IpAddr) -> bool {
@@ -198,7 +218,7 @@ fn x_forwarded<'a>(peer: Peer, trusted: &[Trusted], headers: &'a HeaderMap) -> C
 }
 
 /// The rightmost address of the chain that is not a trusted proxy's; the leftmost if all are.
-fn origin(mut nearest: Hop, trusted: &[Trusted], headers: &HeaderMap) -> Hop {
+fn origin(mut nearest: Node, trusted: &[Trusted], headers: &HeaderMap) -> Node {
     let lines: Vec<&str> = headers
         .get_all(&FOR)
         .iter()
@@ -218,7 +238,7 @@ fn origin(mut nearest: Hop, trusted: &[Trusted], headers: &HeaderMap) -> Hop {
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
-fn parse_hop(hop: &str) -> Option<Hop> {
+fn parse_hop(hop: &str) -> Option<Node> {
     if let Ok(address) = hop.parse::<SocketAddr>() {
         return Some((Some(address.ip().to_canonical()), Some(address.port())));
     }
@@ -289,7 +309,7 @@ fn forwarded<'a>(
 }
 
 /// As `X-Forwarded-For` has it, or with a port that hides (`192.0.2.1:_p`).
-fn parse_node(node: &str) -> Option<Hop> {
+fn parse_node(node: &str) -> Option<Node> {
     parse_hop(node).or_else(|| {
         let (address, _) = node.split_once(":_").or_else(|| node.split_once("]:_"))?;
         parse_hop(address)
@@ -419,8 +439,8 @@ mod tests {
             proxies: &trusted,
             headers: read,
         };
-        let client = client(peer, trust, &mut map);
-        (client, map)
+        let (client, told) = client(peer, trust, &mut map);
+        (told.map(|()| client), map)
     }
 
     fn address(client: &Client) -> String {

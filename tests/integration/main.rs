@@ -7,6 +7,7 @@ mod database;
 mod doors;
 mod files;
 mod heads;
+mod ids;
 mod lazy;
 mod leaving;
 mod lifecycle;
