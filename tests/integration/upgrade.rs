@@ -302,7 +302,8 @@ async fn upgrades_under_load_lose_nothing_and_run_nothing_twice() {
     let origin = origin::answering("paid").await;
     let url = origin.url("/");
     let mut gateway = gateway::new(4).run().await;
-    let start = async |gateway: &Gateway| worker::new(4).fetches("/pay", &url).connect(gateway).await;
+    let start =
+        async |gateway: &Gateway| worker::new(4).fetches("/pay", &url).connect(gateway).await;
     let mut worker = start(&gateway).await;
     let customers = Customers::of(gateway.address(), 20);
     let mut ran = Vec::new();
