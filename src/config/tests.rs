@@ -1080,7 +1080,7 @@ fn a_mistake_says_what_to_write() {
         ),
         (
             "compression.min_size = 0",
-            "compression.min_size: 0 is too small; write 1 to 1024TiB",
+            "compression.min_size: 0 is too small; write 1 to \"1024TiB\"",
         ),
         (
             "compression.level = 6",

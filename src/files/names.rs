@@ -64,7 +64,6 @@ mod tests {
             ("a.html", "text/html; charset=utf-8"),
             ("a.txt", "text/plain; charset=utf-8"),
             ("a.json", "application/json"),
-            ("a.map", "application/json"),
             ("a.svg", "image/svg+xml"),
             ("a.png", "image/png"),
             ("a.webp", "image/webp"),
