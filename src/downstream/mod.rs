@@ -6,6 +6,7 @@
 mod answers;
 mod collect;
 pub(crate) mod forwarded;
+pub(crate) mod framing;
 pub(crate) mod head;
 mod listen;
 mod routes;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use self::answers::{Body, Trouble};
 use self::collect::{Bounds, collect};
 use self::forwarded::Peer;
+use self::framing::{Framed, Line, MAX_HEAD, Refused};
 use self::listen::Stream;
 use self::watch::{Finish, STALL, Watch, Watched};
 use crate::config::{BodyMode, Trusted};
@@ -36,9 +38,6 @@ use crate::sweeper::Sweeper;
 
 pub use listen::{Listener, Listeners};
 pub use routes::Routes;
-
-/// Largest request head.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// What has reached this machine when a drain begins, connections and requests, is taken in within
 /// this time. What comes later meets a closed door.
@@ -95,16 +94,20 @@ impl Downstream {
 
     /// Serves one connection to its end.
     async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched {
+        let line = Arc::new(Line::default());
+        let watched = Watched {
             stream,
             watch: Arc::clone(&watch),
-        });
+        };
+        let io = TokioIo::new(Framed::new(watched, Arc::clone(&line)));
         let service = service_fn(|request| {
+            let refused = line.next_request();
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
+            Box::pin(Arc::clone(&self).handle(request, refused, peer, Arc::clone(&watch)))
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.max_header_size(MAX_HEAD);
+        // `Framed` has the bound; what it has escaped may be longer than what came.
+        http.max_header_size(2 * MAX_HEAD);
         let mut connection = http.serve_connection(io, service);
         let drain = self.drain_begun();
         tokio::pin!(drain);
@@ -115,8 +118,8 @@ impl Downstream {
                 ended = &mut connection => match ended {
                     Ok(()) => {
                         if watch.is_unread() {
-                            let stream = connection.into_parts().io.into_inner().stream;
-                            Box::pin(linger(stream)).await;
+                            let watched = connection.into_parts().io.into_inner().stream;
+                            Box::pin(linger(watched.stream)).await;
                         }
                         return;
                     }
@@ -127,25 +130,34 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if line.give_up_head() {
+                        watch.within(STALL);
+                        continue;
+                    }
                     tracing::debug!("connection closed: too slow or idle");
                     break watch.is_sending();
                 }
                 () = &mut drain, if !draining => {
                     draining = true;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    // A request whose head has begun to come is the last, but served.
+                    if !line.is_mid_head() {
+                        std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    }
                 }
             }
         };
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            connection.into_parts().io.into_inner().stream.reset();
+            let watched = connection.into_parts().io.into_inner().stream;
+            watched.stream.reset();
         }
     }
 
     async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
+        refused: Option<Refused>,
         peer: Peer,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
@@ -154,6 +166,11 @@ impl Downstream {
         let mut finish = Finish::new(self.metrics.clone(), Arc::clone(&watch), method.clone());
         let json = answers::wants_json(request.headers());
         let answered = async {
+            if let Some(refused) = refused {
+                // Whatever comes behind it is not read as anything.
+                watch.set_unread(true);
+                return Err(Trouble::Refused(refused.refusal));
+            }
             let (request, later) = self.receive(request, peer, &watch, &settings).await?;
             watch.in_hand();
             let lazy = later.is_some();
