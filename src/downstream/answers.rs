@@ -139,11 +139,14 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     } = answer;
     strip_hop_by_hop(&mut headers);
     let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
-    if status == StatusCode::NO_CONTENT {
+    // A 204 ends with its head, which goes without saying; a 205 says that its body is empty.
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT) {
         headers.remove(CONTENT_LENGTH);
     }
-    let bodiless = *method == Method::HEAD
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = matches!(
+        status,
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+    );
     let same = |len| match length {
         Some(length) if length != len => Err(Trouble::BadAnswer(
             "Content-Length is not the length of the body",
@@ -152,10 +155,7 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     };
     let body = match body {
         AnswerBody::Unreadable(why) => return Err(Trouble::BadAnswer(why)),
-        _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
-        AnswerBody::Whole(_) | AnswerBody::File(_) if bodiless && *method != Method::HEAD => {
-            Body::whole(Bytes::new())
-        }
+        _ if bodiless || (*method == Method::HEAD && length.is_some()) => Body::whole(Bytes::new()),
         AnswerBody::Whole(bytes) => {
             same(bytes.len() as u64)?;
             Body::whole(bytes)

@@ -3,7 +3,7 @@
 //! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
-mod answers;
+pub(crate) mod answers;
 mod collect;
 pub(crate) mod forwarded;
 pub(crate) mod framing;

@@ -5,6 +5,7 @@ mod bodies;
 mod connections;
 mod database;
 mod files;
+mod framing;
 mod heads;
 mod lazy;
 mod leaving;

@@ -199,7 +199,7 @@ fn a_bad_head_is_not_waited_for() {
 /// What hyper would read, and the line.
 async fn through(bytes: &[u8], cut: usize) -> (Vec<u8>, std::io::Result<usize>, Arc<Line>) {
     let line = Arc::new(Line::default());
-    let stream = tokio_test_reader(bytes, cut);
+    let stream = in_parts(bytes, cut);
     let mut framed = Framed::new(stream, Arc::clone(&line));
     let mut read = Vec::new();
     let reading = framed.read_to_end(&mut read);
@@ -213,7 +213,7 @@ async fn through(bytes: &[u8], cut: usize) -> (Vec<u8>, std::io::Result<usize>, 
 }
 
 /// A stream of so many bytes at a time.
-fn tokio_test_reader(bytes: &[u8], cut: usize) -> impl AsyncRead + Unpin {
+fn in_parts(bytes: &[u8], cut: usize) -> impl AsyncRead + Unpin {
     let parts: Vec<_> = bytes
         .chunks(cut)
         .map(|part| Ok::<_, io::Error>(bytes::Bytes::copy_from_slice(part)))
