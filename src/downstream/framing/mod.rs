@@ -70,7 +70,10 @@ impl Line {
     }
 
     /// From here on, what comes is another protocol's. To be called before the client is told so (101).
-    #[cfg_attr(not(test), allow(dead_code, reason = "no route leads to an upgrade yet"))]
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "no route leads to an upgrade yet")
+    )]
     pub fn open_tunnel(&self) {
         self.tunnel.store(true, Relaxed);
     }

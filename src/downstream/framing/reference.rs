@@ -39,6 +39,9 @@ pub enum End {
     Bad,
 }
 
+/// Something found; not yet, as more bytes must come; or something bad instead.
+type Found<T> = Result<Option<T>, ()>;
+
 /// Every request with a good head, and the end. The last may lack its body.
 pub fn read(mut bytes: &[u8]) -> (Vec<Request>, End) {
     let mut requests = Vec::new();
@@ -77,7 +80,7 @@ pub fn read(mut bytes: &[u8]) -> (Vec<Request>, End) {
 }
 
 /// The lines of a head, which must be lines as far as they came.
-fn split_head(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, ()> {
+fn split_head(bytes: &[u8]) -> Found<(&[u8], &[u8])> {
     let mut start = 0;
     while bytes[start..].starts_with(b"\r\n") {
         start += 2;
@@ -217,7 +220,7 @@ fn parse_head(head: &[u8]) -> Option<(Request, Option<u64>)> {
 }
 
 /// The body and how long it is on the wire; None if there must be more.
-fn chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, ()> {
+fn chunks(bytes: &[u8]) -> Found<(Vec<u8>, usize)> {
     let mut body = Vec::new();
     let mut at = 0;
     loop {
@@ -255,7 +258,7 @@ fn chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, ()> {
 }
 
 /// The bytes before CR LF, if they are good as far as they came.
-fn text_line(bytes: &[u8]) -> Result<Option<&[u8]>, ()> {
+fn text_line(bytes: &[u8]) -> Found<&[u8]> {
     let good = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
     let end = bytes.iter().position(|byte| !good(byte));
     match end.map(|end| (end, &bytes[end..])) {
@@ -266,7 +269,7 @@ fn text_line(bytes: &[u8]) -> Result<Option<&[u8]>, ()> {
 }
 
 /// `size`, `size;extension` or `size ;extension`.
-fn chunk_line(bytes: &[u8]) -> Result<Option<&[u8]>, ()> {
+fn chunk_line(bytes: &[u8]) -> Found<&[u8]> {
     let digits = bytes
         .iter()
         .take_while(|byte| byte.is_ascii_hexdigit())
@@ -288,7 +291,7 @@ fn chunk_line(bytes: &[u8]) -> Result<Option<&[u8]>, ()> {
     }
 }
 
-fn trailer_line(bytes: &[u8]) -> Result<Option<&[u8]>, ()> {
+fn trailer_line(bytes: &[u8]) -> Found<&[u8]> {
     if matches!(bytes.first(), Some(b' ' | b'\t')) {
         return Err(());
     }
