@@ -7,6 +7,7 @@ mod database;
 mod files;
 mod framing;
 mod heads;
+mod ids;
 mod lazy;
 mod leaving;
 mod lifecycle;
