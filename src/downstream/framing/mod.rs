@@ -305,6 +305,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Framed<S> {
             }
             if this.line.late.swap(false, Relaxed) {
                 let head = std::mem::take(&mut this.held);
+                this.line.mid_head.store(false, Relaxed);
                 this.framing.part = Part::Refused;
                 let late = Refusal(
                     StatusCode::REQUEST_TIMEOUT,
