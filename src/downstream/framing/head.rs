@@ -238,14 +238,18 @@ impl Whole {
     /// Appends the head at the beginning of `bytes`, with its target escaped.
     pub fn escape(&self, bytes: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(&bytes[..self.target.start]);
-        for byte in &bytes[self.target.clone()] {
-            if is_to_escape(*byte) {
-                out.extend_from_slice(format!("%{byte:02X}").as_bytes());
-            } else {
-                out.push(*byte);
-            }
-        }
+        escape(&bytes[self.target.clone()], is_to_escape, out);
         out.extend_from_slice(&bytes[self.target.end..self.len]);
+    }
+}
+
+fn escape(target: &[u8], which: fn(u8) -> bool, out: &mut Vec<u8>) {
+    for byte in target {
+        if which(*byte) {
+            out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        } else {
+            out.push(*byte);
+        }
     }
 }
 
@@ -304,22 +308,25 @@ fn digits(value: &[u8]) -> Option<u64> {
 
 /// Method and target of a head that is refused: a method that any answer can be given to, and a target
 /// that can stand in a log.
-pub fn shown(bytes: &[u8]) -> (&str, String) {
+pub fn shown(bytes: &[u8]) -> (&str, Uri) {
     let line = bytes.trim_ascii_start();
     let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let mut words = line.split(u8::is_ascii_whitespace);
     let method = words
         .next()
-        .filter(|word| word.len() <= 20 && is_token(word));
-    let method = method.and_then(|word| std::str::from_utf8(word).ok());
-    let target = words
-        .next()
-        .filter(|_| method.is_some())
-        .unwrap_or_default();
-    let target = &target[..target.len().min(1000)];
+        .filter(|word| word.len() <= 20 && is_token(word))
+        .and_then(|word| std::str::from_utf8(word).ok());
+    let mut target = words.next().filter(|_| method.is_some()).unwrap_or(b"/");
+    target = &target[..target.len().min(1000)];
+    let mut escaped = Vec::with_capacity(target.len());
+    escape(
+        target,
+        |byte| is_to_escape(byte) || byte == b'#' || byte.is_ascii_control(),
+        &mut escaped,
+    );
     (
         method.unwrap_or("UNKNOWN"),
-        target.escape_ascii().to_string(),
+        Uri::try_from(escaped).unwrap_or_default(),
     )
 }
 

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::body::Chunks;
@@ -31,7 +31,7 @@ pub use self::head::MAX_HEAD;
 
 /// What a connection and its requests tell each other.
 #[derive(Debug, Default)]
-pub struct Line {
+pub struct Heads {
     /// Requests that hyper has handed over.
     requests: AtomicU64,
     refused: Mutex<Option<Refused>>,
@@ -44,13 +44,13 @@ pub struct Line {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     pub refusal: Refusal,
-    /// Its target as it came, for the log; empty if it did not come so far.
-    pub target: String,
+    /// Its target, fit for a log; `/` if it did not come so far.
+    pub target: Uri,
     /// Which request of its connection it is.
     number: u64,
 }
 
-impl Line {
+impl Heads {
     /// To be asked once for each request, in their order: does it stand for a refused head?
     pub fn next_request(&self) -> Option<Refused> {
         let number = self.requests.fetch_add(1, Relaxed) + 1;
@@ -63,13 +63,13 @@ impl Line {
     }
 
     /// Refuses the head that has begun, if one has, as too late. Its connection is to be polled then.
-    pub fn give_up_head(&self) -> bool {
+    pub fn give_up(&self) -> bool {
         let begun = self.is_mid_head();
         self.late.store(begun, Relaxed);
         begun
     }
 
-    /// From here on, what comes is another protocol's. To be called before the client is told so (101).
+    /// From here on, what comes is another protocol's. To be called before the client is heads so (101).
     #[cfg_attr(
         not(test),
         allow(dead_code, reason = "no route leads to an upgrade yet")
@@ -116,8 +116,7 @@ enum Verdict {
 #[derive(Debug)]
 struct Framing {
     part: Part,
-    /// How many were good.
-    heads: u64,
+    good_heads: u64,
 }
 
 impl Framing {
@@ -130,7 +129,7 @@ impl Framing {
                 Part::Head(head) => match head.read(rest) {
                     Ok(None) => return Verdict::Hold(at),
                     Ok(Some(whole)) => {
-                        self.heads += 1;
+                        self.good_heads += 1;
                         self.part = Part::after_head(whole.body);
                         if whole.to_escape {
                             return Verdict::Rewrite(at, whole);
@@ -182,7 +181,7 @@ impl Part {
 /// A connection's bytes on their way to hyper.
 pub struct Framed<S> {
     pub stream: S,
-    line: Arc<Line>,
+    heads: Arc<Heads>,
     framing: Framing,
     /// The beginning of a head.
     held: Vec<u8>,
@@ -192,13 +191,13 @@ pub struct Framed<S> {
 }
 
 impl<S> Framed<S> {
-    pub fn new(stream: S, line: Arc<Line>) -> Self {
+    pub fn new(stream: S, heads: Arc<Heads>) -> Self {
         Self {
             stream,
-            line,
+            heads,
             framing: Framing {
                 part: Part::Head(Head::default()),
-                heads: 0,
+                good_heads: 0,
             },
             held: Vec::new(),
             good: Vec::new(),
@@ -252,7 +251,7 @@ impl<S> Framed<S> {
     }
 
     fn hold(&mut self, head: Vec<u8>) {
-        self.line.mid_head.store(!head.is_empty(), Relaxed);
+        self.heads.mid_head.store(!head.is_empty(), Relaxed);
         self.held = head;
     }
 
@@ -267,10 +266,10 @@ impl<S> Framed<S> {
         };
         let standing_for = format!("{method} / HTTP/1.1\r\n{accept}\r\n");
         self.good.extend_from_slice(standing_for.as_bytes());
-        *self.line.refused() = Some(Refused {
+        *self.heads.refused() = Some(Refused {
             refusal,
             target,
-            number: self.framing.heads + 1,
+            number: self.framing.good_heads + 1,
         });
     }
 }
@@ -286,7 +285,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Framed<S> {
             if this.give(buf) {
                 return Poll::Ready(Ok(()));
             }
-            if this.line.tunnel.load(Relaxed) {
+            if this.heads.tunnel.load(Relaxed) {
                 if !this.held.is_empty() {
                     this.good = std::mem::take(&mut this.held);
                     continue;
@@ -303,9 +302,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Framed<S> {
                 Part::Refused => return Poll::Pending,
                 Part::Head(_) | Part::Sized(_) | Part::Chunks(_) => {}
             }
-            if this.line.late.swap(false, Relaxed) {
+            if this.heads.late.swap(false, Relaxed) {
                 let head = std::mem::take(&mut this.held);
-                this.line.mid_head.store(false, Relaxed);
+                this.heads.mid_head.store(false, Relaxed);
                 this.framing.part = Part::Refused;
                 let late = Refusal(
                     StatusCode::REQUEST_TIMEOUT,
@@ -330,7 +329,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Framed<S> {
             } else {
                 let mut bytes = std::mem::take(&mut this.held);
                 bytes.extend_from_slice(came);
-                this.line.mid_head.store(false, Relaxed);
+                this.heads.mid_head.store(false, Relaxed);
                 let verdict = this.framing.judge(&bytes);
                 if matches!(verdict, Verdict::Hold(0)) {
                     this.hold(bytes);

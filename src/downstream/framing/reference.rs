@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Framed, Line, MAX_HEAD};
+use super::{Framed, Heads, MAX_HEAD};
 use crate::downstream::head;
 
 /// A request as it stands in the bytes.
@@ -331,10 +331,10 @@ fn serve(bytes: &[u8], cut: usize) -> Vec<Seen> {
 }
 
 async fn connection(server: tokio::io::DuplexStream, seen: Arc<Mutex<Vec<Seen>>>) {
-    let line = Arc::new(Line::default());
-    let io = TokioIo::new(Framed::new(server, Arc::clone(&line)));
+    let heads = Arc::new(Heads::default());
+    let io = TokioIo::new(Framed::new(server, Arc::clone(&heads)));
     let service = service_fn(|request: http::Request<Incoming>| {
-        let refused = line.next_request().is_some();
+        let refused = heads.next_request().is_some();
         let seen = Arc::clone(&seen);
         async move {
             let (mut parts, body) = request.into_parts();

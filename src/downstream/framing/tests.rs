@@ -196,11 +196,11 @@ fn a_bad_head_is_not_waited_for() {
     assert_eq!(refusal(b"GET / HTTP/1.1\r\nContent-Length: x"), None);
 }
 
-/// What hyper would read, and the line.
-async fn through(bytes: &[u8], cut: usize) -> (Vec<u8>, std::io::Result<usize>, Arc<Line>) {
-    let line = Arc::new(Line::default());
+/// What hyper would read, and how it ends.
+async fn through(bytes: &[u8], cut: usize) -> (Vec<u8>, std::io::Result<usize>, Arc<Heads>) {
+    let heads = Arc::new(Heads::default());
     let stream = in_parts(bytes, cut);
-    let mut framed = Framed::new(stream, Arc::clone(&line));
+    let mut framed = Framed::new(stream, Arc::clone(&heads));
     let mut read = Vec::new();
     let reading = framed.read_to_end(&mut read);
     // After a refused head it would wait for ever.
@@ -209,7 +209,7 @@ async fn through(bytes: &[u8], cut: usize) -> (Vec<u8>, std::io::Result<usize>, 
         end = reading => end,
         () = std::future::ready(()) => Ok(0),
     };
-    (read, end, line)
+    (read, end, heads)
 }
 
 /// A stream of so many bytes at a time.
@@ -227,11 +227,11 @@ async fn what_is_good_passes_as_it_is_however_it_comes() {
         POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nGET\r\n0\r\nA: b\r\n\r\n\
         GET /c HTTP/1.0\r\n\r\n";
     for cut in [1, 2, 3, 7, 50, 1000] {
-        let (read, end, line) = through(bytes, cut).await;
+        let (read, end, heads) = through(bytes, cut).await;
         assert_eq!(read, bytes, "{cut}");
         assert!(end.is_ok());
         for _ in 0..3 {
-            assert_eq!(line.next_request(), None);
+            assert_eq!(heads.next_request(), None);
         }
     }
 }
@@ -253,17 +253,17 @@ async fn a_request_stands_for_the_head_that_is_refused() {
     let bytes = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n\
         HEAD /b?\xff HTTP/1.1\r\naccept: application/json\r\nX: \0\r\n\r\nGET /c HTTP/1.1\r\n\r\n";
     for cut in [1, 9, 30, 1000] {
-        let (read, end, line) = through(bytes, cut).await;
+        let (read, end, heads) = through(bytes, cut).await;
         let text = String::from_utf8(read).expect("text");
         let (first, second) = text.split_at(28);
         assert_eq!(first, "GET /a HTTP/1.1\r\nHost: a\r\n\r\n");
         assert!(second.starts_with("HEAD / HTTP/1.1\r\n"), "{cut} {second}");
         assert_eq!(end.expect("it waits"), 0);
-        assert_eq!(line.next_request(), None);
-        let refused = line.next_request().expect("the second");
+        assert_eq!(heads.next_request(), None);
+        let refused = heads.next_request().expect("the second");
         assert_eq!(refused.refusal.0, 400);
-        assert_eq!(refused.target, "/b?\\xff");
-        assert_eq!(line.next_request(), None);
+        assert_eq!(refused.target, "/b?%FF");
+        assert_eq!(heads.next_request(), None);
     }
 }
 
@@ -282,10 +282,10 @@ async fn a_malformed_body_ends_in_an_error() {
 
 #[tokio::test]
 async fn a_head_that_has_begun_can_be_given_up() {
-    let line = Arc::new(Line::default());
+    let heads = Arc::new(Heads::default());
     let (mut client, server) = tokio::io::duplex(64);
-    let mut framed = Framed::new(server, Arc::clone(&line));
-    assert!(!line.give_up_head(), "nothing has come");
+    let mut framed = Framed::new(server, Arc::clone(&heads));
+    assert!(!heads.give_up(), "nothing has come");
     let mut room = [0; 100];
     tokio::io::AsyncWriteExt::write_all(&mut client, b"PUT /slow HT")
         .await
@@ -295,25 +295,25 @@ async fn a_head_that_has_begun_can_be_given_up() {
         _ = framed.read(&mut room) => panic!("half a head"),
         () = std::future::ready(()) => {}
     }
-    assert!(line.is_mid_head());
-    assert!(line.give_up_head());
+    assert!(heads.is_mid_head());
+    assert!(heads.give_up());
     let len = framed
         .read(&mut room)
         .await
         .expect("a request that stands for it");
     assert_eq!(&room[..len], b"PUT / HTTP/1.1\r\n\r\n");
-    let refused = line.next_request().expect("refused");
+    let refused = heads.next_request().expect("refused");
     assert_eq!(
-        (refused.refusal.0.as_u16(), refused.target.as_str()),
+        (refused.refusal.0.as_u16(), refused.target.path()),
         (408, "/slow")
     );
 }
 
 #[tokio::test]
 async fn a_tunnel_passes_everything() {
-    let line = Arc::new(Line::default());
+    let heads = Arc::new(Heads::default());
     let (mut client, server) = tokio::io::duplex(64);
-    let mut framed = Framed::new(server, Arc::clone(&line));
+    let mut framed = Framed::new(server, Arc::clone(&heads));
     let request = b"GET / HTTP/1.1\r\nUpgrade: x\r\n\r\n";
     tokio::io::AsyncWriteExt::write_all(&mut client, request)
         .await
@@ -321,7 +321,7 @@ async fn a_tunnel_passes_everything() {
     let mut room = [0; 100];
     let len = framed.read(&mut room).await.expect("a request");
     assert_eq!(&room[..len], request);
-    line.open_tunnel();
+    heads.open_tunnel();
     tokio::io::AsyncWriteExt::write_all(&mut client, b"\x81\n\0")
         .await
         .expect("room");
