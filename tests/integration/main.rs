@@ -8,6 +8,7 @@ mod connections;
 mod database;
 mod doors;
 mod files;
+mod framing;
 mod heads;
 mod ids;
 mod lazy;
