@@ -170,9 +170,10 @@ async def test_static_files_of_django_come_without_a_slot(
         answer = await connection.ask("GET", name, [("accept-encoding", "gzip")])
         assert answer.status == 200, name
         assert answer.header("cache-control") == "public, max-age=31536000, immutable"
-        assert answer.header("content-encoding") == "gzip", name
         expected = (root / name.removeprefix("/static/")).read_bytes()
-        assert gzip.decompress(answer.body) == expected
+        coding = "gzip" if len(expected) >= 1024 else None
+        assert answer.header("content-encoding") == coding, name
+        assert (gzip.decompress(answer.body) if coding else answer.body) == expected
     manifest = await connection.ask("GET", "/static/staticfiles.json")
     assert (manifest.status, manifest.header("cache-control")) == (200, None)
     assert (await connection.ask("GET", "/static/none.css")).status == 404
