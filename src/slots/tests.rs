@@ -16,6 +16,7 @@ const SLOTS: u16 = 4;
 const QUEUE: usize = 5;
 const PARKED: usize = 7;
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(3);
 
 fn limits() -> Limits {
     Limits {
@@ -23,6 +24,7 @@ fn limits() -> Limits {
         queue_timeout: QUEUE_TIMEOUT,
         parked: PARKED,
         parked_bytes: 1 << 30,
+        overdue_grace: GRACE,
     }
 }
 
@@ -295,7 +297,7 @@ impl Model {
             }
             Event::Overdue(index) => {
                 if let Some((_, id, _)) = self.pick(index, |_| true) {
-                    self.scheduler.overdue(id);
+                    self.scheduler.overdue(id, self.now);
                 }
             }
             Event::Wait(millis) => {
@@ -759,7 +761,7 @@ fn an_overdue_slot_is_told_of_once() {
         .expect("its process lives");
     let (slot, ..) = scheduler.place().expect("both are idle");
     assert_eq!(scheduler.stuck(now), []);
-    scheduler.overdue(call);
+    scheduler.overdue(call, now);
     let stuck = Stuck {
         slot,
         process: ProcessId(1),
@@ -884,7 +886,7 @@ fn an_overdue_slot_counts_as_lost_until_it_is_ready() {
         .submit((1, Kind::New), 0, Instant::now())
         .expect("there is room");
     scheduler.place().expect("the slot is idle");
-    scheduler.overdue(id);
+    scheduler.overdue(id, Instant::now());
     assert_eq!(scheduler.count().lost, 1);
     scheduler.done(SlotId(0));
     assert_eq!(scheduler.count().idle, 1);
@@ -918,7 +920,7 @@ fn a_slot_is_not_closed_before_what_is_pinned_to_it_is_over() {
     let (id, _turn) = slots.submit("first", 0).expect("there is room");
     assert!(matches!(port.close(), Closing::Taken(_)));
     assert!(port.parked(0, true).is_none());
-    assert!(matches!(port.close(), Closing::Pinned));
+    assert!(matches!(port.close(), Closing::Needed));
 
     let _turn = slots.resume(id, "second", 0);
     let Closing::Taken(taken) = port.close() else {
