@@ -30,6 +30,10 @@ bench: python postgresql ## Measure layby against its bounds and other servers; 
 package: python ## Source and wheel of the worker package, in dist/
 	$(PY) -m build --no-isolation --outdir dist python
 
+.PHONY: wheel
+wheel: python ## The gateway and the worker package as one wheel, in dist/
+	$(PY) -m maturin build --release --locked --out dist
+
 # Tests --------------------------------------------------------------------------------------
 
 # Not for everything: the gateway warns of LAYBY_* variables that it does not know.
@@ -58,7 +62,7 @@ test-django: python postgresql ## The worker package with Django
 	cd python && $(PYTEST) tests/django
 
 .PHONY: test-package
-test-package: python ## What is published of the worker package, built and installed
+test-package: python debug ## What is published of the worker package, built and installed
 	@echo "== package"
 	cd python && $(PYTEST) tests/package
 
@@ -74,7 +78,7 @@ test-docs: python debug ## What the documents say, tried out
 	$(PYTEST) tests/docs
 
 .PHONY: test-e2e
-test-e2e: python postgresql debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
@@ -128,6 +132,10 @@ python:
 .PHONY: postgresql
 postgresql:
 	@scripts/need-postgresql
+
+.PHONY: prometheus
+prometheus:
+	@scripts/need-prometheus
 
 .PHONY: debug release
 debug:

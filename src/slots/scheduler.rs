@@ -631,10 +631,7 @@ impl<J> Scheduler<J> {
         };
         let mine = |other: &SlotId| self.owner(*other) == Some(owner);
         let slots = (0..self.slots.len()).map(|number| SlotId(number as u16));
-        let pinned: usize = slots
-            .filter(mine)
-            .map(|other| self.pinned_to(other))
-            .sum();
+        let pinned: usize = slots.filter(mine).map(|other| self.pinned_to(other)).sum();
         let parked = self.processes.get(&owner).map_or(0, |it| it.parked);
         let mut others = self.idle.iter().filter(|other| **other != slot);
         parked > pinned && !others.any(mine)
@@ -856,7 +853,8 @@ impl<J> Scheduler<J> {
                 let (mine, theirs) = (process.parked * best.slots, best.parked * process.slots);
                 mine < theirs || (mine == theirs && pinned.parked < most)
             };
-            if new && process.takes_new() && best.is_none_or(|(_, best, most)| lighter(best, most)) {
+            if new && process.takes_new() && best.is_none_or(|(_, best, most)| lighter(best, most))
+            {
                 best = Some((slot, process, pinned.parked));
             }
         }

@@ -167,15 +167,27 @@ fn mode(mode: Mode) -> &'static str {
     }
 }
 
-/// The interpreter given, else the active virtual environment's, else `python3`.
+/// The interpreter given, else the active virtual environment's, else that of the one where pip has
+/// installed this program, else `python3`.
 fn python(app: &App) -> PathBuf {
     if let Some(python) = &app.python {
         return python.clone();
     }
-    match std::env::var_os("VIRTUAL_ENV") {
-        Some(folder) => Path::new(&folder).join("bin/python"),
+    let active = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
+    match active.or_else(home) {
+        Some(folder) => folder.join("bin/python"),
         None => PathBuf::from("python3"),
     }
+}
+
+/// The virtual environment that this program lies in, if it does.
+fn home() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let folder = program.parent()?.parent()?;
+    folder
+        .join("pyvenv.cfg")
+        .is_file()
+        .then(|| folder.to_owned())
 }
 
 /// Keeps worker processes alive until [`Supervisor::stop`].
@@ -566,7 +578,13 @@ impl Shared {
         if let (Some(memory), Some(max)) = (memory, recycle.max_memory)
             && memory >= max * RUNAWAY
         {
-            tracing::error!(worker, pid, memory, max_memory = max, "worker killed: it grows too fast");
+            tracing::error!(
+                worker,
+                pid,
+                memory,
+                max_memory = max,
+                "worker killed: it grows too fast"
+            );
             running.kill();
             return None;
         }
@@ -576,15 +594,26 @@ impl Shared {
         let begun = running.process.begun.load(Relaxed);
         let age = running.since.elapsed();
         let share = |limit: f64| limit * running.share;
-        let requests = recycle.max_requests.is_some_and(|max| begun as f64 >= share(max as f64));
-        let old = recycle.max_age.is_some_and(|max| age.as_secs_f64() >= share(max.as_secs_f64()));
+        let requests = recycle
+            .max_requests
+            .is_some_and(|max| begun as f64 >= share(max as f64));
+        let old = recycle
+            .max_age
+            .is_some_and(|max| age.as_secs_f64() >= share(max.as_secs_f64()));
         let large = recycle
             .max_memory
             .is_some_and(|max| memory.is_some_and(|memory| memory as f64 >= share(max as f64)));
         if !(requests || old || large) {
             return None;
         }
-        tracing::info!(worker, pid, requests = begun, ?age, memory, "worker due for recycling");
+        tracing::info!(
+            worker,
+            pid,
+            requests = begun,
+            ?age,
+            memory,
+            "worker due for recycling"
+        );
         Some(RestartReason::Recycled)
     }
 
@@ -646,7 +675,10 @@ impl Running {
         }
         // The number of a group is not given away while processes are in it.
         if kill_process_group(self.pid, Signal::KILL).is_ok() {
-            tracing::warn!(pid = self.process.pid, "killed what a dead worker left: it held its connections");
+            tracing::warn!(
+                pid = self.process.pid,
+                "killed what a dead worker left: it held its connections"
+            );
         }
     }
 }

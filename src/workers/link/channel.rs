@@ -369,7 +369,10 @@ mod tests {
         let large = vec![0; 4 << 20];
         let sending = channel.send(Header::bare(Kind::Request, 0), |_, _| {}, &large);
         let leaving = async {
-            theirs.read_exact(&mut [0; 100]).await.expect("the first bytes");
+            theirs
+                .read_exact(&mut [0; 100])
+                .await
+                .expect("the first bytes");
             drop(theirs);
         };
         let (sent, ()) = tokio::join!(sending, leaving);

@@ -156,7 +156,11 @@ mod tests {
         heart.beat(at(start, 6.0), GRACE);
         assert_eq!(heart.answered(), Some(true));
         assert_eq!(heart.beat(at(start, 6.5), GRACE), Some(Beat::Ask));
-        assert_eq!(heart.beat(at(start, 7.5), GRACE), None, "asked a second ago");
+        assert_eq!(
+            heart.beat(at(start, 7.5), GRACE),
+            None,
+            "asked a second ago"
+        );
         assert_eq!(heart.answered(), Some(false));
     }
 
@@ -165,7 +169,11 @@ mod tests {
         let start = Instant::now();
         let mut heart = Heart::new(start);
         heart.stacks_asked(at(start, 0.5));
-        assert_eq!(heart.beat(at(start, 0.5), GRACE), Some(Beat::Ask), "at once");
+        assert_eq!(
+            heart.beat(at(start, 0.5), GRACE),
+            Some(Beat::Ask),
+            "at once"
+        );
         assert_eq!(heart.beat(at(start, 1.4), GRACE), None);
         assert_eq!(heart.beat(at(start, 1.5), GRACE), Some(Beat::Mute));
         assert_eq!(heart.beat(at(start, 2.0), GRACE), None);

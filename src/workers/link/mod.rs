@@ -303,7 +303,8 @@ impl Hub {
         }
         if process.condemned.is_cancelled() && process.token.is_empty() {
             tracing::error!(
-                process = process.id.0, pid = process.pid,
+                process = process.id.0,
+                pid = process.pid,
                 "this worker was started by somebody else: its slots stay lost until it has ended"
             );
         }
@@ -373,15 +374,24 @@ impl Hub {
     /// A process does not answer.
     fn unheard(&self, process: &Process, beat: Beat) {
         let (id, pid) = (process.id.0, process.pid);
-        let why = "its interpreter is held by code that does not let other threads run, or it is stopped";
+        let why =
+            "its interpreter is held by code that does not let other threads run, or it is stopped";
         match beat {
             Beat::Ask => {}
             Beat::Mute => {
-                tracing::warn!(process = id, pid, "the worker cannot say what its slots do: {why}");
+                tracing::warn!(
+                    process = id,
+                    pid,
+                    "the worker cannot say what its slots do: {why}"
+                );
                 process.mute.notify_one();
             }
             Beat::Silent => {
-                tracing::warn!(process = id, pid, "worker silent, it gets no new requests: {why}");
+                tracing::warn!(
+                    process = id,
+                    pid,
+                    "worker silent, it gets no new requests: {why}"
+                );
                 process.mute.notify_one();
                 self.slots.set_silent(process.id, true);
                 self.set_silent(process.id, true);
@@ -392,7 +402,11 @@ impl Hub {
 
     fn answered(&self, process: &Process, was_silent: bool) {
         if was_silent {
-            tracing::info!(process = process.id.0, pid = process.pid, "worker answers again");
+            tracing::info!(
+                process = process.id.0,
+                pid = process.pid,
+                "worker answers again"
+            );
             self.slots.set_silent(process.id, false);
             self.set_silent(process.id, false);
         }
@@ -448,13 +462,17 @@ impl Hub {
             if self.slots.has_time(process.id) {
                 last_hope = now;
                 if now - begun >= request_timeout + overdue_grace {
-                    return Err(Broken::GivenUp("given up: not all of its answers ended in time"));
+                    return Err(Broken::GivenUp(
+                        "given up: not all of its answers ended in time",
+                    ));
                 }
             } else {
                 // What is not busy with a request closes its database connection, and says so.
                 let closing = open > self.slots.held_by(process.id) && !silent;
                 if now - last_hope >= if closing { CLOSING } else { Duration::ZERO } {
-                    return Err(Broken::GivenUp("given up: its requests had their time, and the grace"));
+                    return Err(Broken::GivenUp(
+                        "given up: its requests had their time, and the grace",
+                    ));
                 }
             }
             tokio::time::sleep(DRAIN_TICK).await;
@@ -490,7 +508,10 @@ impl Hub {
             _ => return,
         };
         tracing::error!(
-            process = id.0, pid = process.pid, why, "worker overdue: it gets no new requests, and is replaced"
+            process = id.0,
+            pid = process.pid,
+            why,
+            "worker overdue: it gets no new requests, and is replaced"
         );
         process.condemned.cancel();
         self.drain_process(id);
