@@ -895,7 +895,7 @@ fn a_mistake_says_what_to_write() {
         ),
         (
             "slots.colour = 8",
-            "slots.colour: unknown key; in [slots] there are count, queue, queue_timeout, request_timeout, parked, parked_bytes, on_disconnect",
+            "slots.colour: unknown key; in [slots] there are count, queue, queue_timeout, request_timeout, overdue_grace, parked, parked_bytes, on_disconnect",
         ),
         (
             "slot.count = 8",
