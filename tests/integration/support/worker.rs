@@ -438,7 +438,9 @@ impl Shared {
                 kind::GRANT => self.spawn(Arc::clone(&self).slot(frame.aux)),
                 kind::DRAIN => {}
                 kind::PING if self.mute => {}
-                kind::PING => self.control.send(&Frame::new(kind::PONG)).await,
+                kind::PING => {
+                    self.control.send(&Frame::new(kind::PONG)).await;
+                }
                 kind::STACK => self.seen.send_modify(|seen| {
                     let why = String::from_utf8(frame.head).expect("one line of text");
                     assert!(!why.contains('\n'), "one line: {why:?}");
