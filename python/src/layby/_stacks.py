@@ -25,7 +25,7 @@ dumps_on_signal = False
 
 
 def dump_on_signal() -> None:
-    """At SIGUSR2 write what all threads do to standard error, unless the application has a use for it."""
+    """Show at SIGUSR2 what all threads do, unless the application has a use for that signal."""
     global dumps_on_signal
     if os.environ.get("LAYBY_TOKEN") and signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL:
         faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)

@@ -30,6 +30,7 @@ use self::wire::{Frame, Header, Kind};
 use super::local::{Ask, Locals, ParkId};
 use super::{Board, Process, Waits, WorkerSlots};
 use crate::metrics::Metrics;
+use crate::record::Id;
 use crate::slots::{ProcessId, SlotId, Stuck, Why};
 use crate::spool::Spool;
 use crate::unix_socket::UnixSocket;
@@ -530,24 +531,27 @@ impl Hub {
             ),
             Why::Spent => {
                 let why = format!(
-                    "the time of {runs} and the grace are over, and slot {} has worked on it for {:.1} s",
+                    "the time of {runs}, request {}, and the grace are over, and slot {} has worked on it for {:.1} s",
+                    runs.record.id,
                     stuck.slot.0,
                     activity.since.elapsed().as_secs_f64()
                 );
                 return self.condemn(stuck.process, &why);
             }
         };
-        self.ask_for_stacks(stuck, reason);
+        self.ask_for_stacks(stuck, reason, &runs.record.id);
     }
 
     /// Has a worker write down what keeps one of its slots, for the person who reads the log.
-    fn ask_for_stacks(&self, stuck: Stuck, reason: String) {
+    fn ask_for_stacks(&self, stuck: Stuck, reason: String, request: &Id) {
         let books = self.books();
         let Some(member) = books.members.get(&stuck.process) else {
             return;
         };
         let pid = member.process.pid;
-        tracing::warn!(slot = stuck.slot.0, process = stuck.process.0, pid, %reason, "slot stuck");
+        tracing::warn!(
+            slot = stuck.slot.0, process = stuck.process.0, pid, %request, %reason, "slot stuck"
+        );
         if member.stacks.try_send((stuck.slot, reason)).is_err() {
             tracing::debug!(
                 process = stuck.process.0,
