@@ -283,9 +283,9 @@ impl<J, S> Slots<J, S> {
         self.deliver(&mut inner);
     }
 
-    /// Slots of the process, idle or busy.
-    pub fn held_by(&self, process: ProcessId) -> usize {
-        self.lock().scheduler.held_by(process)
+    /// Slots of the process that run something.
+    pub fn busy_of(&self, process: ProcessId) -> usize {
+        self.lock().scheduler.busy_of(process)
     }
 
     /// Whether the process has a request whose time and grace are not both over.

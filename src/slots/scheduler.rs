@@ -596,9 +596,10 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// Slots that the process has, idle or busy.
-    pub fn held_by(&self, process: ProcessId) -> usize {
-        self.processes.get(&process).map_or(0, |it| it.slots)
+    /// Slots of the process that run something.
+    pub fn busy_of(&self, process: ProcessId) -> usize {
+        let busy = |slot: &&Slot| matches!(slot, Slot::Busy(spell) if spell.process == process);
+        self.slots.iter().filter(busy).count()
     }
 
     /// Whether the process has a request whose time and grace are not both over.

@@ -538,7 +538,11 @@ impl Shared {
         stop: &CancellationToken,
     ) -> Running {
         let worker = place + 1;
-        let new = match self.start_another(place, stop).await {
+        let started = tokio::select! {
+            started = self.start_another(place, stop) => started,
+            never = self.watch_growth(place, &old) => never,
+        };
+        let new = match started {
             Ok(new) => new,
             Err(error) => {
                 if !stop.is_cancelled() {
@@ -553,6 +557,7 @@ impl Shared {
         tokio::select! {
             () = old.process.gone.cancelled() => {}
             () = stop.cancelled() => {}
+            never = self.watch_growth(place, &old) => never,
         }
         self.reap(old, EXIT_GRACE).await;
         tracing::info!(worker, reason = reason.as_str(), "worker replaced");
@@ -570,24 +575,38 @@ impl Shared {
         }
     }
 
-    /// Whether the process is to be recycled. One that grows too fast for that is killed.
-    fn look(&self, place: usize, running: &Running) -> Option<RestartReason> {
-        let recycle = self.plan().app.recycle;
-        let (worker, pid) = (place + 1, running.process.pid);
-        let memory = recycle.max_memory.and_then(|_| running.memory());
-        if let (Some(memory), Some(max)) = (memory, recycle.max_memory)
-            && memory >= max * RUNAWAY
+    /// Kills a process that grows faster than it can be recycled.
+    fn stop_growth(&self, place: usize, running: &Running) {
+        let max_memory = self.plan().app.recycle.max_memory;
+        if let (Some(max_memory), Some(memory)) = (max_memory, running.memory())
+            && memory >= max_memory * RUNAWAY
         {
+            let (worker, pid) = (place + 1, running.process.pid);
             tracing::error!(
                 worker,
                 pid,
                 memory,
-                max_memory = max,
+                max_memory,
                 "worker killed: it grows too fast"
             );
             running.kill();
-            return None;
         }
+    }
+
+    /// The same, for ever.
+    async fn watch_growth<T>(&self, place: usize, running: &Running) -> T {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.stop_growth(place, running);
+        }
+    }
+
+    /// Whether the process is to be recycled.
+    fn look(&self, place: usize, running: &Running) -> Option<RestartReason> {
+        self.stop_growth(place, running);
+        let recycle = self.plan().app.recycle;
+        let (worker, pid) = (place + 1, running.process.pid);
+        let memory = recycle.max_memory.and_then(|_| running.memory());
         if running.not_before.is_some_and(|then| Instant::now() < then) {
             return None;
         }

@@ -193,6 +193,7 @@ async fn a_drain_does_not_wait_for_a_stuck_slot_for_ever() {
     worker.say(&Frame::new(kind::BYE)).await;
     assert_eq!(stuck.await.status(), 504);
     worker.released().await;
+    worker.kill().await;
     let _next = worker::new(2).run(&gateway).await;
 }
 

@@ -11,7 +11,6 @@ use crate::support::{origin, takes, within};
 const APP: &str = r#"
 import os
 import re
-import signal
 import sys
 import time
 import urllib.parse
@@ -37,9 +36,6 @@ def application(environ, start_response):
     elif path == "/held":
         hold_the_interpreter()
         text = "never"
-    elif path == "/stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-        text = "continued"
     elif path == "/leak":
         leaked.append(bytearray(int(query["mib"]) << 20))
         text = "leaked"
@@ -125,7 +121,7 @@ async fn a_wait_in_place_is_done_by_the_gateway_and_counted_with_its_line() {
     assert_eq!(gateway.metric(series).await, 1.0);
     let wait = gateway.status_json().await["waits_in_place"][0].clone();
     let source = wait["source"].as_str().expect("a string").to_owned();
-    assert!(source.contains("shop.py:15"), "{source}");
+    assert!(source.contains("shop.py:22"), "{source}");
 }
 
 #[tokio::test]
@@ -319,7 +315,8 @@ async fn a_process_whose_interpreter_is_held_shows_its_stack_and_is_killed() {
 async fn a_process_that_is_stopped_is_replaced_while_the_other_serves() {
     let gateway = overdue(2, 2).run().await;
     let before = pids(&gateway).await;
-    assert_eq!(gateway.get("/stop").await.status(), 504);
+    let stopped = Pid::from_raw(before[0]).expect("not 0");
+    kill_process(stopped, Signal::STOP).expect("it is there");
     gateway.logged("worker silent").await;
     let mut served = Vec::new();
     for _ in 0..4 {
@@ -378,19 +375,19 @@ async fn processes_are_recycled_after_their_share_of_requests_one_at_a_time() {
 
 #[tokio::test]
 async fn a_process_that_has_grown_is_recycled_and_one_that_explodes_is_killed() {
-    let gateway = app(1, 1).set("workers.max_memory", "300MiB").run().await;
+    let gateway = app(1, 1).set("workers.max_memory", "100MiB").run().await;
     let first = pids(&gateway).await;
-    assert_eq!(gateway.get("/leak?mib=310").await.ok(), "leaked");
+    assert_eq!(gateway.get("/leak?mib=90").await.ok(), "leaked");
     restarts(&gateway, "recycled", 1).await;
     gone(&first).await;
     gateway.rests().await;
     let second = pids(&gateway).await;
     assert_ne!(first, second);
 
-    assert_eq!(gateway.get("/leak?mib=650").await.ok(), "leaked");
+    // It may be killed before it has answered.
+    gateway.get("/leak?mib=300").await;
     gateway.logged("it grows too fast").await;
     gone(&second).await;
-    restarts(&gateway, "crash", 1).await;
     gateway.rests().await;
 }
 

@@ -469,7 +469,7 @@ impl Hub {
                 }
             } else {
                 // What is not busy with a request closes its database connection, and says so.
-                let closing = open > self.slots.held_by(process.id) && !silent;
+                let closing = open > self.slots.busy_of(process.id) && !silent;
                 if now - last_hope >= if closing { CLOSING } else { Duration::ZERO } {
                     return Err(Broken::GivenUp(
                         "given up: its requests had their time, and the grace",
