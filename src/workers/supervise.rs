@@ -371,7 +371,10 @@ async fn keep(
                 continue;
             }
             Event::Look => {
-                due = due.or(shared.look(place, &running));
+                shared.stop_growth(place, &running);
+                if due.is_none() && shared.is_due(place, &running) {
+                    due = Some(RestartReason::Recycled);
+                }
                 continue;
             }
             Event::Turn(_turn, reason) => Some(shared.replace(place, running, reason, &stop).await),
@@ -601,39 +604,37 @@ impl Shared {
         }
     }
 
-    /// Whether the process is to be recycled.
-    fn look(&self, place: usize, running: &Running) -> Option<RestartReason> {
-        self.stop_growth(place, running);
-        let recycle = self.plan().app.recycle;
-        let (worker, pid) = (place + 1, running.process.pid);
-        let memory = recycle.max_memory.and_then(|_| running.memory());
+    /// Whether the process has had its share of what a process may have.
+    fn is_due(&self, place: usize, running: &Running) -> bool {
         if running.not_before.is_some_and(|then| Instant::now() < then) {
-            return None;
+            return false;
         }
+        let recycle = self.plan().app.recycle;
         let begun = running.process.begun.load(Relaxed);
         let age = running.since.elapsed();
-        let share = |limit: f64| limit * running.share;
-        let requests = recycle
-            .max_requests
-            .is_some_and(|max| begun as f64 >= share(max as f64));
-        let old = recycle
-            .max_age
-            .is_some_and(|max| age.as_secs_f64() >= share(max.as_secs_f64()));
-        let large = recycle
-            .max_memory
-            .is_some_and(|max| memory.is_some_and(|memory| memory as f64 >= share(max as f64)));
-        if !(requests || old || large) {
-            return None;
+        let memory = recycle.max_memory.and_then(|_| running.memory());
+        let over = |is: f64, max: Option<f64>| max.is_some_and(|max| is >= max * running.share);
+        let due = over(begun as f64, recycle.max_requests.map(|max| max as f64))
+            || over(
+                age.as_secs_f64(),
+                recycle.max_age.map(|max| max.as_secs_f64()),
+            )
+            || over(
+                memory.unwrap_or_default() as f64,
+                recycle.max_memory.map(|max| max as f64),
+            );
+        if due {
+            let (worker, pid) = (place + 1, running.process.pid);
+            tracing::info!(
+                worker,
+                pid,
+                requests = begun,
+                ?age,
+                memory,
+                "worker due for recycling"
+            );
         }
-        tracing::info!(
-            worker,
-            pid,
-            requests = begun,
-            ?age,
-            memory,
-            "worker due for recycling"
-        );
-        Some(RestartReason::Recycled)
+        due
     }
 
     /// Waits until a process is released or given up, and for its exit. It is killed when that takes
