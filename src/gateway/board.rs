@@ -72,6 +72,9 @@ impl Board for GatewayBoard {
         if self.hub.processes().is_empty() {
             return not("no worker is connected");
         }
+        if !self.hub.serves() {
+            return not("no worker takes new requests");
+        }
         Readiness::Ready
     }
 
@@ -87,11 +90,7 @@ impl Board for GatewayBoard {
             pid: process.pid,
             mode: process.mode.clone(),
             threads: process.threads,
-            state: if self.hub.is_draining(process.id) {
-                "draining"
-            } else {
-                "ready"
-            },
+            state: self.hub.state(process.id),
         };
         let wait = |wait: crate::workers::WaitsInPlace| admin::WaitsInPlace {
             reason: wait.reason.as_str(),
