@@ -22,6 +22,7 @@ use layby::outbound::Outbound;
 use layby::plan::{Fetch, Gather, Join, Outcome, Plan, Thing};
 use layby::record::{Id, Record, Stage};
 use layby::slots::SlotId;
+use layby::spool::Spool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -158,8 +159,10 @@ fn fetches() {
         max_response: 1 << 20,
         label: Vec::new(),
     };
-    let metrics = Arc::new(Metrics::new(&[]));
-    let outbound = Outbound::start(&config, metrics).expect("outbound");
+    let metrics = Metrics::new(&[]);
+    let spool = Spool::new(std::env::temp_dir(), metrics.clone()).expect("a folder");
+    let memory = spool.memory().clone();
+    let outbound = Outbound::start(&config, Arc::new(metrics), memory).expect("outbound");
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .build()
