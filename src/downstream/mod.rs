@@ -12,7 +12,9 @@ pub(crate) mod head;
 mod listen;
 mod pace;
 mod pages;
+pub(crate) mod proxy;
 mod routes;
+mod seldom;
 mod watch;
 
 use std::pin::Pin;
@@ -32,11 +34,11 @@ use tokio_util::sync::CancellationToken;
 use self::answers::{Body, Trouble};
 use self::collect::collect;
 use self::finish::{Entry, Finish};
-use self::forwarded::Peer;
+use self::forwarded::{Peer, Trust};
 use self::head::Target;
 use self::listen::Stream;
 use self::watch::{Watch, Watched};
-use crate::config::{BodyMode, Trusted};
+use crate::config::{BodyMode, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
@@ -46,7 +48,7 @@ use crate::sweeper::Sweeper;
 use crate::trace::Trace;
 
 pub use access_log::{AccessLog, Style};
-pub use listen::{Listener, Listeners};
+pub use listen::{Adopted, Listener, Listeners};
 pub use pace::Rate;
 pub use pages::Pages;
 pub use routes::Routes;
@@ -70,6 +72,9 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub trusted: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY header.
+    pub proxied: Vec<Trusted>,
     pub max_body: u64,
     /// Of connections that are yet to come.
     pub bounds: Bounds,
@@ -175,11 +180,13 @@ impl Downstream {
         let settings = self.settings();
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
-        let vetted = head::vet(&mut parts).map_err(Trouble::Refused);
-        let mut visit = self.identify(&mut parts, peer, &settings, &watch);
+        let vetted = head::vet(&mut parts);
+        let (mut visit, told) = self.identify(&mut parts, peer, &settings, &watch);
         let answered = async {
+            let target = vetted.and_then(|target| told.map(|()| target));
+            let target = target.map_err(Trouble::Refused)?;
             let (request, later) = self
-                .receive(parts, vetted?, body, &mut visit, &watch, &settings)
+                .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
             self.exchange(request, later, &watch, &settings).await
         };
@@ -193,18 +200,22 @@ impl Downstream {
         }
     }
 
-    /// Who asks, and what the request is called. From here on it is counted, whatever becomes of it, so this
-    /// comes before a refusal of its head.
+    /// Who asks, if that can be told in one way, and what the request is called. From here on it is counted,
+    /// whatever becomes of it, so this comes before a refusal of its head.
     fn identify(
         &self,
         parts: &mut Parts,
         peer: Peer,
         settings: &Settings,
         watch: &Arc<Watch>,
-    ) -> Visit {
+    ) -> (Visit, Result<(), head::Refusal>) {
         let arrived = Instant::now();
         let id = forwarded::request_id(peer, &settings.trusted, &parts.headers);
-        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        let trust = Trust {
+            proxies: &settings.trusted,
+            headers: settings.forwarding_headers,
+        };
+        let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
         let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
         let entry = settings.access_log.map(|style| {
             Box::new(Entry {
@@ -223,13 +234,14 @@ impl Downstream {
             arrived,
             entry,
         );
-        Visit {
+        let visit = Visit {
             client,
             method: parts.method.clone(),
             wants_json: answers::wants_json(&parts.headers),
             record,
             finish,
-        }
+        };
+        (visit, told)
     }
 
     /// Takes in the whole body, or leaves it where it is if its route says so.

@@ -99,8 +99,13 @@ impl Watch {
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
         };
-        watch.within(bounds.idle);
+        watch.idle();
         Arc::new(watch)
+    }
+
+    /// The connection waits for its client's next word.
+    pub fn idle(&self) {
+        self.within(self.bounds.idle);
     }
 
     /// What is going on now has so long.
