@@ -7,6 +7,7 @@ mod connections;
 mod database;
 mod doors;
 mod files;
+mod framing;
 mod heads;
 mod ids;
 mod lazy;
