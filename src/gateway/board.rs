@@ -47,6 +47,7 @@ impl GatewayBoard {
             .filter(|_| view.request.is_some())
             .map(|activity| admin::Job {
                 request: activity.request.number(),
+                request_id: activity.about.record.id.to_string(),
                 method: activity.about.method.to_string(),
                 path: ShownPath::new(&activity.about.target),
                 seconds: activity.since.elapsed().as_secs_f64(),
