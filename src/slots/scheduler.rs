@@ -31,8 +31,8 @@ pub const ENDING_EVERY: u32 = 8;
 const ENDING_SHARE: usize = 8;
 
 /// A pinned request that has waited this long for its slot, busy all the while with one job, is worth a
-/// look at what the slot is doing. So is a slot this long after the time of its request, when half of the grace
-/// is not sooner: on a busy day many are late by a little.
+/// look at what the slot is doing. So is a slot this long after the time of its request, when a quarter of the
+/// grace is not sooner: on a busy day many are late by a little.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A slot's number, below the configured count.
@@ -517,7 +517,7 @@ impl<J> Scheduler<J> {
                     Overtime::Late(now)
                 }
                 Overtime::Late(since) if over(since) => Overtime::Overdue(now),
-                Overtime::Overdue(since) if overdue_for(since) >= PATIENCE.min(grace / 2) => {
+                Overtime::Overdue(since) if overdue_for(since) >= PATIENCE.min(grace / 4) => {
                     tell(Why::Overdue);
                     Overtime::Told(since)
                 }
