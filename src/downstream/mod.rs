@@ -3,11 +3,12 @@
 //! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
-mod access_log;
-mod answers;
+pub mod access_log;
+pub(crate) mod answers;
 mod collect;
 mod finish;
 pub(crate) mod forwarded;
+pub(crate) mod framing;
 pub(crate) mod head;
 mod listen;
 mod pace;
@@ -33,8 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::collect;
-use self::finish::{Finish, Line};
+use self::finish::{Entry, Finish};
 use self::forwarded::{Peer, Trust};
+use self::framing::{Framed, Heads, MAX_HEAD, Refused};
 use self::head::Target;
 use self::listen::Stream;
 use self::watch::{Watch, Watched};
@@ -56,9 +58,6 @@ pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Largest request head.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// What has reached this machine when a drain begins, connections and requests, is taken in within
 /// this time. What comes later meets a closed door.
@@ -125,13 +124,17 @@ impl Downstream {
 
     /// Serves one connection to its end.
     async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(&watch)));
+        let heads = Arc::new(Heads::default());
+        let watched = Watched::new(stream, Arc::clone(&watch));
+        let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
+            let refused = heads.next_request();
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
+            Box::pin(Arc::clone(&self).handle(request, refused, peer, Arc::clone(&watch)))
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.max_header_size(MAX_HEAD);
+        // `Framed` has the bound; what it has escaped may be longer than what came.
+        http.max_header_size(2 * MAX_HEAD);
         let mut connection = http.serve_connection(io, service);
         let drain = self.drain_begun();
         tokio::pin!(drain);
@@ -142,8 +145,8 @@ impl Downstream {
                 ended = &mut connection => match ended {
                     Ok(()) => {
                         if watch.is_unread() {
-                            let stream = connection.into_parts().io.into_inner().stream;
-                            Box::pin(linger(stream)).await;
+                            let watched = connection.into_parts().io.into_inner().stream;
+                            Box::pin(linger(watched.stream)).await;
                         }
                         return;
                     }
@@ -154,19 +157,27 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if !watch.is_sending() && heads.give_up() {
+                        watch.within(LINGER);
+                        continue;
+                    }
                     tracing::debug!("connection closed: too slow or idle");
                     break watch.is_sending();
                 }
                 () = &mut drain, if !draining => {
                     draining = true;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    // A request whose head has begun to come is the last, but served.
+                    if !heads.is_mid_head() {
+                        std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    }
                 }
             }
         };
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            connection.into_parts().io.into_inner().stream.reset();
+            let watched = connection.into_parts().io.into_inner().stream;
+            watched.stream.reset();
         }
     }
 
@@ -174,13 +185,22 @@ impl Downstream {
     async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
+        refused: Option<Refused>,
         peer: Peer,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
-        let vetted = head::vet(&mut parts);
+        let vetted = match refused {
+            // It stands for what came instead, and what comes behind that is not read as anything.
+            Some(refused) => {
+                watch.set_unread(true);
+                parts.uri = refused.target;
+                Err(refused.refusal)
+            }
+            None => head::vet(&mut parts),
+        };
         let (mut visit, told) = self.identify(&mut parts, peer, &settings, &watch);
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
@@ -217,8 +237,8 @@ impl Downstream {
         };
         let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
         let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
-        let line = settings.access_log.map(|style| {
-            Box::new(Line {
+        let entry = settings.access_log.map(|style| {
+            Box::new(Entry {
                 log: self.access_log.clone(),
                 style,
                 head: style.head(parts, &client),
@@ -232,7 +252,7 @@ impl Downstream {
             parts.method.clone(),
             Arc::clone(&record),
             arrived,
-            line,
+            entry,
         );
         let visit = Visit {
             client,
