@@ -5,6 +5,7 @@
 
 mod answers;
 mod collect;
+mod crowd;
 mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod head;
@@ -43,6 +44,7 @@ use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
 
+pub use crowd::{Crowd, Most};
 pub use listen::{Listener, Listeners};
 pub use pace::Rate;
 pub use routes::Routes;
@@ -81,6 +83,7 @@ pub struct Downstream {
     pub spool: Spool,
     pub metrics: Metrics,
     pub sweeper: Sweeper,
+    pub crowd: Crowd,
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
     pub drain: CancellationToken,

@@ -52,6 +52,15 @@ enum Phase {
     Sending,
 }
 
+/// What a connection is about, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    Idle,
+    Reading,
+    Waiting,
+    Writing,
+}
+
 #[derive(Debug)]
 pub struct Watch {
     pub alarm: Alarm,
@@ -192,6 +201,29 @@ impl Watch {
     pub fn is_sending(&self) -> bool {
         let state = self.state();
         state.phase == Phase::Sending || state.is_behind()
+    }
+
+    pub fn activity(&self) -> Activity {
+        let state = self.state();
+        match state.phase {
+            _ if state.is_behind() => Activity::Writing,
+            Phase::Idle => Activity::Idle,
+            Phase::Head => Activity::Reading,
+            Phase::InHand if state.taking.due().is_some() => Activity::Reading,
+            Phase::InHand => Activity::Waiting,
+            Phase::Sending => Activity::Writing,
+        }
+    }
+
+    /// Until when the connection may be idle, if it is: the longer it has been, the earlier.
+    pub fn idle_until(&self) -> Option<Instant> {
+        let state = self.state();
+        state.until.filter(|_| state.phase == Phase::Idle)
+    }
+
+    /// Has an idle connection end. One whose next request is there by then stays.
+    pub fn leave(&self) {
+        self.alarm.ring();
     }
 
     fn bytes_came(&self) {

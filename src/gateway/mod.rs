@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use self::board::GatewayBoard;
 use crate::admin::Admin;
 use crate::config::{Config, Loaded, Source, Sources};
-use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
+use crate::descriptors;
+use crate::downstream::{self, Crowd, Downstream, Listener, Listeners, Most, Routes};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
@@ -152,12 +153,15 @@ struct Gateway {
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
+    /// How many the process may have.
+    descriptors: u64,
     /// Holds the link of supervised workers; removed with everything in it.
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Gateway {
     async fn start(sources: Sources, config: Config, reload: bool) -> Result<Self, StartError> {
+        let descriptors = descriptors::raise_limit();
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
@@ -240,6 +244,7 @@ impl Gateway {
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
+            crowd: Crowd::new(most(&config, descriptors), metrics.clone()),
             metrics,
             sweeper,
             settings: RwLock::new(Arc::new(settings(&config))),
@@ -268,6 +273,7 @@ impl Gateway {
             admin,
             limits,
             stop_link,
+            descriptors,
             _folder: folder,
         })
     }
@@ -297,6 +303,7 @@ impl Gateway {
             .expect("no code that holds this lock panics") = limits;
         self.downstream.set(settings(&config));
         self.downstream.spool.set(&config.bodies);
+        self.downstream.crowd.set(most(&config, self.descriptors));
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
@@ -371,6 +378,13 @@ fn terms(config: &Config) -> Terms {
     Terms {
         fetch_timeout: config.outbound.timeout,
         thread_locals: config.workers.thread_locals.clone(),
+    }
+}
+
+fn most(config: &Config, descriptors: u64) -> Most {
+    Most {
+        connections: descriptors::connections(descriptors, config.clients.max_connections),
+        per_client: config.clients.max_connections_per_client,
     }
 }
 
