@@ -67,6 +67,7 @@ struct Series {
     origins: HashMap<String, Origin>,
     other_origin: Origin,
     leftover_fetches: IntCounter,
+    access_log_dropped: IntCounter,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
     before_each_page: Mutex<Vec<Refresh>>,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
@@ -136,6 +137,7 @@ impl Metrics {
                 .collect(),
             other_origin: origin(OTHER),
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
+            access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
             process: Mutex::new(Process::new(&registry)),
             registry,
@@ -244,6 +246,11 @@ impl Metrics {
     /// An unsafe fetch that its join did not need ran out.
     pub fn leftover_fetch(&self) {
         self.0.leftover_fetches.inc();
+    }
+
+    /// So many lines of the access log are lost.
+    pub fn access_log_dropped(&self, lines: usize) {
+        self.0.access_log_dropped.inc_by(lines as u64);
     }
 
     pub fn worker_restarted(&self, reason: RestartReason) {
