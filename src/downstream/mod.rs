@@ -21,6 +21,7 @@ use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
@@ -122,8 +123,47 @@ impl Downstream {
     }
 
     /// Serves one connection to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(&watch)));
+    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, peer: Peer, watch: Arc<Watch>) {
+        let mut read = Bytes::new();
+        loop {
+            let talk = Arc::clone(&self).converse(stream, read, peer, Arc::clone(&watch));
+            // Boxed: while the connection rests, nothing is left of it.
+            let Some(rested) = Box::pin(talk).await else {
+                return;
+            };
+            (stream, read) = rested;
+            if read.is_empty() {
+                // Empty as it is, it may keep a buffer.
+                drop(read);
+                let Some(first) = self.first_byte(&mut stream, &watch).await else {
+                    return;
+                };
+                read = first;
+            }
+        }
+    }
+
+    /// Waits for a request on a connection that rests; none if the connection is to end.
+    async fn first_byte<S: Stream>(&self, stream: &mut S, watch: &Watch) -> Option<Bytes> {
+        let mut byte = [0];
+        tokio::select! {
+            biased; // A request that is there is worth more than a drain that has begun.
+            read = stream.read(&mut byte) => matches!(read, Ok(1)).then(|| Bytes::copy_from_slice(&byte)),
+            () = watch.alarm.rang() => None,
+            () = self.drain_begun() => None,
+        }
+    }
+
+    /// Serves a connection until it ends, or has nothing to say for a while: then it is given back, with what
+    /// has been read of it. hyper keeps its buffers, some 16 KiB, for as long as it has a connection.
+    async fn converse<S: Stream>(
+        self: Arc<Self>,
+        stream: S,
+        read: Bytes,
+        peer: Peer,
+        watch: Arc<Watch>,
+    ) -> Option<(S, Bytes)> {
+        let io = TokioIo::new(Watched::new(stream, read, Arc::clone(&watch)));
         let service = service_fn(|request| {
             // Boxed: its size would be paid by every idle connection.
             Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
@@ -143,7 +183,7 @@ impl Downstream {
                             let stream = connection.into_parts().io.into_inner().stream;
                             Box::pin(linger(stream)).await;
                         }
-                        return;
+                        return None;
                     }
                     Err(error) => {
                         tracing::debug!(%error, "connection ended");
@@ -152,6 +192,10 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if watch.rests() {
+                        let parts = connection.into_parts();
+                        return Some((parts.io.into_inner().stream, parts.read_buf));
+                    }
                     tracing::debug!("connection closed: too slow or idle");
                     break watch.is_sending();
                 }
@@ -166,6 +210,7 @@ impl Downstream {
             // must not end like a whole one.
             connection.into_parts().io.into_inner().stream.reset();
         }
+        None
     }
 
     /// One request, from its head to the head of its answer.
@@ -265,7 +310,7 @@ impl Downstream {
             record: Arc::clone(&record),
         };
         let (body, later) = if empty {
-            let nothing = spool::Body::Memory(bytes::Bytes::new());
+            let nothing = spool::Body::Memory(Bytes::new());
             (RequestBody::Here(nothing), None)
         } else if lazy {
             let announced = body.size_hint().exact();
@@ -351,7 +396,7 @@ struct Counted {
 }
 
 impl hyper::body::Body for Counted {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(
