@@ -120,8 +120,13 @@ impl Watch {
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
         };
-        watch.within(bounds.idle);
+        watch.idle();
         Arc::new(watch)
+    }
+
+    /// The connection waits for its client's next word.
+    pub fn idle(&self) {
+        self.within(self.bounds.idle);
     }
 
     /// What is going on now has so long.
@@ -260,7 +265,8 @@ impl Watch {
         self.alarm.ring();
     }
 
-    fn bytes_came(&self) {
+    /// On a connection that was idle, a request begins.
+    pub fn bytes_came(&self) {
         let mut state = self.state();
         if state.phase == Phase::Idle {
             state.phase = Phase::Head;
