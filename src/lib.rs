@@ -8,6 +8,7 @@ pub mod cli;
 pub mod coding;
 pub mod config;
 pub mod database;
+pub mod descriptors;
 pub mod downstream;
 pub mod exchange;
 pub mod files;
