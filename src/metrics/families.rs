@@ -12,7 +12,7 @@ use prometheus::{
 };
 
 use super::labels::{
-    CancelPhase, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason, ShedReason,
+    CancelPhase, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel, RestartReason, ShedReason,
     SlotState, WaitReason,
 };
 
@@ -119,6 +119,16 @@ pub const WORKER_RESTARTS: Family = counter(
     &[of("reason", RestartReason::MEANINGS)],
     "Worker processes started again",
 );
+pub const TLS_HANDSHAKES: Family = counter(
+    "layby_tls_handshakes_total",
+    &[of("outcome", HandshakeOutcome::MEANINGS)],
+    "TLS handshakes with clients",
+);
+pub const TLS_CERTIFICATE_EXPIRY: Family = gauge(
+    "layby_tls_certificate_expiry_seconds",
+    &[],
+    "When the first certificate of `[tls]` ends, in seconds since 1970; 0 without `[tls]`",
+);
 pub const BUILD_INFO: Family = gauge(
     "layby_build_info",
     &[open("version", "layby's version")],
@@ -175,6 +185,8 @@ pub const ALL: &[Family] = &[
     FETCH_SECONDS,
     LEFTOVER_FETCHES,
     WORKER_RESTARTS,
+    TLS_HANDSHAKES,
+    TLS_CERTIFICATE_EXPIRY,
     BUILD_INFO,
     PROCESS_CPU_SECONDS,
     PROCESS_RESIDENT_MEMORY_BYTES,

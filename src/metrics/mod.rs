@@ -21,7 +21,9 @@ use families::PerLabel;
 use labels::{LabelSet as _, MethodLabel, SlotState};
 use process::Process;
 
-pub use labels::{CancelPhase, FetchOutcome, RestartReason, ShedReason, WaitReason};
+pub use labels::{
+    CancelPhase, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason, WaitReason,
+};
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -67,6 +69,8 @@ struct Series {
     other_origin: Origin,
     leftover_fetches: IntCounter,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
+    tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
+    tls_certificate_expiry: IntGauge,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
     process: Mutex<Process>,
 }
@@ -125,6 +129,8 @@ impl Metrics {
             other_origin: origin(OTHER),
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
+            tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
+            tls_certificate_expiry: families::TLS_CERTIFICATE_EXPIRY.int_gauge(&registry),
             process: Mutex::new(Process::new(&registry)),
             registry,
         }))
@@ -208,6 +214,16 @@ impl Metrics {
 
     pub fn worker_restarted(&self, reason: RestartReason) {
         self.0.worker_restarts.of(reason).inc();
+    }
+
+    pub fn handshake(&self, outcome: HandshakeOutcome) {
+        self.0.tls_handshakes.of(outcome).inc();
+    }
+
+    /// When the first of the gateway's own certificates ends.
+    pub fn certificate_ends(&self, since_epoch: Duration) {
+        let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+        self.0.tls_certificate_expiry.set(seconds);
     }
 
     /// Everything in Prometheus' text format ([`CONTENT_TYPE`]).
