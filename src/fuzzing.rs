@@ -7,7 +7,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::{Request, Version};
 
-use crate::config::Trusted;
+use crate::config::{ForwardingHeaders, Trusted};
+use crate::downstream::proxy::{self, Parsed};
 use crate::downstream::{forwarded, head as heads};
 use crate::message;
 use crate::plan::{Gather, Thing, decode, decode_relay};
@@ -139,7 +140,13 @@ pub fn head(bytes: &[u8]) {
     } else {
         &[]
     };
-    let client = forwarded::client(peer, trusted, &mut parts.headers);
+    let trust = forwarded::Trust {
+        proxies: trusted,
+        headers: ForwardingHeaders::Any,
+    };
+    let Ok(client) = forwarded::client(peer, trust, &mut parts.headers) else {
+        return;
+    };
     let request = message::Request {
         method: parts.method,
         version: parts.version,
@@ -172,4 +179,22 @@ pub fn head(bytes: &[u8]) {
         assert!(!names.contains(&forbidden));
     }
     assert!(!names.iter().any(|name| name.starts_with(b"HTTP_LAYBY_")));
+}
+
+/// A PROXY header means the same however it is cut into reads, and asks for no byte after its end.
+pub fn proxy(bytes: &[u8]) {
+    let whole = proxy::parse(bytes);
+    let mut taken = 0;
+    let in_parts = loop {
+        match proxy::parse(&bytes[..taken]) {
+            Parsed::More(more) if taken + more <= bytes.len() => taken += more,
+            other => break other,
+        }
+    };
+    match whole {
+        Parsed::More(_) => assert!(matches!(in_parts, Parsed::More(_))),
+        Parsed::Header(_) => assert_eq!(in_parts, whole),
+        // The first part may be wrong already.
+        Parsed::Wrong(_) => assert!(matches!(in_parts, Parsed::Wrong(_))),
+    }
 }

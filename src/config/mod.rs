@@ -40,11 +40,16 @@ pub struct Config {
     pub admin: SocketAddr,
     pub probes: Option<SocketAddr>,
     pub trusted_proxies: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY protocol header.
+    pub proxy_protocol: Vec<Trusted>,
     pub max_body: u64,
     pub spool_dir: PathBuf,
     pub bodies: Bodies,
     pub clients: Clients,
     pub drain_timeout: Duration,
+    /// Red in readiness, and still open.
+    pub drain_delay: Duration,
     pub log_format: LogFormat,
     /// HTTP/2 by ALPN on the listeners of `tls`.
     pub http2: bool,
@@ -86,14 +91,25 @@ pub struct Clients {
 pub enum Listen {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// Sockets that systemd holds: all, or those of this name.
+    Systemd(Option<String>),
 }
 
-/// Whose forwarding headers are believed.
+/// Who tells the truth about clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trusted {
     Net(IpNet),
     /// Every peer on a Unix-socket listener.
     Unix,
+}
+
+/// Which headers of trusted proxies are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardingHeaders {
+    /// Both, if they agree.
+    Any,
+    XForwarded,
+    Forwarded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -324,7 +340,6 @@ impl Config {
             (old, _) => old,
         };
         Config {
-            listen: self.listen,
             admin: self.admin,
             probes: self.probes,
             spool_dir: self.spool_dir,
@@ -373,7 +388,6 @@ impl Config {
                 .map(|database| database.url.clone())
         };
         [
-            ("listen", self.listen != new.listen),
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
             ("spool_dir", self.spool_dir != new.spool_dir),
@@ -388,6 +402,23 @@ impl Config {
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
         .collect()
+    }
+}
+
+impl ForwardingHeaders {
+    pub const ALL: [ForwardingHeaders; 3] = [
+        ForwardingHeaders::Any,
+        ForwardingHeaders::XForwarded,
+        ForwardingHeaders::Forwarded,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ForwardingHeaders::Any => "any",
+            ForwardingHeaders::XForwarded => "x-forwarded",
+            ForwardingHeaders::Forwarded => "forwarded",
+        }
     }
 }
 
@@ -470,6 +501,8 @@ impl std::fmt::Display for Listen {
         match self {
             Listen::Tcp(address) => address.fmt(f),
             Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Systemd(None) => f.write_str("systemd"),
+            Listen::Systemd(Some(name)) => write!(f, "systemd:{name}"),
         }
     }
 }

@@ -7,8 +7,14 @@ mod answers;
 mod collect;
 pub(crate) mod forwarded;
 pub(crate) mod head;
+mod http2;
+pub(crate) mod line;
 mod listen;
+mod protocol;
+pub(crate) mod proxy;
 mod routes;
+mod seldom;
+pub mod tls;
 mod watch;
 
 use std::sync::{Arc, RwLock};
@@ -16,7 +22,6 @@ use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
@@ -24,17 +29,18 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::{Bounds, collect};
-use self::forwarded::Peer;
+use self::forwarded::Trust;
+use self::line::Line;
 use self::listen::Stream;
 use self::watch::{Finish, STALL, Watch, Watched};
-use crate::config::{BodyMode, Trusted};
+use crate::config::{BodyMode, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 
-pub use listen::{Listener, Listeners};
+pub use listen::{Adopted, Listener, Listeners};
 pub use routes::Routes;
 
 /// Largest request head.
@@ -52,6 +58,11 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub trusted: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY header.
+    pub proxied: Vec<Trusted>,
+    /// HTTP/2 without TLS is taken.
+    pub h2c: bool,
     pub max_body: u64,
     pub routes: Routes,
     pub exchange: exchange::Settings,
@@ -93,15 +104,15 @@ impl Downstream {
         )
     }
 
-    /// Serves one connection to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
+    /// Serves one connection of HTTP/1 to its end.
+    async fn serve<S: Stream>(self: Arc<Self>, stream: S, line: Line, watch: Arc<Watch>) {
         let io = TokioIo::new(Watched {
             stream,
             watch: Arc::clone(&watch),
         });
         let service = service_fn(|request| {
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
+            Box::pin(Arc::clone(&self).handle(request, line.clone(), Arc::clone(&watch)))
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         http.max_header_size(MAX_HEAD);
@@ -145,8 +156,8 @@ impl Downstream {
 
     async fn handle(
         self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: Peer,
+        request: Request<impl RequestStream>,
+        line: Line,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
@@ -154,7 +165,7 @@ impl Downstream {
         let mut finish = Finish::new(self.metrics.clone(), Arc::clone(&watch), method.clone());
         let json = answers::wants_json(request.headers());
         let answered = async {
-            let (request, later) = self.receive(request, peer, &watch, &settings).await?;
+            let (request, later) = self.receive(request, &line, &watch, &settings).await?;
             watch.in_hand();
             let lazy = later.is_some();
             let outcome = self.exchange.run(request, later, settings.exchange);
@@ -189,8 +200,8 @@ impl Downstream {
     /// Vets the head and takes in the whole body, or leaves it where it is if its route says so.
     async fn receive(
         &self,
-        request: Request<Incoming>,
-        peer: Peer,
+        request: Request<impl RequestStream>,
+        line: &Line,
         watch: &Arc<Watch>,
         settings: &Settings,
     ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
@@ -198,7 +209,12 @@ impl Downstream {
         let empty = http_body::Body::is_end_stream(&body);
         watch.set_unread(!empty);
         let target = head::vet(&mut parts).map_err(Trouble::Refused)?;
-        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        let trust = Trust {
+            proxies: &settings.trusted,
+            headers: settings.forwarding_headers,
+        };
+        let client =
+            forwarded::client(line, trust, &mut parts.headers).map_err(Trouble::Refused)?;
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
@@ -234,6 +250,17 @@ impl Downstream {
         };
         Ok((request, later))
     }
+}
+
+/// A request's body, as it comes from the client.
+trait RequestStream:
+    http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestStream for B where
+    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display> + Send + Unpin + 'static
+{
 }
 
 /// The client of a request is gone: nobody is answered, and the connection ends.

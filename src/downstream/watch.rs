@@ -4,7 +4,7 @@
 //! application is in time is not decided here: while a request is in its hands, the alarm is off.
 
 use std::future::pending;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,12 +16,13 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use super::listen::Stream;
 use crate::metrics::Metrics;
 use crate::sweeper::Alarm;
 
 /// A connection without a request is closed after this time. Longer than the 60 s that common
 /// balancers keep theirs, so that they close first and never meet a closed one.
-const IDLE: Duration = Duration::from_secs(75);
+pub const IDLE: Duration = Duration::from_secs(75);
 
 /// From the first byte of a head to its last.
 const HEAD: Duration = Duration::from_secs(15);
@@ -66,8 +67,13 @@ impl Watch {
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
         };
-        watch.within(IDLE);
+        watch.idle();
         Arc::new(watch)
+    }
+
+    /// The connection waits for its client's next word.
+    pub fn idle(&self) {
+        self.within(IDLE);
     }
 
     pub fn within(&self, time: Duration) {
@@ -118,10 +124,10 @@ impl Watch {
     }
 
     /// Gives the connection's descriptor to whoever asked for it.
-    fn lend(&self, line: &impl AsFd) {
+    fn lend(&self, stream: &impl Stream) {
         if self.wanted.swap(false, Relaxed)
             && let Some(asking) = self.asking().take()
-            && let Ok(line) = line.as_fd().try_clone_to_owned()
+            && let Ok(line) = stream.line().try_clone_to_owned()
         {
             // Who does not wait any more does not need it.
             let _ = asking.send(line);
@@ -184,7 +190,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
+impl<S: Stream> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

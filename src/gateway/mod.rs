@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::board::GatewayBoard;
 use crate::admin::Admin;
 use crate::config::{Config, Loaded, Source, Sources};
+use crate::downstream::tls::{Tls, Wanted};
 use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
@@ -149,6 +150,7 @@ struct Gateway {
     downstream: Arc<Downstream>,
     exchange: Exchange,
     listeners: Listeners,
+    tls: Option<Arc<Tls>>,
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
@@ -163,7 +165,19 @@ impl Gateway {
         for listen in &config.listen {
             bound.push(Listener::bind(listen).map_err(cannot(format_args!("listen on {listen}")))?);
         }
+        let plain = bound.len();
+        for listen in &config.tls.listen {
+            bound.push(Listener::bind(listen).map_err(cannot(format_args!("listen on {listen}")))?);
+        }
         let metrics = Metrics::new(&config.outbound.label);
+        let tls = match config.tls.listen.is_empty() {
+            true => None,
+            false => Some(Tls::new(wanted(&config), metrics.clone()).map_err(cannot("offer TLS"))?),
+        };
+        if let Some(tls) = &tls {
+            // Ends with the runtime: it holds nothing.
+            tokio::spawn(Arc::clone(tls).follow_files());
+        }
         let count = sizing::slots(&config).await.map_err(StartError)?;
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
             format_args!("write to spool_dir {}", config.spool_dir.display()),
@@ -240,15 +254,25 @@ impl Gateway {
             settings: RwLock::new(Arc::new(settings(&config))),
             drain: CancellationToken::new(),
         });
-        let listeners = Listeners::default();
-        let mut listen = Vec::new();
-        for listener in bound {
+        let mut listeners = Listeners::default();
+        let (mut listen, mut secure) = (Vec::new(), Vec::new());
+        for (number, listener) in bound.into_iter().enumerate() {
+            let tls = tls.clone().filter(|_| number >= plain);
+            let list = if tls.is_some() {
+                &mut secure
+            } else {
+                &mut listen
+            };
             let address = listener.address().map_err(cannot("tell the address"))?;
-            listen.push(address.to_string());
-            listeners.add(listener, Arc::clone(&downstream));
+            list.push(address.to_string());
+            listeners.add(listener, tls, Arc::clone(&downstream));
         }
+        let secure = (!secure.is_empty()).then(|| secure.join(", "));
         state.ready.store(true, Relaxed);
-        tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
+        tracing::info!(
+            listen = %listen.join(", "), admin = %admin.addr(), slots = count,
+            tls = secure.map(tracing::field::display), "ready"
+        );
         Ok(Self {
             sources,
             config,
@@ -260,6 +284,7 @@ impl Gateway {
             downstream,
             exchange,
             listeners,
+            tls,
             admin,
             limits,
             stop_link,
@@ -284,6 +309,12 @@ impl Gateway {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
         let config = loaded.config;
+        if let Some(tls) = &self.tls
+            && let Err(error) = tls.reload(wanted(&config))
+        {
+            tracing::error!("reload refused, the old configuration stays: {error}");
+            return;
+        }
         let limits = limits(&config);
         self.slots.set_limits(limits.clone());
         *self
@@ -368,9 +399,19 @@ fn terms(config: &Config) -> Terms {
     }
 }
 
+fn wanted(config: &Config) -> Wanted {
+    Wanted {
+        tls: config.tls.clone(),
+        http2: config.http2,
+    }
+}
+
 fn settings(config: &Config) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
+        forwarding_headers: config.forwarding_headers,
+        proxied: config.proxy_protocol.clone(),
+        h2c: config.h2c,
         max_body: config.max_body,
         routes: Routes::new(config.routes.clone()),
         exchange: exchange::Settings {

@@ -12,8 +12,8 @@ use prometheus::{
 };
 
 use super::labels::{
-    CancelPhase, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel, RestartReason, ShedReason,
-    SlotState, WaitReason,
+    CancelPhase, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel, RestartReason,
+    ShedReason, SlotState, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and

@@ -4,6 +4,7 @@ mod answers;
 mod bodies;
 mod connections;
 mod database;
+mod doors;
 mod files;
 mod heads;
 mod lazy;

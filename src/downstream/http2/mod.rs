@@ -29,7 +29,7 @@ use tokio::io::AsyncWriteExt;
 
 use self::patience::{Metered, Patience};
 use super::Downstream;
-use super::forwarded::Hop;
+use super::line::Line;
 use super::listen::Stream;
 use super::watch::IDLE;
 use crate::sweeper::Alarm;
@@ -83,7 +83,7 @@ enum Phase {
 }
 
 /// Serves one connection whose preface has been read. Dropping the future leaves all of its clients.
-pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, hop: Hop, alarm: &Alarm) {
+pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, line: Line, alarm: &Alarm) {
     let patience = Arc::new(Patience::default());
     let io = Metered::new(stream, Arc::clone(&patience));
     let mut settings = Builder::new();
@@ -122,7 +122,7 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, hop: Hop, 
             Event::Ended => return,
             Event::Accepted(accepted) => {
                 let (request, respond) = *accepted;
-                let life = stream::answer(Arc::clone(&downstream), request, respond, hop.clone());
+                let life = stream::answer(Arc::clone(&downstream), request, respond, line.clone());
                 streams.push(Box::pin(life));
                 if phase == Phase::Idle {
                     phase = Phase::Busy;

@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 use super::body::Incoming;
 use crate::downstream::Downstream;
 use crate::downstream::answers::Body;
-use crate::downstream::forwarded::Hop;
 use crate::downstream::head::strip_hop_by_hop;
+use crate::downstream::line::Line;
 use crate::downstream::watch::{STALL, Watch};
 
 /// Offered to a stream at a time: one that is read slowly must not have all of an answer set aside for it.
@@ -44,12 +44,12 @@ pub async fn answer(
     downstream: Arc<Downstream>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    hop: Hop,
+    line: Line,
 ) {
     let watch = Watch::new(downstream.sweeper.alarm());
     let (request, wanted) = adapt(request);
     let method = request.method().clone();
-    let handled = Box::pin(downstream.handle(request, hop, Arc::clone(&watch)));
+    let handled = Box::pin(downstream.handle(request, line, Arc::clone(&watch)));
     let response = match handle(handled, &mut respond, &watch, wanted).await {
         Ok(response) => response,
         Err(end) => return reset(end, |reason| respond.send_reset(reason)),
@@ -165,7 +165,8 @@ fn fit(response: Response<Body>, method: &Method) -> (Response<()>, Body) {
         && !head.headers.contains_key(CONTENT_LENGTH)
         && let Some(length) = body.size_hint().exact()
     {
-        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        head.headers
+            .insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     (Response::from_parts(head, ()), body)
 }

@@ -127,8 +127,15 @@ impl Tls {
     }
 
     /// Makes the handshake, and counts how it ended. Not cancel safe: the connection is lost.
-    pub async fn accept<S: Stream>(&self, stream: S) -> std::io::Result<TlsStream<S>> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.current().config));
+    pub async fn accept<S: Stream>(
+        &self,
+        stream: S,
+    ) -> std::io::Result<(TlsStream<S>, Credential)> {
+        let (acceptor, asked) = {
+            let current = self.current();
+            let asked = current.wanted.tls.client_ca.is_some();
+            (TlsAcceptor::from(Arc::clone(&current.config)), asked)
+        };
         let mut ended = Ended {
             metrics: &self.metrics,
             outcome: HandshakeOutcome::Timeout,
@@ -138,7 +145,10 @@ impl Tls {
             Ok(_) => HandshakeOutcome::Ok,
             Err(_) => HandshakeOutcome::Failed,
         };
-        accepted
+        accepted.map(|stream| {
+            let credential = credential(&stream, asked);
+            (stream, credential)
+        })
     }
 
     /// A client that spoke plain HTTP.
@@ -171,7 +181,7 @@ pub fn chose_http2<S>(stream: &TlsStream<S>) -> bool {
 }
 
 /// What the client has shown of itself.
-pub fn credential<S>(stream: &TlsStream<S>, asked: bool) -> Credential {
+fn credential<S>(stream: &TlsStream<S>, asked: bool) -> Credential {
     match stream.get_ref().1.peer_certificates() {
         // The chain has been verified.
         Some([own, ..]) => client::certificate(own),
