@@ -146,6 +146,9 @@ impl Builder {
             process,
             listen,
             admin: Address::Tcp(field("admin").parse().expect("an address")),
+            tls: ready
+                .contains(" tls=")
+                .then(|| field("tls").parse().expect("one address")),
             link: folder.path().join("link.sock"),
             folder,
         }
@@ -233,6 +236,7 @@ impl Log {
 pub struct Gateway {
     process: Process,
     listen: Vec<Address>,
+    tls: Option<SocketAddr>,
     admin: Address,
     link: PathBuf,
     folder: TempDir,
@@ -273,6 +277,11 @@ impl Gateway {
             Address::Tcp(address) => *address,
             Address::Unix(path) => panic!("it listens on {}", path.display()),
         }
+    }
+
+    /// The address for clients that speak TLS.
+    pub fn tls(&self) -> SocketAddr {
+        self.tls.expect("it listens with TLS")
     }
 
     // Clients --------------------------------------------------------------------------
