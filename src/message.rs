@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode, Version};
 
+use crate::record::Record;
 use crate::spool::{AnswerReader, Body, FilePart, RelayReader};
 
 /// A client's request, with its whole body in hand unless that is to be taken later.
@@ -23,6 +24,7 @@ pub struct Request {
     /// Without hop-by-hop, framing and spoofable headers.
     pub headers: HeaderMap,
     pub client: Client,
+    pub record: Arc<Record>,
     pub body: RequestBody,
 }
 

@@ -60,6 +60,9 @@ pub struct Config {
     pub workers: Workers,
     pub outbound: Outbound,
     pub database: Option<Database>,
+    pub access_log: AccessLog,
+    /// A folder.
+    pub error_pages: Option<PathBuf>,
     /// In the order of the file; no two for the same requests.
     pub routes: Vec<Route>,
 }
@@ -116,6 +119,22 @@ pub enum ForwardingHeaders {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    pub format: AccessFormat,
+    /// None: standard output.
+    pub path: Option<PathBuf>,
+    /// Lines tell queries.
+    pub query: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessFormat {
+    Off,
+    Json,
+    Combined,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -430,6 +449,23 @@ impl LogFormat {
         match self {
             LogFormat::Text => "text",
             LogFormat::Json => "json",
+        }
+    }
+}
+
+impl AccessFormat {
+    pub const ALL: [AccessFormat; 3] = [
+        AccessFormat::Off,
+        AccessFormat::Json,
+        AccessFormat::Combined,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AccessFormat::Off => "off",
+            AccessFormat::Json => "json",
+            AccessFormat::Combined => "combined",
         }
     }
 }

@@ -12,11 +12,13 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{FORWARDED, HOST, HeaderName};
 use http::{HeaderMap, StatusCode};
 
+use super::REQUEST_ID;
 use super::head::Refusal;
 use super::line::Line;
 use super::seldom::Seldom;
 use crate::config::{ForwardingHeaders, Trusted};
 use crate::message::{Client, Scheme};
+use crate::record::Id;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -78,11 +80,13 @@ impl std::fmt::Display for Peer {
     }
 }
 
-/// Tells the client, and removes forwarding headers that nobody trusted has set.
-///
-/// # Errors
-/// When a trusted proxy's headers cannot be read in one way.
-pub fn client(line: &Line, trust: Trust<'_>, headers: &mut HeaderMap) -> Result<Client, Refusal> {
+/// Tells the client, and removes forwarding headers that nobody trusted has set. When a trusted proxy's headers
+/// cannot be read in one way, the request is to be refused, and the peer is its client.
+pub fn client(
+    line: &Line,
+    trust: Trust<'_>,
+    headers: &mut HeaderMap,
+) -> (Client, Result<(), Refusal>) {
     let peer = line.peer;
     if !peer.among(trust.proxies) {
         remove_x_forwarded(headers);
@@ -93,7 +97,10 @@ pub fn client(line: &Line, trust: Trust<'_>, headers: &mut HeaderMap) -> Result<
         ForwardingHeaders::XForwarded => drop(headers.remove(FORWARDED)),
         ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
     }
-    let claims = claims(peer, trust.proxies, headers)?;
+    let (claims, read) = match claims(peer, trust.proxies, headers) {
+        Ok(claims) => (claims, Ok(())),
+        Err(refusal) => (Claims::default(), Err(refusal)),
+    };
     let scheme = claims.scheme.unwrap_or(line.scheme);
     let host = claims
         .host
@@ -109,14 +116,24 @@ pub fn client(line: &Line, trust: Trust<'_>, headers: &mut HeaderMap) -> Result<
         Peer::Unix => "localhost".to_owned(),
     });
     let (address, port) = claims.client.unwrap_or_else(|| peer.hop());
-    Ok(Client {
+    let client = Client {
         address,
         port,
         scheme,
         server_name,
         server_port,
         credential: line.credential.clone(),
-    })
+    };
+    (client, read)
+}
+
+/// What the request is called: as a trusted proxy says, else a new name.
+pub fn request_id(peer: Peer, trusted: &[Trusted], headers: &HeaderMap) -> Id {
+    let mut given = headers.get_all(REQUEST_ID).iter();
+    match (given.next(), given.next()) {
+        (Some(id), None) if peer.among(trusted) => Id::given(id).unwrap_or_default(),
+        _ => Id::new(),
+    }
 }
 
 fn trusts(trusted: &[Trusted], address: IpAddr) -> bool {
@@ -422,8 +439,8 @@ mod tests {
             proxies: &trusted,
             headers: read,
         };
-        let client = client(&Line::plain(peer), trust, &mut map);
-        (client, map)
+        let (client, read) = client(&Line::plain(peer), trust, &mut map);
+        (read.map(|()| client), map)
     }
 
     fn address(client: &Client) -> String {

@@ -21,6 +21,7 @@ use self::local::LocalWait;
 use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
 use crate::plan::{Captured, Outcome, Plan, Relay};
+use crate::record::Record;
 use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
 use crate::spool::{AnswerWriter, Body};
 
@@ -45,6 +46,7 @@ pub struct Job {
 pub struct About {
     pub method: Method,
     pub target: Arc<str>,
+    pub record: Arc<Record>,
 }
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod doors;
 mod files;
 mod heads;
 mod http2;
+mod ids;
 mod lazy;
 mod leaving;
 mod lifecycle;

@@ -130,12 +130,14 @@ impl Block<'_> {
 mod tests {
     use std::collections::HashMap;
     use std::sync::Arc;
+    use std::time::Instant;
 
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, Method};
 
     use super::*;
     use crate::message::{Client, ClientCertificate};
+    use crate::record::{Id, Record};
     use crate::spool::Body;
 
     fn environ(
@@ -166,6 +168,7 @@ mod tests {
                     fingerprint: "00ab".to_owned(),
                 })),
             },
+            record: Record::new(Id::new(), None, Instant::now()),
             body: RequestBody::Here(Body::Memory(Bytes::from_static(body))),
         };
         let mut block = BytesMut::new();
