@@ -13,14 +13,14 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, COOKIE, DATE, EXPECT, HOST};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
 use super::body::Incoming;
 use crate::downstream::Downstream;
-use crate::downstream::answers::Body;
+use crate::downstream::answers::{Body, is_bodiless};
 use crate::downstream::head::strip_hop_by_hop;
 use crate::downstream::line::Line;
 use crate::downstream::watch::{STALL, Watch};
@@ -54,8 +54,8 @@ pub async fn answer(
         Ok(response) => response,
         Err(end) => return reset(end, |reason| respond.send_reset(reason)),
     };
-    let (head, body) = fit(response, &method);
-    let over = body.is_end_stream();
+    let over = is_bodiless(response.status(), &method) || response.body().is_end_stream();
+    let (head, body) = fit(response);
     // It fails when the client has just gone.
     let Ok(mut sender) = respond.send_response(head, over) else {
         return;
@@ -148,7 +148,7 @@ async fn handle<E>(
 }
 
 /// The head of an answer without what HTTP/2 does not know, and its body.
-fn fit(response: Response<Body>, method: &Method) -> (Response<()>, Body) {
+fn fit(response: Response<Body>) -> (Response<()>, Body) {
     let (mut head, body) = response.into_parts();
     strip_hop_by_hop(&mut head.headers);
     if !head.headers.contains_key(DATE)
@@ -156,12 +156,12 @@ fn fit(response: Response<Body>, method: &Method) -> (Response<()>, Body) {
     {
         head.headers.insert(DATE, now);
     }
-    let bodiless = *method == Method::HEAD
-        || matches!(
-            head.status,
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-        );
-    if !bodiless
+    // What HEAD is told is the length that GET would have had.
+    let has_length = !matches!(
+        head.status,
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    if has_length
         && !head.headers.contains_key(CONTENT_LENGTH)
         && let Some(length) = body.size_hint().exact()
     {

@@ -57,7 +57,10 @@ pub fn request(method: &str, path: &str) -> http::request::Builder {
 
 impl Client {
     pub async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        let (requests, connection) = h2::client::handshake(stream)
+        let (requests, connection) = h2::client::Builder::new()
+            // Room for others beside a stream that is not read.
+            .initial_connection_window_size(1 << 20)
+            .handshake(stream)
             .await
             .expect("the gateway speaks HTTP/2");
         Self {
