@@ -20,6 +20,7 @@ pub mod record;
 pub mod slots;
 pub mod spool;
 pub mod sweeper;
+pub mod tools;
 pub mod trace;
 pub mod unix_socket;
 pub mod workers;

@@ -326,6 +326,16 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// A time as the configuration has it, for flags that are no keys.
+///
+/// # Errors
+///
+/// What to write instead.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    <Duration as values::Value>::parse(text)
+        .map_err(|_| "write a number with a unit, as in 30s or 10m".to_owned())
+}
+
 impl Config {
     /// Reads the configuration file and puts all sources together.
     ///

@@ -310,7 +310,7 @@ async fn connection(
     peer: Peer,
     tls: Option<Arc<Tls>>,
 ) {
-    let watch = Watch::new(downstream.sweeper.alarm());
+    let watch = Watch::new(downstream.sweeper.alarm(), downstream.settings().bounds);
     // hyper takes its buffers at once; a connection that says nothing should cost nothing.
     let readable = async {
         match &stream {

@@ -11,6 +11,7 @@ pub(crate) mod head;
 mod http2;
 pub(crate) mod line;
 mod listen;
+mod pace;
 mod protocol;
 pub(crate) mod proxy;
 mod routes;
@@ -33,13 +34,13 @@ use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
-use self::collect::{Bounds, collect};
+use self::collect::collect;
 use self::finish::Finish;
 use self::forwarded::Trust;
 use self::head::{Refusal, Target};
 use self::line::Line;
 use self::listen::Stream;
-use self::watch::{STALL, Watch, Watched};
+use self::watch::{Watch, Watched};
 use crate::config::{BodyMode, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
@@ -50,7 +51,9 @@ use crate::sweeper::Sweeper;
 use crate::trace::Trace;
 
 pub use listen::{Adopted, Listener, Listeners};
+pub use pace::Rate;
 pub use routes::Routes;
+pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -76,6 +79,8 @@ pub struct Settings {
     /// HTTP/2 without TLS is taken.
     pub h2c: bool,
     pub max_body: u64,
+    /// Of connections that are yet to come.
+    pub bounds: Bounds,
     pub routes: Routes,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
@@ -118,10 +123,7 @@ impl Downstream {
 
     /// Serves one connection of HTTP/1 to its end.
     async fn serve<S: Stream>(self: Arc<Self>, stream: S, line: Line, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched {
-            stream,
-            watch: Arc::clone(&watch),
-        });
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(&watch)));
         let service = service_fn(|request| {
             // Boxed: its size would be paid by every idle connection.
             Box::pin(Arc::clone(&self).handle(request, line.clone(), Arc::clone(&watch)))
@@ -250,7 +252,6 @@ impl Downstream {
         if body.size_hint().lower() > max {
             return Err(Trouble::Body(NoBody::TooLarge));
         }
-        let bounds = Bounds { max, stall: STALL };
         let empty = body.is_end_stream();
         let lazy = !empty && route.is_some_and(|route| route.body == BodyMode::Lazy);
         let body = Counted {
@@ -263,10 +264,10 @@ impl Downstream {
         } else if lazy {
             let announced = body.size_hint().exact();
             let (spool, watch) = (self.spool.clone(), Arc::clone(watch));
-            let taking = async move { collect(body, &spool, &watch, bounds).await };
+            let taking = async move { collect(body, &spool, &watch, max).await };
             (RequestBody::Later(announced), Some(LaterBody::new(taking)))
         } else {
-            let body = collect(body, &self.spool, watch, bounds).await;
+            let body = collect(body, &self.spool, watch, max).await;
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
         parts.headers.insert(REQUEST_ID, record.id.header());
@@ -371,12 +372,12 @@ impl<B: RequestStream> http_body::Body for Counted<B> {
 
 /// A request's body, as it comes from the client.
 trait RequestStream:
-    http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display> + Send + Unpin + 'static
+    http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
 {
 }
 
 impl<B> RequestStream for B where
-    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display> + Send + Unpin + 'static
+    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
 {
 }
 

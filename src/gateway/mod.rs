@@ -182,11 +182,16 @@ impl Gateway {
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
             format_args!("write to spool_dir {}", config.spool_dir.display()),
         ))?;
+        spool.set(&config.bodies);
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
-        let outbound = Outbound::start(&config.outbound, Arc::new(metrics.clone()))
-            .map_err(cannot("start outbound"))?;
+        let outbound = Outbound::start(
+            &config.outbound,
+            Arc::new(metrics.clone()),
+            spool.memory().clone(),
+        )
+        .map_err(cannot("start outbound"))?;
         let sweeper = Sweeper::default();
         let expiring = Arc::clone(&slots);
         debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
@@ -322,6 +327,7 @@ impl Gateway {
             .write()
             .expect("no code that holds this lock panics") = limits;
         self.downstream.set(settings(&config));
+        self.downstream.spool.set(&config.bodies);
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
@@ -413,6 +419,14 @@ fn settings(config: &Config) -> downstream::Settings {
         proxied: config.proxy_protocol.clone(),
         h2c: config.h2c,
         max_body: config.max_body,
+        bounds: downstream::Bounds {
+            head: config.clients.head_timeout,
+            idle: config.clients.idle_timeout,
+            rate: downstream::Rate {
+                stall: config.clients.stall_timeout,
+                least: config.clients.min_rate,
+            },
+        },
         routes: Routes::new(config.routes.clone()),
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,

@@ -13,7 +13,7 @@ use prometheus::{
 
 use super::labels::{
     CancelPhase, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel, RestartReason,
-    ShedReason, SlotState, WaitReason,
+    ShedReason, Shortage, SlotState, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and
@@ -46,6 +46,16 @@ pub const SPOOL_BYTES: Family = gauge(
     "layby_spool_bytes",
     &[],
     "Bytes of request and response bodies held in spool files",
+);
+pub const BODY_MEMORY_BYTES: Family = gauge(
+    "layby_body_memory_bytes",
+    &[],
+    "Bytes of request and response bodies held in the gateway's memory",
+);
+pub const BODY_SHORTAGES: Family = counter(
+    "layby_body_shortages_total",
+    &[of("reason", Shortage::MEANINGS)],
+    "Times that a body, or a part of one, found no room",
 );
 pub const REQUESTS: Family = counter(
     "layby_requests_total",
@@ -172,6 +182,8 @@ pub const ALL: &[Family] = &[
     PARKED_REQUESTS,
     WAITING_IN_PLACE,
     SPOOL_BYTES,
+    BODY_MEMORY_BYTES,
+    BODY_SHORTAGES,
     REQUESTS,
     REQUEST_SECONDS,
     QUEUE_WAIT_SECONDS,

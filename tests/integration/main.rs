@@ -20,6 +20,7 @@ mod queue;
 mod relay;
 mod run;
 mod scarcity;
+mod slow;
 mod storm;
 mod streams;
 mod support;
