@@ -145,9 +145,10 @@ pub fn head(bytes: &[u8]) {
         proxies: trusted,
         headers: ForwardingHeaders::Any,
     };
-    let Ok(client) = forwarded::client(peer, trust, &mut parts.headers) else {
+    let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
+    if told.is_err() {
         return;
-    };
+    }
     let request = message::Request {
         method: parts.method,
         version: parts.version,

@@ -106,6 +106,14 @@ pub enum Trusted {
     Unix,
 }
 
+impl Listen {
+    /// As it is written in `listen`; None if it is no such entry.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        values::Value::parse(text).ok()
+    }
+}
+
 /// Which headers of trusted proxies are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardingHeaders {

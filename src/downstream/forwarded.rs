@@ -43,12 +43,12 @@ pub struct Trust<'a> {
 }
 
 /// An address with or without its port; nothing, if it is not known.
-type Hop = (Option<IpAddr>, Option<u16>);
+type Node = (Option<IpAddr>, Option<u16>);
 
 /// What proxies say of a request.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Claims<'a> {
-    client: Option<Hop>,
+    client: Option<Node>,
     scheme: Option<Scheme>,
     host: Option<Cow<'a, str>>,
     port: Option<u16>,
@@ -63,7 +63,7 @@ impl Peer {
         }
     }
 
-    fn hop(&self) -> Hop {
+    fn hop(&self) -> Node {
         match self {
             Self::Tcp { peer, .. } => (Some(peer.ip().to_canonical()), Some(peer.port())),
             Self::Unix => (None, None),
@@ -80,8 +80,8 @@ impl std::fmt::Display for Peer {
     }
 }
 
-/// Tells the client, and removes forwarding headers that nobody trusted has set. When a trusted proxy's headers
-/// cannot be read in one way, the request is to be refused, and the peer is its client.
+/// Tells the client, and removes forwarding headers that nobody trusted has set. A request that is to be
+/// refused, because a trusted proxy's headers cannot be read in one way, is the peer's own.
 pub fn client(
     line: &Line,
     trust: Trust<'_>,
@@ -97,10 +97,15 @@ pub fn client(
         ForwardingHeaders::XForwarded => drop(headers.remove(FORWARDED)),
         ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
     }
-    let (claims, read) = match claims(peer, trust.proxies, headers) {
-        Ok(claims) => (claims, Ok(())),
-        Err(refusal) => (Claims::default(), Err(refusal)),
-    };
+    match claims(peer, trust.proxies, headers) {
+        Ok(claims) => (claimed(line, claims, headers), Ok(())),
+        Err(refusal) => (claimed(line, Claims::default(), headers), Err(refusal)),
+    }
+}
+
+/// The client, if these claims are true.
+fn claimed(line: &Line, claims: Claims<'_>, headers: &HeaderMap) -> Client {
+    let peer = line.peer;
     let scheme = claims.scheme.unwrap_or(line.scheme);
     let host = claims
         .host
@@ -116,15 +121,14 @@ pub fn client(
         Peer::Unix => "localhost".to_owned(),
     });
     let (address, port) = claims.client.unwrap_or_else(|| peer.hop());
-    let client = Client {
+    Client {
         address,
         port,
         scheme,
         server_name,
         server_port,
         credential: line.credential.clone(),
-    };
-    (client, read)
+    }
 }
 
 /// What the request is called: as a trusted proxy says, else a new name.
@@ -218,7 +222,7 @@ fn x_forwarded<'a>(peer: Peer, trusted: &[Trusted], headers: &'a HeaderMap) -> C
 }
 
 /// The rightmost address of the chain that is not a trusted proxy's; the leftmost if all are.
-fn origin(mut nearest: Hop, trusted: &[Trusted], headers: &HeaderMap) -> Hop {
+fn origin(mut nearest: Node, trusted: &[Trusted], headers: &HeaderMap) -> Node {
     let lines: Vec<&str> = headers
         .get_all(&FOR)
         .iter()
@@ -238,7 +242,7 @@ fn origin(mut nearest: Hop, trusted: &[Trusted], headers: &HeaderMap) -> Hop {
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
-fn parse_hop(hop: &str) -> Option<Hop> {
+fn parse_hop(hop: &str) -> Option<Node> {
     if let Ok(address) = hop.parse::<SocketAddr>() {
         return Some((Some(address.ip().to_canonical()), Some(address.port())));
     }
@@ -309,7 +313,7 @@ fn forwarded<'a>(
 }
 
 /// As `X-Forwarded-For` has it, or with a port that hides (`192.0.2.1:_p`).
-fn parse_node(node: &str) -> Option<Hop> {
+fn parse_node(node: &str) -> Option<Node> {
     parse_hop(node).or_else(|| {
         let (address, _) = node.split_once(":_").or_else(|| node.split_once("]:_"))?;
         parse_hop(address)
@@ -439,8 +443,8 @@ mod tests {
             proxies: &trusted,
             headers: read,
         };
-        let (client, read) = client(&Line::plain(peer), trust, &mut map);
-        (read.map(|()| client), map)
+        let (client, told) = client(&Line::plain(peer), trust, &mut map);
+        (told.map(|()| client), map)
     }
 
     fn address(client: &Client) -> String {

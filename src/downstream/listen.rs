@@ -274,9 +274,11 @@ impl Listeners {
         }
     }
 
-    /// Whoever comes from now on waits until somebody else accepts: the sockets are kept open.
-    pub fn keep(&self) {
+    /// Accepts no more, and takes the sockets out: whoever comes from now on waits there until somebody
+    /// else accepts.
+    pub fn keep(&mut self) -> Kept {
         self.kept.cancel();
+        Kept(std::mem::take(&mut self.doors))
     }
 
     /// Every door closes when it has seen the drain. A socket that others hold too stays open there.
@@ -295,11 +297,19 @@ impl Listeners {
     pub fn connections(&self) -> usize {
         self.connections.len()
     }
+}
 
-    /// The sockets that were kept, after [`Listeners::finished`].
-    pub fn hand_over(self) -> io::Result<Vec<(Listen, OwnedFd)>> {
+/// Sockets where clients wait and nobody accepts. Dropping it closes them.
+pub struct Kept(Vec<Door>);
+
+impl Kept {
+    /// The sockets and their names, after [`Listeners::finished`].
+    ///
+    /// # Errors
+    /// When the descriptors have run out.
+    pub fn sockets(self) -> io::Result<Vec<(Listen, OwnedFd)>> {
         let alone = |door: Door| Arc::into_inner(door.listener);
-        let listeners = self.doors.into_iter().filter_map(alone);
+        let listeners = self.0.into_iter().filter_map(alone);
         listeners.map(Listener::keep).collect()
     }
 }

@@ -179,11 +179,12 @@ impl Downstream {
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
         let vetted = head::vet(&mut parts);
-        let (mut visit, known) = self.identify(&mut parts, &line, &settings, &watch);
-        let vetted = known.and(vetted).map_err(Trouble::Refused);
+        let (mut visit, told) = self.identify(&mut parts, &line, &settings, &watch);
         let answered = async {
+            let target = vetted.and_then(|target| told.map(|()| target));
+            let target = target.map_err(Trouble::Refused)?;
             let (request, later) = self
-                .receive(parts, vetted?, body, &visit, &watch, &settings)
+                .receive(parts, target, body, &visit, &watch, &settings)
                 .await?;
             self.exchange(request, later, &watch, &settings).await
         };
@@ -197,8 +198,8 @@ impl Downstream {
         }
     }
 
-    /// Who asks, and what the request is called. From here on it is counted, whatever becomes of it, so this
-    /// comes before a refusal of its head.
+    /// Who asks, if that can be told in one way, and what the request is called. From here on it is counted,
+    /// whatever becomes of it, so this comes before a refusal of its head.
     fn identify(
         &self,
         parts: &mut Parts,
@@ -221,7 +222,7 @@ impl Downstream {
             proxies: &settings.trusted,
             headers: settings.forwarding_headers,
         };
-        let (client, known) = forwarded::client(line, trust, headers);
+        let (client, told) = forwarded::client(line, trust, headers);
         let visit = Visit {
             client,
             method: parts.method.clone(),
@@ -229,7 +230,7 @@ impl Downstream {
             record,
             finish,
         };
-        (visit, known)
+        (visit, told)
     }
 
     /// Takes in the whole body, or leaves it where it is if its route says so.
@@ -377,7 +378,10 @@ trait RequestStream:
 }
 
 impl<B> RequestStream for B where
-    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
+    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send>
+        + Send
+        + Unpin
+        + 'static
 {
 }
 

@@ -4,9 +4,12 @@
 //! outbound, workers, listeners; and the other way round. What a part does is its own business.
 
 mod board;
+mod handover;
 mod log;
+mod notify;
 mod sizing;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,9 +20,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::board::GatewayBoard;
+use self::handover::{Inherited, Program};
+use self::notify::Manager;
 use crate::admin::Admin;
-use crate::config::{Config, Loaded, Source, Sources};
-use crate::downstream::tls::{Tls, Wanted};
+use crate::config::{Config, Listen, Loaded, Source, Sources};
+use crate::downstream::tls::{self, Tls, Wanted};
 use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
@@ -57,16 +62,23 @@ pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
         tracing::warn!("{warning}");
     }
     loaded.effective.log();
+    let program = Program::this();
+    let inherited = Inherited::take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload)),
+        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload, inherited, &program)),
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
-        Ok(code) => code,
+        Ok(Ended::Stopped(code)) => code,
+        Ok(Ended::Succeeded(sockets, inherited)) => {
+            let error = program.succeed(sockets, inherited);
+            tracing::error!(%error, "cannot hand over");
+            ExitCode::FAILURE
+        }
         Err(StartError(why)) => {
             tracing::error!("{why}");
             ExitCode::FAILURE
@@ -74,16 +86,25 @@ pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
     }
 }
 
+/// How the gateway's time is over.
+enum Ended {
+    Stopped(ExitCode),
+    /// Nothing is under way, and a new program is to have these sockets.
+    Succeeded(Vec<(Listen, OwnedFd)>, Inherited),
+}
+
 /// The signals that the gateway obeys.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user2: Signal,
 }
 
 enum Order {
     Stop,
     Reload,
+    Upgrade,
 }
 
 impl Signals {
@@ -92,6 +113,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -101,6 +123,7 @@ impl Signals {
             _ = self.terminate.recv() => Order::Stop,
             _ = self.interrupt.recv() => Order::Stop,
             _ = self.hangup.recv() => Order::Reload,
+            _ = self.user2.recv() => Order::Upgrade,
         }
     }
 
@@ -110,25 +133,98 @@ impl Signals {
     }
 }
 
-async fn serve(sources: Sources, config: Config, reload: bool) -> Result<ExitCode, StartError> {
+async fn serve(
+    sources: Sources,
+    config: Config,
+    reload: bool,
+    inherited: Inherited,
+    program: &Program,
+) -> Result<Ended, StartError> {
+    let manager = Manager::from_env();
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, config, reload);
+    let starting = Gateway::start(sources, config, reload, inherited);
     let mut gateway = tokio::select! {
         started = starting => started?,
-        () = signals.stop() => return Ok(ExitCode::SUCCESS),
+        () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
     };
+    manager.ready();
+    let working = work(&mut gateway, &mut signals, program, &manager);
+    let succeed = match manager.heartbeat() {
+        None => working.await,
+        Some(pause) => tokio::select! {
+            succeed = working => succeed,
+            () = beat(&manager, pause) => unreachable!("a heart beats for ever"),
+        },
+    };
+    // A successor tells the manager itself that it is ready.
+    match succeed {
+        true => manager.reloading(),
+        false => manager.stopping(),
+    }
+    let (mut kept, inherited) = match succeed {
+        true => (
+            Some(gateway.listeners.keep()),
+            std::mem::take(&mut gateway.inherited),
+        ),
+        false => (None, Inherited::default()),
+    };
+    let draining = gateway.drain(!succeed);
+    tokio::pin!(draining);
+    let code = loop {
+        tokio::select! {
+            code = &mut draining => break code,
+            () = signals.stop() => match kept.take() {
+                Some(_) => tracing::info!("no upgrade: a signal to stop came"),
+                None => {
+                    tracing::warn!("stopped at once by a second signal");
+                    return Ok(Ended::Stopped(ExitCode::FAILURE));
+                }
+            },
+        }
+    };
+    Ok(match kept {
+        Some(kept) => {
+            let sockets = kept.sockets().map_err(cannot("keep the sockets"))?;
+            tracing::info!(sockets = sockets.len(), "the new program takes over");
+            Ended::Succeeded(sockets, inherited)
+        }
+        None => Ended::Stopped(code),
+    })
+}
+
+/// Obeys until the gateway is to end; true, if a new program is to take over.
+async fn work(
+    gateway: &mut Gateway,
+    signals: &mut Signals,
+    program: &Program,
+    manager: &Manager,
+) -> bool {
     loop {
         match signals.next().await {
-            Order::Reload => gateway.reload(),
-            Order::Stop => break,
+            Order::Stop => return false,
+            Order::Reload => {
+                manager.reloading();
+                gateway.reload();
+                manager.ready();
+            }
+            // Before anything is given up for it.
+            Order::Upgrade => tokio::select! {
+                checked = program.check() => match checked {
+                    Ok(()) => return true,
+                    Err(why) => tracing::error!("upgrade refused, the old program goes on:\n{why}"),
+                },
+                () = signals.stop() => return false,
+            },
         }
     }
-    tokio::select! {
-        code = gateway.drain() => Ok(code),
-        () = signals.stop() => {
-            tracing::warn!("stopped at once by a second signal");
-            Ok(ExitCode::FAILURE)
-        }
+}
+
+/// Tells the manager in time, for ever, that this thread is not stuck.
+async fn beat(manager: &Manager, pause: Duration) {
+    let mut pauses = tokio::time::interval(pause);
+    loop {
+        pauses.tick().await;
+        manager.alive();
     }
 }
 
@@ -151,6 +247,7 @@ struct Gateway {
     exchange: Exchange,
     listeners: Listeners,
     tls: Option<Arc<Tls>>,
+    inherited: Inherited,
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
@@ -159,16 +256,22 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start(sources: Sources, config: Config, reload: bool) -> Result<Self, StartError> {
+    async fn start(
+        sources: Sources,
+        config: Config,
+        reload: bool,
+        mut inherited: Inherited,
+    ) -> Result<Self, StartError> {
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
-            bound.push(Listener::bind(listen).map_err(cannot(format_args!("listen on {listen}")))?);
+            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
         }
         let plain = bound.len();
         for listen in &config.tls.listen {
-            bound.push(Listener::bind(listen).map_err(cannot(format_args!("listen on {listen}")))?);
+            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
         }
+        inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
         let tls = match config.tls.listen.is_empty() {
             true => None,
@@ -176,7 +279,7 @@ impl Gateway {
         };
         if let Some(tls) = &tls {
             // Ends with the runtime: it holds nothing.
-            tokio::spawn(Arc::clone(tls).follow_files());
+            tokio::spawn(Arc::clone(tls).follow_files(tls::LOOK));
         }
         let count = sizing::slots(&config).await.map_err(StartError)?;
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
@@ -238,6 +341,7 @@ impl Gateway {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
+                plan.hidden = &handover::VARIABLES;
                 tracing::info!(
                     processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
                 );
@@ -290,6 +394,7 @@ impl Gateway {
             exchange,
             listeners,
             tls,
+            inherited,
             admin,
             limits,
             stop_link,
@@ -307,6 +412,15 @@ impl Gateway {
                 return;
             }
         };
+        let prepared = self.secure(&loaded.config);
+        let prepared = prepared.and_then(|ready| Ok((ready, self.open(&loaded.config)?)));
+        let (ready, opened) = match prepared {
+            Ok(prepared) => prepared,
+            Err(why) => {
+                tracing::error!("reload refused, the old configuration stays: {why}");
+                return;
+            }
+        };
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
@@ -314,24 +428,26 @@ impl Gateway {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
         let config = loaded.config;
-        if let Some(tls) = &self.tls
-            && let Err(error) = tls.reload(wanted(&config))
-        {
-            tracing::error!("reload refused, the old configuration stays: {error}");
-            return;
-        }
         let limits = limits(&config);
         self.slots.set_limits(limits.clone());
         *self
             .limits
             .write()
             .expect("no code that holds this lock panics") = limits;
+        if let (Some(tls), Some(ready)) = (&self.tls, ready) {
+            tls.set(ready);
+        }
         self.downstream.set(settings(&config));
         self.downstream.spool.set(&config.bodies);
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
         self.hub.set_terms(terms(&config));
+        for listener in opened {
+            let downstream = Arc::clone(&self.downstream);
+            self.listeners.add(listener, None, downstream);
+        }
+        self.listeners.retain(&config.listen);
         self.config = self.config.clone().reloaded(config);
         if let (Some(supervisor), Source::App(app)) =
             (&self.supervisor, &self.config.workers.source)
@@ -341,10 +457,37 @@ impl Gateway {
         tracing::info!("configuration reloaded");
     }
 
-    /// Takes nothing new, finishes what is there within the grace, and ends everything.
-    async fn drain(self) -> ExitCode {
+    /// What handshakes are to be made with by this configuration, if there are any.
+    fn secure(&self, config: &Config) -> Result<Option<tls::Ready>, String> {
+        let read = |_| tls::Ready::read(wanted(config)).map_err(|error| error.to_string());
+        self.tls.as_ref().map(read).transpose()
+    }
+
+    /// The listeners that this configuration has and the present one has not.
+    fn open(&mut self, config: &Config) -> Result<Vec<Listener>, String> {
+        let present: Vec<Listen> = self.listeners.entries().cloned().collect();
+        let mut opened = Vec::new();
+        for entry in config
+            .listen
+            .iter()
+            .filter(|entry| !present.contains(entry))
+        {
+            opened.extend(listen(&mut self.inherited, entry)?);
+            tracing::info!(listen = %entry, "listener opened");
+        }
+        Ok(opened)
+    }
+
+    /// Takes nothing new, finishes what is there within the grace, and ends everything. If it is announced,
+    /// readiness is red for a while before the doors close.
+    async fn drain(mut self, announced: bool) -> ExitCode {
         let grace = self.config.drain_timeout;
         self.state.draining.store(true, Relaxed);
+        if announced && !self.config.drain_delay.is_zero() {
+            tracing::info!(delay = ?self.config.drain_delay, "readiness is red, the doors close later");
+            tokio::time::sleep(self.config.drain_delay).await;
+        }
+        self.listeners.shut();
         self.downstream.drain.cancel();
         tracing::info!(
             connections = self.listeners.connections(), queued = self.slots.queued(),
@@ -387,6 +530,11 @@ impl Gateway {
             ExitCode::FAILURE
         }
     }
+}
+
+fn listen(inherited: &mut Inherited, entry: &Listen) -> Result<Vec<Listener>, String> {
+    let listeners = inherited.listen(entry);
+    listeners.map_err(|error| format!("cannot listen on {entry}: {error}"))
 }
 
 fn limits(config: &Config) -> Limits {

@@ -25,4 +25,5 @@ mod storm;
 mod streams;
 mod support;
 mod tls;
+mod upgrade;
 mod workers;
