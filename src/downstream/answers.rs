@@ -14,6 +14,7 @@ use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 
+use super::Settings;
 use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
 use crate::exchange::Failure;
@@ -108,14 +109,16 @@ impl Trouble {
     }
 }
 
-/// The gateway's own answer: JSON for clients that ask for it, else a line of text.
-pub fn own(trouble: Trouble, json: bool, retry_after: u64, id: &Id) -> Response<Body> {
+/// The gateway's own answer: JSON for clients that ask for it, else the operator's page, else a line of text.
+pub fn own(trouble: Trouble, json: bool, settings: &Settings, id: &Id) -> Response<Body> {
     let status = trouble.status();
     let (media, text) = if json {
         let text = serde_json::json!({
             "status": status.as_u16(), "error": trouble.text(), "request_id": id.as_str(),
         });
         ("application/json", format!("{text}\n"))
+    } else if let Some(page) = settings.pages.page(status, trouble.text(), id) {
+        ("text/html; charset=utf-8", page)
     } else {
         ("text/plain; charset=utf-8", format!("{}\n", trouble.text()))
     };
@@ -124,7 +127,8 @@ pub fn own(trouble: Trouble, json: bool, retry_after: u64, id: &Id) -> Response<
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
+        let seconds = settings.retry_after.as_secs().max(1);
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(
@@ -161,10 +165,10 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     } = answer;
     strip_hop_by_hop(&mut headers);
     let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
-    if status == StatusCode::NO_CONTENT {
+    // A 204 ends with its head, which goes without saying; a 205 says that its body is empty.
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT) {
         headers.remove(CONTENT_LENGTH);
     }
-    let bodiless = is_bodiless(status, method);
     let same = |len| match length {
         Some(length) if length != len => Err(Trouble::BadAnswer(
             "Content-Length is not the length of the body",
@@ -173,8 +177,7 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     };
     let body = match body {
         AnswerBody::Unreadable(why) => return Err(Trouble::BadAnswer(why)),
-        _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
-        AnswerBody::Whole(_) | AnswerBody::File(_) if bodiless && *method != Method::HEAD => {
+        _ if has_no_body(status) || (*method == Method::HEAD && length.is_some()) => {
             Body::whole(Bytes::new())
         }
         AnswerBody::Whole(bytes) => {
@@ -200,7 +203,14 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
 
 /// Whether no body follows the head, whatever the answer has.
 pub fn is_bodiless(status: StatusCode, method: &Method) -> bool {
-    *method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+    *method == Method::HEAD || has_no_body(status)
+}
+
+fn has_no_body(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+    )
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {

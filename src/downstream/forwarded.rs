@@ -14,8 +14,8 @@ use http::{HeaderMap, StatusCode};
 
 use super::REQUEST_ID;
 use super::head::Refusal;
-use super::line::Line;
 use super::seldom::Seldom;
+use super::way::Way;
 use crate::config::{ForwardingHeaders, Trusted};
 use crate::message::{Client, Scheme};
 use crate::record::Id;
@@ -83,11 +83,11 @@ impl std::fmt::Display for Peer {
 /// Tells the client, and removes forwarding headers that nobody trusted has set. A request that is to be
 /// refused, because a trusted proxy's headers cannot be read in one way, is the peer's own.
 pub fn client(
-    line: &Line,
+    way: &Way,
     trust: Trust<'_>,
     headers: &mut HeaderMap,
 ) -> (Client, Result<(), Refusal>) {
-    let peer = line.peer;
+    let peer = way.peer;
     if !peer.among(trust.proxies) {
         remove_x_forwarded(headers);
         headers.remove(FORWARDED);
@@ -98,15 +98,15 @@ pub fn client(
         ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
     }
     match claims(peer, trust.proxies, headers) {
-        Ok(claims) => (claimed(line, claims, headers), Ok(())),
-        Err(refusal) => (claimed(line, Claims::default(), headers), Err(refusal)),
+        Ok(claims) => (claimed(way, claims, headers), Ok(())),
+        Err(refusal) => (claimed(way, Claims::default(), headers), Err(refusal)),
     }
 }
 
 /// The client, if these claims are true.
-fn claimed(line: &Line, claims: Claims<'_>, headers: &HeaderMap) -> Client {
-    let peer = line.peer;
-    let scheme = claims.scheme.unwrap_or(line.scheme);
+fn claimed(way: &Way, claims: Claims<'_>, headers: &HeaderMap) -> Client {
+    let peer = way.peer;
+    let scheme = claims.scheme.unwrap_or(way.scheme);
     let host = claims
         .host
         .as_deref()
@@ -127,7 +127,7 @@ fn claimed(line: &Line, claims: Claims<'_>, headers: &HeaderMap) -> Client {
         scheme,
         server_name,
         server_port,
-        credential: line.credential.clone(),
+        credential: way.credential.clone(),
     }
 }
 
@@ -443,7 +443,7 @@ mod tests {
             proxies: &trusted,
             headers: read,
         };
-        let (client, told) = client(&Line::plain(peer), trust, &mut map);
+        let (client, told) = client(&Way::plain(peer), trust, &mut map);
         (told.map(|()| client), map)
     }
 

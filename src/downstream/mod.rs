@@ -3,26 +3,29 @@
 //! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
-mod answers;
+mod access_log;
+pub(crate) mod answers;
 mod collect;
 mod finish;
 pub(crate) mod forwarded;
+pub(crate) mod framing;
 pub(crate) mod head;
 mod http2;
-pub(crate) mod line;
 mod listen;
 mod pace;
+mod pages;
 mod protocol;
 pub(crate) mod proxy;
 mod routes;
 mod seldom;
 pub mod tls;
 mod watch;
+mod way;
 
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::CONNECTION;
 use http::request::Parts;
@@ -35,12 +38,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::collect;
-use self::finish::Finish;
+use self::finish::{Finish, Line};
 use self::forwarded::Trust;
+use self::framing::{Framed, Heads, MAX_HEAD, Refused};
 use self::head::{Refusal, Target};
-use self::line::Line;
 use self::listen::Stream;
 use self::watch::{Watch, Watched};
+use self::way::Way;
 use crate::config::{BodyMode, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
@@ -50,16 +54,15 @@ use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
 
+pub use access_log::{AccessLog, Style};
 pub use listen::{Adopted, Listener, Listeners};
 pub use pace::Rate;
+pub use pages::Pages;
 pub use routes::Routes;
 pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Largest request head.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// What has reached this machine when a drain begins, connections and requests, is taken in within
 /// this time. What comes later meets a closed door.
@@ -85,6 +88,9 @@ pub struct Settings {
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
+    pub pages: Pages,
+    /// None if none is kept.
+    pub access_log: Option<Style>,
 }
 
 /// Everything that a connection needs, shared by all.
@@ -92,6 +98,7 @@ pub struct Downstream {
     pub exchange: Exchange,
     pub spool: Spool,
     pub metrics: Metrics,
+    pub access_log: AccessLog,
     pub sweeper: Sweeper,
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
@@ -112,7 +119,8 @@ impl Downstream {
         tokio::time::sleep(LAST_ARRIVALS).await;
     }
 
-    fn settings(&self) -> Arc<Settings> {
+    /// Those in force.
+    pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(
             &self
                 .settings
@@ -122,14 +130,18 @@ impl Downstream {
     }
 
     /// Serves one connection of HTTP/1 to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, stream: S, line: Line, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(&watch)));
+    async fn serve<S: Stream>(self: Arc<Self>, stream: S, way: Way, watch: Arc<Watch>) {
+        let heads = Arc::new(Heads::default());
+        let watched = Watched::new(stream, Arc::clone(&watch));
+        let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
+            let refused = heads.next_request();
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, line.clone(), Arc::clone(&watch)))
+            Box::pin(Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch)))
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.max_header_size(MAX_HEAD);
+        // `Framed` has the bound; what it has escaped may be longer than what came.
+        http.max_header_size(2 * MAX_HEAD);
         let mut connection = http.serve_connection(io, service);
         let drain = self.drain_begun();
         tokio::pin!(drain);
@@ -140,8 +152,8 @@ impl Downstream {
                 ended = &mut connection => match ended {
                     Ok(()) => {
                         if watch.is_unread() {
-                            let stream = connection.into_parts().io.into_inner().stream;
-                            Box::pin(linger(stream)).await;
+                            let watched = connection.into_parts().io.into_inner().stream;
+                            Box::pin(linger(watched.stream)).await;
                         }
                         return;
                     }
@@ -152,19 +164,27 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if !watch.is_sending() && heads.give_up() {
+                        watch.within(LINGER);
+                        continue;
+                    }
                     tracing::debug!("connection closed: too slow or idle");
                     break watch.is_sending();
                 }
                 () = &mut drain, if !draining => {
                     draining = true;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    // A request whose head has begun to come is the last, but served.
+                    if !heads.is_mid_head() {
+                        std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    }
                 }
             }
         };
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            connection.into_parts().io.into_inner().stream.reset();
+            let watched = connection.into_parts().io.into_inner().stream;
+            watched.stream.reset();
         }
     }
 
@@ -172,19 +192,28 @@ impl Downstream {
     async fn handle(
         self: Arc<Self>,
         request: Request<impl RequestStream>,
-        line: Line,
+        refused: Option<Refused>,
+        way: Way,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
-        let vetted = head::vet(&mut parts);
-        let (mut visit, told) = self.identify(&mut parts, &line, &settings, &watch);
+        let vetted = match refused {
+            // It stands for what came instead, and what comes behind that is not read as anything.
+            Some(refused) => {
+                watch.set_unread(true);
+                parts.uri = refused.target;
+                Err(refused.refusal)
+            }
+            None => head::vet(&mut parts),
+        };
+        let (mut visit, told) = self.identify(&mut parts, &way, &settings, &watch);
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
             let target = target.map_err(Trouble::Refused)?;
             let (request, later) = self
-                .receive(parts, target, body, &visit, &watch, &settings)
+                .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
             self.exchange(request, later, &watch, &settings).await
         };
@@ -203,30 +232,39 @@ impl Downstream {
     fn identify(
         &self,
         parts: &mut Parts,
-        line: &Line,
+        way: &Way,
         settings: &Settings,
         watch: &Arc<Watch>,
     ) -> (Visit, Result<(), Refusal>) {
         let arrived = Instant::now();
-        let headers = &mut parts.headers;
-        let id = forwarded::request_id(line.peer, &settings.trusted, headers);
-        let record = Record::new(id, Trace::take(headers), arrived);
+        let id = forwarded::request_id(way.peer, &settings.trusted, &parts.headers);
+        let trust = Trust {
+            proxies: &settings.trusted,
+            headers: settings.forwarding_headers,
+        };
+        let (client, told) = forwarded::client(way, trust, &mut parts.headers);
+        let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
+        let line = settings.access_log.map(|style| {
+            Box::new(Line {
+                log: self.access_log.clone(),
+                style,
+                head: style.head(parts, &client),
+                arrived: SystemTime::now(),
+                route: None,
+            })
+        });
         let finish = Finish::new(
             self.metrics.clone(),
             Arc::clone(watch),
             parts.method.clone(),
             Arc::clone(&record),
             arrived,
+            line,
         );
-        let trust = Trust {
-            proxies: &settings.trusted,
-            headers: settings.forwarding_headers,
-        };
-        let (client, told) = forwarded::client(line, trust, headers);
         let visit = Visit {
             client,
             method: parts.method.clone(),
-            wants_json: answers::wants_json(headers),
+            wants_json: answers::wants_json(&parts.headers),
             record,
             finish,
         };
@@ -239,7 +277,7 @@ impl Downstream {
         mut parts: Parts,
         target: Target,
         body: impl RequestStream,
-        visit: &Visit,
+        visit: &mut Visit,
         watch: &Arc<Watch>,
         settings: &Settings,
     ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
@@ -247,6 +285,9 @@ impl Downstream {
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
+        if let Some(route) = route {
+            visit.finish.takes(&route.path);
+        }
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
@@ -429,6 +470,5 @@ fn refuse(trouble: Trouble, visit: &mut Visit, settings: &Settings) -> Response<
         }
     }
     visit.finish.failed(trouble.as_str());
-    let retry_after = settings.retry_after.as_secs().max(1);
-    answers::own(trouble, visit.wants_json, retry_after, request)
+    answers::own(trouble, visit.wants_json, settings, request)
 }

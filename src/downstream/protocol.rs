@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::forwarded::Peer;
 use super::http2::PREFACE;
-use super::line::Line;
 use super::listen::Stream;
 use super::tls::{self, Tls};
 use super::watch::Watch;
+use super::way::Way;
 use super::{Downstream, http2, linger};
 use crate::message::Scheme;
 
@@ -32,11 +32,11 @@ const NOT_PLAIN: &str = "HTTP/1.1 400 Bad Request\r\n\
 impl Downstream {
     /// Serves a connection without TLS.
     pub async fn serve_plain<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let line = Line::plain(peer);
+        let way = Way::plain(peer);
         if self.settings().h2c {
-            Box::pin(self.serve_either(Box::new(stream), line, watch)).await;
+            Box::pin(self.serve_either(Box::new(stream), way, watch)).await;
         } else {
-            self.serve(stream, line, watch).await;
+            self.serve(stream, way, watch).await;
         }
     }
 
@@ -62,7 +62,7 @@ impl Downstream {
             Ok(accepted) => accepted,
             Err(error) => return tracing::debug!(%peer, %error, "no TLS connection"),
         };
-        let line = Line {
+        let way = Way {
             peer,
             scheme: Scheme::Https,
             credential,
@@ -70,9 +70,9 @@ impl Downstream {
         let http2 = tls::chose_http2(&stream);
         let stream: Box<dyn Stream> = Box::new(stream);
         if http2 {
-            self.serve_http2(stream, line, watch).await;
+            self.serve_http2(stream, way, watch).await;
         } else {
-            self.serve(stream, line, watch).await;
+            self.serve(stream, way, watch).await;
         }
     }
 
@@ -80,7 +80,7 @@ impl Downstream {
     async fn serve_either(
         self: Arc<Self>,
         mut stream: Box<dyn Stream>,
-        line: Line,
+        way: Way,
         watch: Arc<Watch>,
     ) {
         let Some(begun) = self.preface(&mut stream, &watch).await else {
@@ -89,9 +89,9 @@ impl Downstream {
         let http2 = begun == PREFACE;
         let stream = Begun { begun, stream };
         if http2 {
-            http2::serve(self, stream, line, &watch.alarm).await;
+            http2::serve(self, stream, way, &watch.alarm).await;
         } else {
-            self.serve(stream, line, watch).await;
+            self.serve(stream, way, watch).await;
         }
     }
 
@@ -99,14 +99,14 @@ impl Downstream {
     async fn serve_http2(
         self: Arc<Self>,
         mut stream: Box<dyn Stream>,
-        line: Line,
+        way: Way,
         watch: Arc<Watch>,
     ) {
         let Some(begun) = self.preface(&mut stream, &watch).await else {
             return;
         };
         if begun == PREFACE {
-            http2::serve(self, Begun { begun, stream }, line, &watch.alarm).await;
+            http2::serve(self, Begun { begun, stream }, way, &watch.alarm).await;
         } else if !begun.is_empty() && http2::refuse(&mut stream).await.is_ok() {
             linger(stream).await;
         }

@@ -25,7 +25,7 @@ use self::notify::Manager;
 use crate::admin::Admin;
 use crate::config::{Config, Listen, Loaded, Source, Sources};
 use crate::downstream::tls::{self, Tls, Wanted};
-use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
+use crate::downstream::{self, AccessLog, Downstream, Listener, Listeners, Pages, Routes, Style};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
@@ -98,6 +98,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// `logrotate`'s word for: the log is another file now.
+    user1: Signal,
     user2: Signal,
 }
 
@@ -105,6 +107,7 @@ enum Order {
     Stop,
     Reload,
     Upgrade,
+    ReopenLog,
 }
 
 impl Signals {
@@ -113,6 +116,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
         })
     }
@@ -123,6 +127,7 @@ impl Signals {
             _ = self.terminate.recv() => Order::Stop,
             _ = self.interrupt.recv() => Order::Stop,
             _ = self.hangup.recv() => Order::Reload,
+            _ = self.user1.recv() => Order::ReopenLog,
             _ = self.user2.recv() => Order::Upgrade,
         }
     }
@@ -168,6 +173,7 @@ async fn serve(
         ),
         false => (None, Inherited::default()),
     };
+    let access_log = gateway.downstream.access_log.clone();
     let draining = gateway.drain(!succeed);
     tokio::pin!(draining);
     let code = loop {
@@ -177,11 +183,13 @@ async fn serve(
                 Some(_) => tracing::info!("no upgrade: a signal to stop came"),
                 None => {
                     tracing::warn!("stopped at once by a second signal");
-                    return Ok(Ended::Stopped(ExitCode::FAILURE));
+                    break ExitCode::FAILURE;
                 }
             },
         }
     };
+    // Whatever the end was like, it is told to the last line.
+    access_log.finish().await;
     Ok(match kept {
         Some(kept) => {
             let sockets = kept.sockets().map_err(cannot("keep the sockets"))?;
@@ -207,6 +215,7 @@ async fn work(
                 gateway.reload();
                 manager.ready();
             }
+            Order::ReopenLog => gateway.reopen_log(),
             // Before anything is given up for it.
             Order::Upgrade => tokio::select! {
                 checked = program.check() => match checked {
@@ -286,6 +295,9 @@ impl Gateway {
             format_args!("write to spool_dir {}", config.spool_dir.display()),
         ))?;
         spool.set(&config.bodies);
+        let pages = pages(&config).map_err(StartError)?;
+        let access_log = AccessLog::start(access_log_path(&config), metrics.clone())
+            .map_err(cannot("open the access log"))?;
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
@@ -308,8 +320,10 @@ impl Gateway {
             terms(&config),
         );
         let asking = Arc::clone(&hub);
+        let ticking = access_log.clone();
         tokio::spawn(sweeper.clone().run(move || {
             expiring.expire();
+            ticking.tick();
             for stuck in expiring.stuck() {
                 asking.ask_for_stacks(stuck);
             }
@@ -359,8 +373,9 @@ impl Gateway {
             exchange: exchange.clone(),
             spool,
             metrics,
+            access_log,
             sweeper,
-            settings: RwLock::new(Arc::new(settings(&config))),
+            settings: RwLock::new(Arc::new(settings(&config, pages))),
             drain: CancellationToken::new(),
         });
         let mut listeners = Listeners::default();
@@ -437,7 +452,11 @@ impl Gateway {
         if let (Some(tls), Some(ready)) = (&self.tls, ready) {
             tls.set(ready);
         }
-        self.downstream.set(settings(&config));
+        let pages = pages(&config).unwrap_or_else(|error| {
+            tracing::error!("{error}; the old ones stay");
+            self.downstream.settings().pages.clone()
+        });
+        self.downstream.set(settings(&config, pages));
         self.downstream.spool.set(&config.bodies);
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
@@ -449,6 +468,7 @@ impl Gateway {
         }
         self.listeners.retain(&config.listen);
         self.config = self.config.clone().reloaded(config);
+        self.reopen_log();
         if let (Some(supervisor), Source::App(app)) =
             (&self.supervisor, &self.config.workers.source)
         {
@@ -476,6 +496,12 @@ impl Gateway {
             tracing::info!(listen = %entry, "listener opened");
         }
         Ok(opened)
+    }
+
+    /// Lines from now on go to the file that has the configured name now.
+    fn reopen_log(&self) {
+        let path = access_log_path(&self.config);
+        self.downstream.access_log.reopen(path);
     }
 
     /// Takes nothing new, finishes what is there within the grace, and ends everything. If it is announced,
@@ -560,7 +586,20 @@ fn wanted(config: &Config) -> Wanted {
     }
 }
 
-fn settings(config: &Config) -> downstream::Settings {
+/// Where the access log goes. What is off touches no file.
+fn access_log_path(config: &Config) -> Option<PathBuf> {
+    Style::new(&config.access_log).and(config.access_log.path.clone())
+}
+
+fn pages(config: &Config) -> Result<Pages, String> {
+    let Some(folder) = &config.error_pages else {
+        return Ok(Pages::default());
+    };
+    let what = |error| format!("cannot read error_pages {}: {error}", folder.display());
+    Pages::read(folder).map_err(what)
+}
+
+fn settings(config: &Config, pages: Pages) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         forwarding_headers: config.forwarding_headers,
@@ -581,6 +620,8 @@ fn settings(config: &Config) -> downstream::Settings {
             on_disconnect: config.slots.on_disconnect,
         },
         retry_after: config.slots.queue_timeout,
+        pages,
+        access_log: Style::new(&config.access_log),
     }
 }
 

@@ -63,6 +63,7 @@ struct Series {
     origins: HashMap<String, Origin>,
     other_origin: Origin,
     leftover_fetches: IntCounter,
+    access_log_dropped: IntCounter,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
     tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
     tls_certificate_expiry: IntGauge,
@@ -125,6 +126,7 @@ impl Metrics {
                 .collect(),
             other_origin: origin(OTHER),
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
+            access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
             tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
             tls_certificate_expiry: families::TLS_CERTIFICATE_EXPIRY.int_gauge(&registry),
@@ -214,6 +216,11 @@ impl Metrics {
     /// An unsafe fetch that its join did not need ran out.
     pub fn leftover_fetch(&self) {
         self.0.leftover_fetches.inc();
+    }
+
+    /// So many lines of the access log are lost.
+    pub fn access_log_dropped(&self, lines: usize) {
+        self.0.access_log_dropped.inc_by(lines as u64);
     }
 
     pub fn worker_restarted(&self, reason: RestartReason) {

@@ -1,11 +1,13 @@
 //! All integration tests, in one binary.
 
+mod access_log;
 mod answers;
 mod bodies;
 mod connections;
 mod database;
 mod doors;
 mod files;
+mod framing;
 mod heads;
 mod http2;
 mod ids;

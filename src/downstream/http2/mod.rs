@@ -29,8 +29,9 @@ use tokio::io::AsyncWriteExt;
 
 use self::patience::{Metered, Patience};
 use super::Downstream;
-use super::line::Line;
+use super::framing::MAX_HEAD;
 use super::listen::Stream;
+use super::way::Way;
 use crate::sweeper::Alarm;
 
 /// What every client that knows HTTP/2 sends first (RFC 9113 section 3.4).
@@ -82,7 +83,7 @@ enum Phase {
 }
 
 /// Serves one connection whose preface has been read. Dropping the future leaves all of its clients.
-pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, line: Line, alarm: &Alarm) {
+pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, way: Way, alarm: &Alarm) {
     let patience = Arc::new(Patience::default());
     let io = Metered::new(stream, Arc::clone(&patience));
     let mut settings = Builder::new();
@@ -91,7 +92,7 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, line: Line
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(super::MAX_HEAD as u32);
+        .max_header_list_size(MAX_HEAD as u32);
     let handshake = settings.handshake(io);
     let mut connection = tokio::select! {
         made = handshake => match made {
@@ -121,7 +122,7 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, line: Line
             Event::Ended => return,
             Event::Accepted(accepted) => {
                 let (request, respond) = *accepted;
-                let life = stream::answer(Arc::clone(&downstream), request, respond, line.clone());
+                let life = stream::answer(Arc::clone(&downstream), request, respond, way.clone());
                 streams.push(Box::pin(life));
                 if phase == Phase::Idle {
                     phase = Phase::Busy;

@@ -12,8 +12,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, COOKIE, DATE, EXPECT, HOST};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
@@ -22,8 +22,8 @@ use super::body::Incoming;
 use crate::downstream::Downstream;
 use crate::downstream::answers::{Body, is_bodiless};
 use crate::downstream::head::strip_hop_by_hop;
-use crate::downstream::line::Line;
 use crate::downstream::watch::Watch;
+use crate::downstream::way::Way;
 
 /// Offered to a stream at a time: one that is read slowly must not have all of an answer set aside for it.
 const PART: usize = 16 * 1024;
@@ -44,12 +44,12 @@ pub async fn answer(
     downstream: Arc<Downstream>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    line: Line,
+    way: Way,
 ) {
     let watch = Watch::new(downstream.sweeper.alarm(), downstream.settings().bounds);
     let (request, wanted) = adapt(request);
     let method = request.method().clone();
-    let handled = Box::pin(downstream.handle(request, line, Arc::clone(&watch)));
+    let handled = Box::pin(downstream.handle(request, None, way, Arc::clone(&watch)));
     let response = match handle(handled, &mut respond, &watch, wanted).await {
         Ok(response) => response,
         Err(end) => return reset(end, |reason| respond.send_reset(reason)),
@@ -76,18 +76,10 @@ fn reset(end: End, send: impl FnOnce(Reason)) {
     }
 }
 
-/// A request as it would have come over HTTP/1.1 (RFC 9113 section 8). `wanted` resolves when the client
-/// waits to be told that its body is wanted, and it is.
+/// The request with a body that can be taken, and, if its client waits to be told that the body is wanted, what
+/// resolves when it is.
 fn adapt(request: Request<RecvStream>) -> (Request<Incoming>, Option<oneshot::Receiver<()>>) {
-    let (mut parts, stream) = request.into_parts();
-    // Both are there only if the client says both; whether they agree is looked at with all the rest.
-    if let Some(authority) = parts.uri.authority()
-        && !parts.headers.contains_key(HOST)
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
-        parts.headers.insert(HOST, host);
-    }
-    join_cookies(&mut parts.headers);
+    let (parts, stream) = request.into_parts();
     let (wanted, told) = match parts.headers.contains_key(EXPECT) && !stream.is_end_stream() {
         true => {
             let (wanted, told) = oneshot::channel();
@@ -97,20 +89,6 @@ fn adapt(request: Request<RecvStream>) -> (Request<Incoming>, Option<oneshot::Re
     };
     let body = Incoming::new(stream, &parts.headers, wanted);
     (Request::from_parts(parts, body), told)
-}
-
-/// Clients may send each cookie in a line of its own, which HTTP/1 does not know.
-fn join_cookies(headers: &mut HeaderMap) {
-    let lines: Vec<&[u8]> = headers
-        .get_all(COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    if lines.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
-    {
-        headers.insert(COOKIE, joined);
-    }
 }
 
 /// Waits for the answer, and for all that may come before it.

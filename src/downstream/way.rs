@@ -4,14 +4,14 @@ use super::forwarded::Peer;
 use crate::message::{Credential, Scheme};
 
 #[derive(Debug, Clone)]
-pub struct Line {
+pub struct Way {
     pub peer: Peer,
     /// Of the connection itself; a proxy may tell of another.
     pub scheme: Scheme,
     pub credential: Credential,
 }
 
-impl Line {
+impl Way {
     /// Without TLS.
     pub fn plain(peer: Peer) -> Self {
         Self {
