@@ -1,5 +1,7 @@
 //! HTTP/2: many requests on one connection, each with a life of its own, and clients that mean harm.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::HeaderValue;
 use rustix::process::Signal;
@@ -392,6 +394,22 @@ async fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
     assert_eq!(whole(slow).await.expect("an answer").ok(), "done");
     busy.ended().await.expect("a clean end");
     assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn h2load_sees_nothing_but_answers() {
+    let authority = Authority::new("Test CA");
+    let gateway = listens(gateway::new(4), &authority).run().await;
+    let _worker = worker::new(4).run(&gateway).await;
+    let url = format!("https://{}/ping", gateway.tls());
+    let loading = tokio::process::Command::new("h2load")
+        .args(["-n", "2000", "-c", "20", "-m", "20", &url])
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(60), loading).await;
+    let output = output.expect("in time").expect("h2load is installed");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("2000 succeeded, 0 failed, 0 errored"), "{said}");
+    assert!(said.contains("status codes: 2000 2xx"), "{said}");
 }
 
 /// What a flood sends, again and again.
