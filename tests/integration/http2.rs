@@ -110,7 +110,7 @@ async fn a_plain_listener_takes_either_where_it_may_and_only_http_1_where_not() 
     let _worker = worker::new(1).run(&gateway).await;
     let mut refused = gateway.connect().await;
     refused.send(PREFACE).await;
-    assert_eq!(refused.closed().await, b"");
+    assert_eq!(refused.response().await.status(), 400);
 }
 
 #[tokio::test]
