@@ -325,7 +325,7 @@ impl Gateway {
             expiring.expire();
             ticking.tick();
             for stuck in expiring.stuck() {
-                asking.ask_for_stacks(stuck);
+                asking.look_at(stuck);
             }
         }));
         let exchange = Exchange::new(
@@ -569,6 +569,7 @@ fn limits(config: &Config) -> Limits {
         queue_timeout: config.slots.queue_timeout,
         parked: config.slots.parked,
         parked_bytes: config.slots.parked_bytes,
+        overdue_grace: config.slots.overdue_grace,
     }
 }
 
@@ -576,6 +577,8 @@ fn terms(config: &Config) -> Terms {
     Terms {
         fetch_timeout: config.outbound.timeout,
         thread_locals: config.workers.thread_locals.clone(),
+        request_timeout: config.slots.request_timeout,
+        overdue_grace: config.slots.overdue_grace,
     }
 }
 

@@ -408,7 +408,10 @@ async fn h2load_sees_nothing_but_answers() {
     let output = tokio::time::timeout(Duration::from_secs(60), loading).await;
     let output = output.expect("in time").expect("h2load is installed");
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("2000 succeeded, 0 failed, 0 errored"), "{said}");
+    assert!(
+        said.contains("2000 succeeded, 0 failed, 0 errored"),
+        "{said}"
+    );
     assert!(said.contains("status codes: 2000 2xx"), "{said}");
 }
 

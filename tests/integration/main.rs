@@ -15,6 +15,7 @@ mod lazy;
 mod leaving;
 mod lifecycle;
 mod local;
+mod overdue;
 mod parking;
 mod pinned;
 mod policy;
