@@ -27,8 +27,9 @@ impl Reader {
         let max_body = self.one::<Size>("max_body").0;
         let spool_dir = self.one("spool_dir");
         let drain_timeout = self.one("drain_timeout");
+        let tunnel_timeout = self.one("tunnel_timeout");
         let log_format = self.one("log_format");
-        let routes = self.routes();
+        let routes = self.routes(&listen);
         let slots = Slots {
             count: self.one("slots.count"),
             queue: self.one("slots.queue"),
@@ -39,6 +40,9 @@ impl Reader {
             on_disconnect: self.one("slots.on_disconnect"),
         };
         let workers = self.workers(role);
+        if let Some(Source::Upstream(server)) = workers.as_ref().map(|it| &it.source) {
+            self.check_beside(server);
+        }
         let outbound = Outbound {
             allow: self.list("outbound.allow"),
             timeout: self.one("outbound.timeout"),
@@ -75,6 +79,7 @@ impl Reader {
             max_body,
             spool_dir,
             drain_timeout,
+            tunnel_timeout,
             log_format,
             slots,
             workers: workers?,

@@ -64,6 +64,7 @@ mod tests {
             methods: methods.to_vec(),
             body: BodyMode::Buffered,
             max_body: None,
+            upstream: None,
         }
     }
 
