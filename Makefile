@@ -74,7 +74,7 @@ test-docs: python debug ## What the documents say, tried out
 	$(PYTEST) tests/docs
 
 .PHONY: test-e2e
-test-e2e: python postgresql debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
@@ -128,6 +128,10 @@ python:
 .PHONY: postgresql
 postgresql:
 	@scripts/need-postgresql
+
+.PHONY: prometheus
+prometheus:
+	@scripts/need-prometheus
 
 .PHONY: debug release
 debug:

@@ -149,6 +149,7 @@ pub fn head(bytes: &[u8]) {
         headers: parts.headers,
         client,
         body: message::RequestBody::Here(Body::Memory(Bytes::new())),
+        upgrade: None,
     };
     let mut environ = BytesMut::new();
     let pairs = environ::encode(&request, &mut environ);

@@ -19,5 +19,6 @@ pub mod plan;
 pub mod slots;
 pub mod spool;
 pub mod sweeper;
+pub mod tunnel;
 pub mod unix_socket;
 pub mod workers;

@@ -232,7 +232,7 @@ fn scalar(value: &DeValue<'_>, place: Place) -> Option<Item> {
         DeValue::String(text) => (text.to_string(), Written::Quoted),
         DeValue::Integer(integer) => (decimal(integer), Written::Number),
         DeValue::Float(float) => (float.to_string(), Written::Other),
-        DeValue::Boolean(boolean) => (boolean.to_string(), Written::Other),
+        DeValue::Boolean(boolean) => (boolean.to_string(), Written::Truth),
         DeValue::Datetime(datetime) => (datetime.to_string(), Written::Other),
         DeValue::Array(_) | DeValue::Table(_) => return None,
     };

@@ -26,6 +26,8 @@ pub(super) enum Kind {
     DatabaseUrl,
     RoutePath,
     Method,
+    /// `true` or `false`.
+    Truth,
 }
 
 /// What holds when no source gives a key.
@@ -145,6 +147,117 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "spool_limit",
+        kind: Kind::Size,
+        range: Some(("0", "1024TiB")),
+        default: Default::Value {
+            text: "10GiB",
+            because: "a hundred of the largest bodies, and most disks have it to spare",
+        },
+        example: "2GiB",
+        doc: "Bytes that all bodies together may take in `spool_dir`. At the limit, and when the disk itself is \
+              full, an upload that needs the disk is answered 503 and an answer goes on at its client's speed.",
+        ..PLAIN
+    },
+    Key {
+        name: "memory_limit",
+        kind: Kind::Size,
+        range: Some(("0", "1024TiB")),
+        default: Default::Value {
+            text: "256MiB",
+            because: "thousands of bodies of usual size, and small beside what the workers take",
+        },
+        example: "64MiB",
+        doc: "Bytes of bodies that the gateway keeps in memory for all requests together. At the limit bodies go to \
+              disk however small they are.",
+        ..PLAIN
+    },
+    Key {
+        name: "answer_spool",
+        kind: Kind::Size,
+        range: Some(("0", "1024TiB")),
+        default: Default::Value {
+            text: "256MiB",
+            because: "every usual download frees its slot at once, and no single client can fill the spool",
+        },
+        example: "1GiB",
+        doc: "Bytes of one answer that are kept on disk for a client that reads slowly; with more to say, the \
+              application waits for its client.",
+        ..PLAIN
+    },
+    Key {
+        name: "max_connections",
+        kind: Kind::Number,
+        range: Some(("1", "10000000")),
+        default: Default::Unset("half of the file descriptors that the process may have"),
+        example: "20000",
+        doc: "Connections of clients at most. At the limit those that have been idle longest are closed for new ones; \
+              if none is idle, a new one is answered 503 and closed at once.",
+        ..PLAIN
+    },
+    Key {
+        name: "max_connections_per_client",
+        kind: Kind::Number,
+        range: Some(("1", "10000000")),
+        default: Default::Unset("no such limit: behind one address there may be a whole office"),
+        example: "200",
+        doc: "Connections of one client address (IPv6: of one /64 network) at most; the next one is answered 503 and \
+              closed. It is not for trusted proxies and Unix-socket listeners.",
+        ..PLAIN
+    },
+    Key {
+        name: "head_timeout",
+        kind: Kind::Duration,
+        range: Some(("100ms", "24h")),
+        default: Default::Value {
+            text: "15s",
+            because: "a head is a few packets, also on a bad line",
+        },
+        example: "5s",
+        doc: "From the first byte of a request's head to its last; then the connection is closed.",
+        ..PLAIN
+    },
+    Key {
+        name: "idle_timeout",
+        kind: Kind::Duration,
+        range: Some(("1s", "24h")),
+        default: Default::Value {
+            text: "75s",
+            because: "longer than the 60 s that common balancers keep theirs, so that they close first and \
+                      never meet a closed one",
+        },
+        example: "20s",
+        doc: "How long a connection is kept without a request.",
+        ..PLAIN
+    },
+    Key {
+        name: "stall_timeout",
+        kind: Kind::Duration,
+        range: Some(("100ms", "24h")),
+        default: Default::Value {
+            text: "30s",
+            because: "a train's tunnel passes, a client that is gone does not hold its body for long",
+        },
+        example: "10s",
+        doc: "How long a client may be behind with a body, its own or an answer's: the longest pause, and the head \
+              start that `min_rate` gives. A late upload is answered 408, a late reader's connection is reset.",
+        ..PLAIN
+    },
+    Key {
+        name: "min_rate",
+        kind: Kind::Size,
+        range: Some(("0", "1GiB")),
+        default: Default::Value {
+            text: "1KiB",
+            because: "slower than any line that people use, faster than those who want to keep us busy",
+        },
+        example: "240",
+        doc: "Bytes per second that a client sends or takes of a body at least. Each byte makes up for the time that it \
+              takes at this rate; a client that is `stall_timeout` behind is late. Time in which layby or the \
+              application is the one to wait for does not count. With 0 only a pause is too long.",
+        ..PLAIN
+    },
+    Key {
         name: "drain_timeout",
         kind: Kind::Duration,
         range: Some(("0s", "24h")),
@@ -180,6 +293,100 @@ pub(super) const KEYS: &[Key] = &[
         flag: Some("--log-format"),
         restart: true,
         doc: "`text` for people, `json` for log collectors.",
+        ..PLAIN
+    },
+    Key {
+        name: "http2",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "true",
+            because: "browsers get a page with all that belongs to it over one connection",
+        },
+        example: "false",
+        doc: "Offer HTTP/2 on the listeners of `[tls]`; each client chooses (ALPN).",
+        ..PLAIN
+    },
+    Key {
+        name: "h2c",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "no browser speaks it, and looking for it costs every connection a little",
+        },
+        example: "true",
+        doc: "Take HTTP/2 without TLS from clients that begin with it (prior knowledge), such as balancers, on the \
+              listeners of `listen`, beside HTTP/1.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.listen",
+        kind: Kind::Listen,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "it takes a certificate",
+        },
+        example: "0.0.0.0:8443",
+        restart: true,
+        doc: "Where clients connect with TLS: addresses with port, or `unix:PATH`. With it, `listen` may be \
+              an empty list.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.cert",
+        kind: Kind::Path,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "nobody can guess where certificates are",
+        },
+        example: "/etc/letsencrypt/live/shop.example/fullchain.pem",
+        doc: "Certificates in PEM files, each with the chain below the root. With several, each client gets the first \
+              for the name that it asks for (SNI) and with a key that it can use, else the first. Read again when the \
+              files change, and on a reload.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.key",
+        kind: Kind::Path,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "nobody can guess where keys are",
+        },
+        example: "/etc/letsencrypt/live/shop.example/privkey.pem",
+        doc: "The private key of each certificate, in the same order, in PEM files.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.min_version",
+        kind: Kind::Word(&["1.2", "1.3"]),
+        default: Default::Value {
+            text: "1.2",
+            because: "some clients that still matter know no 1.3, and what is weak in 1.2 is left out",
+        },
+        example: "1.3",
+        doc: "Oldest version of TLS that is spoken.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.client_ca",
+        kind: Kind::Path,
+        default: Default::Unset("clients are not asked for a certificate"),
+        example: "/etc/layby/clients.pem",
+        doc: "Clients are asked for a certificate, which one of the authorities in this PEM file must have signed.",
+        ..PLAIN
+    },
+    Key {
+        name: "tls.client_auth",
+        kind: Kind::Word(&["required", "optional"]),
+        default: Default::Value {
+            text: "required",
+            because: "who asks for certificates mostly wants no one in without",
+        },
+        example: "optional",
+        doc: "Clients without a certificate: with `required` they cannot connect, with `optional` the application \
+              decides. A bad certificate is refused in either case. Only with `tls.client_ca`.",
         ..PLAIN
     },
     Key {
@@ -493,13 +700,19 @@ pub(super) const ROUTE: &[Key] = &[
 /// What a list of routes is called in the file.
 pub(super) const ROUTES: &str = "route";
 
-pub(super) const SECTIONS: &[&str] = &["slots", "workers", "outbound", "database"];
+pub(super) const SECTIONS: &[&str] = &["tls", "slots", "workers", "outbound", "database"];
 
 /// What other servers call a key, and what it is here.
 const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("address", "listen"),
     ("bind", "listen"),
     ("client_max_body_size", "max_body"),
+    ("client_body_timeout", "stall_timeout"),
+    ("client_header_timeout", "head_timeout"),
+    ("keepalive_timeout", "idle_timeout"),
+    ("maxconn", "max_connections"),
+    ("send_timeout", "stall_timeout"),
+    ("worker_connections", "max_connections"),
     ("forwarded_allow_ips", "trusted_proxies"),
     ("graceful_timeout", "drain_timeout"),
     ("log", "log_format"),
@@ -521,6 +734,12 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("outbound.hosts", "outbound.allow"),
     ("outbound.labels", "outbound.label"),
     ("database.dsn", "database.url"),
+    ("tls.certs", "tls.cert"),
+    ("tls.certificate", "tls.cert"),
+    ("tls.keys", "tls.key"),
+    ("tls.private_key", "tls.key"),
+    ("tls.ca", "tls.client_ca"),
+    ("tls.protocols", "tls.min_version"),
     ("route.prefix", "route.path"),
     ("route.location", "route.path"),
     ("route.method", "route.methods"),

@@ -35,23 +35,53 @@ pub use reference::reference;
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// At least one, no two the same.
+    /// At least one here or in `tls`, no two the same.
     pub listen: Vec<Listen>,
     pub admin: SocketAddr,
     pub probes: Option<SocketAddr>,
     pub trusted_proxies: Vec<Trusted>,
     pub max_body: u64,
     pub spool_dir: PathBuf,
+    pub bodies: Bodies,
+    pub clients: Clients,
     pub drain_timeout: Duration,
     /// How long a tunnel may carry nothing.
     pub tunnel_timeout: Duration,
     pub log_format: LogFormat,
+    /// HTTP/2 by ALPN on the listeners of `tls`.
+    pub http2: bool,
+    /// HTTP/2 by prior knowledge on those of `listen`.
+    pub h2c: bool,
+    pub tls: Tls,
     pub slots: Slots,
     pub workers: Workers,
     pub outbound: Outbound,
     pub database: Option<Database>,
     /// In the order of the file; no two for the same requests.
     pub routes: Vec<Route>,
+}
+
+/// What all bodies together may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bodies {
+    pub memory_limit: u64,
+    pub spool_limit: u64,
+    /// Of one answer, on disk.
+    pub answer_spool: u64,
+}
+
+/// What clients may do with their connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clients {
+    /// None: as many as descriptors allow.
+    pub max_connections: Option<usize>,
+    /// None: no limit.
+    pub max_connections_per_client: Option<usize>,
+    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub stall_timeout: Duration,
+    /// Bytes per second; 0: no minimum.
+    pub min_rate: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +102,37 @@ pub enum Trusted {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    pub listen: Vec<Listen>,
+    /// At least one if there are listeners.
+    pub certificates: Vec<Certificate>,
+    pub min_version: TlsVersion,
+    /// None: clients are not asked for a certificate.
+    pub client_ca: Option<PathBuf>,
+    pub client_auth: ClientAuth,
+}
+
+/// A certificate and its key, in PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    V12,
+    V13,
+}
+
+/// What is asked of clients beside a good certificate, if they give one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    Required,
+    Optional,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,6 +341,10 @@ impl Config {
             probes: self.probes,
             spool_dir: self.spool_dir,
             log_format: self.log_format,
+            tls: Tls {
+                listen: self.tls.listen,
+                ..new.tls
+            },
             slots: Slots {
                 count: self.slots.count,
                 ..new.slots
@@ -325,6 +390,7 @@ impl Config {
             ("probes", self.probes != new.probes),
             ("spool_dir", self.spool_dir != new.spool_dir),
             ("log_format", self.log_format != new.log_format),
+            ("tls.listen", self.tls.listen != new.tls.listen),
             ("slots.count", self.slots.count != new.slots.count),
             (new_source.0, old_source != new_source),
             ("workers.processes", processes(self) != processes(new)),
@@ -357,6 +423,30 @@ impl OnDisconnect {
         match self {
             OnDisconnect::Finish => "finish",
             OnDisconnect::Cancel => "cancel",
+        }
+    }
+}
+
+impl TlsVersion {
+    pub const ALL: [TlsVersion; 2] = [TlsVersion::V12, TlsVersion::V13];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TlsVersion::V12 => "1.2",
+            TlsVersion::V13 => "1.3",
+        }
+    }
+}
+
+impl ClientAuth {
+    pub const ALL: [ClientAuth; 2] = [ClientAuth::Required, ClientAuth::Optional];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClientAuth::Required => "required",
+            ClientAuth::Optional => "optional",
         }
     }
 }

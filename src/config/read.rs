@@ -47,7 +47,8 @@ pub(super) enum Written {
     Plain,
     Quoted,
     Number,
-    /// A truth value, a float, a date.
+    Truth,
+    /// A float, a date.
     Other,
 }
 
@@ -238,7 +239,13 @@ fn parse_item<T: Value>(key: &Key, item: &Item) -> Result<T, Problem> {
         Written::Number if !matches!(key.kind, Kind::Number | Kind::Count | Kind::Size) => {
             Err(Problem::new("is a number").say(format!("write {:?}", item.text)))
         }
-        Written::Other => Err(Problem::new("is not a text").say(format!("write {:?}", item.text))),
+        Written::Quoted if key.kind == Kind::Truth => {
+            Err(Problem::new("is a text").say(format!("write {}", item.text)))
+        }
+        Written::Truth if key.kind == Kind::Truth => Ok(value),
+        Written::Truth | Written::Other => {
+            Err(Problem::new("is not a text").say(format!("write {:?}", item.text)))
+        }
         _ => Ok(value),
     }
 }
@@ -275,7 +282,7 @@ fn written(key: &Key, item: &Item) -> String {
     }
     let text = masked(&item.text);
     match item.written {
-        Written::Number | Written::Other => text.into_owned(),
+        Written::Number | Written::Truth | Written::Other => text.into_owned(),
         Written::Quoted => format!("{text:?}"),
         Written::Plain if text.chars().all(|c| c.is_ascii_alphanumeric()) && !text.is_empty() => {
             text.into_owned()
@@ -288,7 +295,7 @@ fn written(key: &Key, item: &Item) -> String {
 pub(super) fn show<T: Value>(key: &Key, values: &[T]) -> Option<String> {
     let one = |value: &T| {
         let text = value.show();
-        match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        match key.kind == Kind::Truth || text.bytes().all(|byte| byte.is_ascii_digit()) {
             true => text,
             false => format!("{text:?}"),
         }

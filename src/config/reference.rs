@@ -140,6 +140,7 @@ fn describe(key: &Key) -> String {
         Kind::DatabaseUrl => "`postgres://` URL".to_owned(),
         Kind::RoutePath => "path, from `/` on".to_owned(),
         Kind::Method => "method, in capitals".to_owned(),
+        Kind::Truth => "`true` or `false`".to_owned(),
     };
     let list = if key.list { "list of: " } else { "" };
     match key.range {
@@ -150,8 +151,11 @@ fn describe(key: &Key) -> String {
 
 /// A value of the table as the file has it.
 fn in_file(key: &Key, text: &str, list: bool) -> String {
-    let number = matches!(key.kind, Kind::Number | Kind::Count) && text != "auto";
-    match (list, number) {
+    let bare = match key.kind {
+        Kind::Number | Kind::Count => text != "auto",
+        kind => kind == Kind::Truth,
+    };
+    match (list, bare) {
         (true, _) if text.is_empty() => "[]".to_owned(),
         (true, _) => format!("[{text:?}]"),
         (false, true) => text.to_owned(),

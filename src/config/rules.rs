@@ -4,12 +4,14 @@
 //! right, so that one mistake is reported once.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{AppName, Dotted, Host, Size, UnixSocket};
 use super::{
-    App, Config, Count, Database, Listen, Outbound, Role, Secret, Slots, Source, Upstream, Workers,
+    App, Bodies, Certificate, Clients, Config, Count, Database, Listen, Outbound, Role, Secret,
+    Slots, Source, Tls, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -26,10 +28,26 @@ impl Reader {
         let trusted_proxies = self.list("trusted_proxies");
         let max_body = self.one::<Size>("max_body").0;
         let spool_dir = self.one("spool_dir");
+        let bodies = Bodies {
+            memory_limit: self.one::<Size>("memory_limit").0,
+            spool_limit: self.one::<Size>("spool_limit").0,
+            answer_spool: self.one::<Size>("answer_spool").0,
+        };
+        let clients = Clients {
+            max_connections: self.optional("max_connections"),
+            max_connections_per_client: self.optional("max_connections_per_client"),
+            head_timeout: self.one("head_timeout"),
+            idle_timeout: self.one("idle_timeout"),
+            stall_timeout: self.one("stall_timeout"),
+            min_rate: self.one::<Size>("min_rate").0,
+        };
         let drain_timeout = self.one("drain_timeout");
         let tunnel_timeout = self.one("tunnel_timeout");
         let log_format = self.one("log_format");
+        let http2 = self.one("http2");
+        let h2c = self.one("h2c");
         let routes = self.routes(&listen);
+        let tls = self.tls();
         let slots = Slots {
             count: self.one("slots.count"),
             queue: self.one("slots.queue"),
@@ -62,7 +80,7 @@ impl Reader {
         }
         if self.complete {
             self.check_slots(&slots, workers.as_ref(), database.as_ref());
-            self.check_addresses(addresses(&listen, admin, probes, workers.as_ref()));
+            self.check_addresses(addresses(&listen, &tls, admin, probes, workers.as_ref()));
         }
         if !admin.ip().is_loopback() {
             let text = format!(
@@ -78,15 +96,48 @@ impl Reader {
             trusted_proxies,
             max_body,
             spool_dir,
+            bodies,
+            clients,
             drain_timeout,
             tunnel_timeout,
             log_format,
+            http2,
+            h2c,
+            tls,
             slots,
             workers: workers?,
             outbound,
             database,
             routes,
         })
+    }
+
+    fn tls(&mut self) -> Tls {
+        let listen: Vec<Listen> = self.list("tls.listen");
+        let certs: Vec<PathBuf> = self.list("tls.cert");
+        let keys: Vec<PathBuf> = self.list("tls.key");
+        let right = self.complete && self.is_right("tls.cert") && self.is_right("tls.key");
+        if listen.is_empty() || !right {
+            // Nobody asks for them.
+        } else if certs.len() != keys.len() {
+            let text = format!(
+                "there are {} for {} in tls.cert; write one for each, in the same order",
+                keys.len(),
+                certs.len()
+            );
+            self.blame("tls.key", text);
+        } else if certs.is_empty() {
+            let text = "takes a certificate; set tls.cert and tls.key";
+            self.blame("tls.listen", text);
+        }
+        let pairs = certs.into_iter().zip(keys);
+        Tls {
+            listen,
+            certificates: pairs.map(|(cert, key)| Certificate { cert, key }).collect(),
+            min_version: self.one("tls.min_version"),
+            client_ca: self.optional("tls.client_ca"),
+            client_auth: self.one("tls.client_auth"),
+        }
     }
 
     /// The three keys are one choice: a stronger source makes it anew, with the keys that
@@ -219,7 +270,7 @@ impl Reader {
     }
 
     fn check_addresses(&mut self, mut addresses: Vec<(&'static str, Listen)>) {
-        if addresses.iter().all(|(key, _)| *key != "listen") {
+        if addresses.iter().all(|(key, _)| !key.ends_with("listen")) {
             self.blame("listen", "is empty; write at least one address");
         }
         addresses.retain(|(key, _)| self.is_right(key));
@@ -242,11 +293,13 @@ impl Reader {
 /// that is its own upstream would pass a request round for ever.
 fn addresses(
     listen: &[Listen],
+    tls: &Tls,
     admin: SocketAddr,
     probes: Option<SocketAddr>,
     workers: Option<&Workers>,
 ) -> Vec<(&'static str, Listen)> {
     let mut all: Vec<_> = listen.iter().map(|one| ("listen", one.clone())).collect();
+    all.extend(tls.listen.iter().map(|one| ("tls.listen", one.clone())));
     all.push(("admin", Listen::Tcp(admin)));
     all.extend(probes.map(|address| ("probes", Listen::Tcp(address))));
     all.extend(match workers.map(|workers| &workers.source) {
@@ -258,7 +311,8 @@ fn addresses(
         Some(Source::Upstream(Upstream::Tcp(authority))) => {
             let address: Option<SocketAddr> = authority.parse().ok();
             let here = |address: &SocketAddr| {
-                address.ip().is_loopback() || listen.contains(&Listen::Tcp(*address))
+                let mut ours = listen.iter().chain(&tls.listen);
+                address.ip().is_loopback() || ours.any(|one| *one == Listen::Tcp(*address))
             };
             let here = address.filter(here);
             here.map(|address| ("workers.upstream", Listen::Tcp(address)))

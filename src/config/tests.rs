@@ -32,8 +32,8 @@ fn mistake(line: &str) -> String {
 }
 
 fn in_file(key: &Key) -> String {
-    let number = matches!(key.kind, Kind::Number | Kind::Count);
-    match number {
+    let bare = matches!(key.kind, Kind::Number | Kind::Count | Kind::Truth);
+    match bare {
         true => format!("{} = {}", key.name, key.example),
         false => format!("{} = {:?}", key.name, key.example),
     }
@@ -43,6 +43,7 @@ fn in_file(key: &Key) -> String {
 fn beside(key: &Key) -> &'static str {
     match key.name {
         "workers.app" | "workers.link" | "workers.upstream" => "",
+        "tls.listen" => "\nworkers.app = \"base\"\ntls.cert = \"cert\"\ntls.key = \"key\"",
         _ => "\nworkers.app = \"base\"",
     }
 }
@@ -90,9 +91,31 @@ fn the_sample_of_the_contract_is_valid() {
         trusted_proxies: vec![Trusted::Net("10.0.0.0/8".parse().expect("a network"))],
         max_body: 100 << 20,
         spool_dir: "/var/tmp".into(),
+        bodies: Bodies {
+            memory_limit: 256 << 20,
+            spool_limit: 10 << 30,
+            answer_spool: 256 << 20,
+        },
+        clients: Clients {
+            max_connections: None,
+            max_connections_per_client: None,
+            head_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(30),
+            min_rate: 1024,
+        },
         drain_timeout: Duration::from_secs(30),
         tunnel_timeout: Duration::from_secs(600),
         log_format: LogFormat::Text,
+        http2: true,
+        h2c: false,
+        tls: Tls {
+            listen: Vec::new(),
+            certificates: Vec::new(),
+            min_version: TlsVersion::V12,
+            client_ca: None,
+            client_auth: ClientAuth::Required,
+        },
         slots: Slots {
             count: Count::Fixed(8),
             queue: 1000,
@@ -643,7 +666,7 @@ trusted_proxies = [
     "10.0.0.1/8",
     7,
 ]
-tls = { cert = "x" }
+tsl = { cert = "x" }
 
 [slots]
 count = "8"
@@ -675,13 +698,13 @@ layby.toml:4: max_body: 100MB has no quotes; write "100MB"
 layby.toml:5: spool_dir: there is no value
 layby.toml:7: trusted_proxies: "10.0.0.1/8" is an address within a network; write "10.0.0.0/8" or "10.0.0.1"
 layby.toml:8: trusted_proxies: 7 is not an address, a network or unix; write it like "10.0.0.0/8"
-layby.toml:10: tls: unknown section; there are slots, workers, outbound, database, route
+layby.toml:10: tsl: unknown section; did you mean [tls]?
 layby.toml:13: slots.count: "8" is a text; write 8
 layby.toml:14: slots.queue_timeout: 5 has no unit; write "5s"
 layby.toml:15: slots.parked: 0 is too small; write 1 to 1000000
 layby.toml:18: workers.app: "mysite/wsgi.py" is not a Python name, module:object; write "mysite.wsgi:application"
 layby.toml:19: workers.link: conflicts with workers.app (layby.toml:18); keep exactly one of app, link and upstream
-layby.toml:21: plans: unknown section; there are slots, workers, outbound, database, route
+layby.toml:21: plans: unknown section; there are tls, slots, workers, outbound, database, route
 layby.toml:25: database.url: *** is not a PostgreSQL URL; write it like "postgres://user:password@host:5432/name"
 LAYBY_OUTBOUND_ALLOW: localhost is loopback, which only an address allows; write 127.0.0.1
 LAYBY_SLOTS_QUEUE_TIMEOUT: 6 has no unit; write 6s
@@ -717,6 +740,38 @@ fn a_mistake_says_what_to_write() {
             "slots.queue = \"1_000\"",
             "slots.queue: \"1_000\" is not a whole number; write 1000",
         ),
+        // Truth values
+        ("h2c = \"true\"", "h2c: \"true\" is a text; write true"),
+        (
+            "h2c = \"yes\"",
+            "h2c: \"yes\" is not a truth value; write true",
+        ),
+        ("http2 = 1", "http2: 1 is not a truth value; write true"),
+        // TLS
+        (
+            "tls.min_version = \"1.1\"",
+            "tls.min_version: \"1.1\" is not one of the values; write \"1.2\" or \"1.3\"",
+        ),
+        (
+            "tls.client_auth = \"on\"",
+            "tls.client_auth: \"on\" is not one of the values; write \"required\" or \"optional\"",
+        ),
+        (
+            "tls.certs = \"a.pem\"",
+            "tls.certs: unknown key; did you mean tls.cert?",
+        ),
+        (
+            "tls.listen = \"127.0.0.1:8443\"",
+            "tls.listen: takes a certificate; set tls.cert and tls.key",
+        ),
+        (
+            "tls = { listen = \"127.0.0.1:1\", cert = [\"a\", \"b\"], key = \"a\" }",
+            "tls.key: there are 1 for 2 in tls.cert; write one for each, in the same order",
+        ),
+        (
+            "tls = { listen = \"127.0.0.1:8000\", cert = \"a\", key = \"a\" }",
+            "tls.listen: 127.0.0.1:8000 is taken by listen already; write another",
+        ),
         // Sizes
         (
             "max_body = \"100 MB\"",
@@ -750,6 +805,23 @@ fn a_mistake_says_what_to_write() {
         (
             "drain_timeout = \"25h\"",
             "drain_timeout: \"25h\" is too large; write \"0s\" to \"24h\"",
+        ),
+        // Bounds on clients
+        (
+            "min_rate = \"1KiB/s\"",
+            "min_rate: \"1KiB/s\" is not a size: a whole number with KiB, MiB, GiB, TiB, or of bytes; write 0 to \"1GiB\"",
+        ),
+        (
+            "max_connections = 0",
+            "max_connections: 0 is too small; write 1 to 10000000",
+        ),
+        (
+            "stall_timeout = \"0s\"",
+            "stall_timeout: \"0s\" is too small; write \"100ms\" to \"24h\"",
+        ),
+        (
+            "keepalive_timeout = \"5s\"",
+            "keepalive_timeout: unknown key; did you mean idle_timeout?",
         ),
         // Words, paths, types
         (
@@ -898,7 +970,7 @@ fn a_mistake_says_what_to_write() {
         ),
         (
             "plans = [{ path = \"/\" }]",
-            "plans: unknown section; there are slots, workers, outbound, database, route",
+            "plans: unknown section; there are tls, slots, workers, outbound, database, route",
         ),
     ];
     for (line, expected) in cases {
@@ -1005,14 +1077,14 @@ fn the_start_up_log_has_a_line_for_each_section() {
     let loaded = Config::from_toml("workers.link = \"unix:/run/link.sock\"\nslots.queue = 5");
     let sections = loaded.expect("valid").effective.sections();
     let names: Vec<_> = sections.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["general", "slots", "workers", "outbound"]);
+    assert_eq!(names, ["general", "tls", "slots", "workers", "outbound"]);
     assert_eq!(
-        sections[1].1,
+        sections[2].1,
         "count = 8, queue = 5 (layby.toml:2), queue_timeout = \"5s\", request_timeout = \"60s\", \
          parked = 10000, parked_bytes = \"1GiB\", on_disconnect = \"finish\""
     );
     assert_eq!(
-        sections[2].1,
+        sections[3].1,
         "link = \"unix:/run/link.sock\" (layby.toml:1), thread_locals = []"
     );
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use super::keys::Kind;
 use super::mistakes::Problem;
-use super::{BodyMode, LogFormat, Mode, OnDisconnect, Secret};
+use super::{BodyMode, ClientAuth, LogFormat, Mode, OnDisconnect, Secret, TlsVersion};
 
 pub(super) use addresses::UnixSocket;
 pub(super) use names::{AppName, Dotted, Host};
@@ -88,6 +88,55 @@ impl Value for Mode {
 
     fn show(&self) -> String {
         self.as_str().to_owned()
+    }
+}
+
+impl Value for ClientAuth {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for TlsVersion {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for bool {
+    fn is(kind: Kind) -> bool {
+        kind == Kind::Truth
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let problem = Problem::new("is not a truth value");
+        match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            "True" | "TRUE" | "yes" | "on" | "1" => Err(problem.say("write true")),
+            "False" | "FALSE" | "no" | "off" | "0" => Err(problem.say("write false")),
+            _ => Err(problem.say("write true or false")),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 

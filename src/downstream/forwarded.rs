@@ -50,9 +50,14 @@ pub fn client(peer: Peer, trusted: &[Trusted], headers: &mut HeaderMap) -> Clien
         Peer::Tcp { local, .. } => local.ip().to_string(),
         Peer::Unix => "localhost".to_owned(),
     });
+    let peer = match peer {
+        Peer::Tcp { peer, .. } => Some(peer.ip().to_canonical()),
+        Peer::Unix => None,
+    };
     Client {
         address,
         port,
+        peer,
         scheme,
         server_name,
         server_port,

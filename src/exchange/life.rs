@@ -21,7 +21,7 @@ use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
 use crate::workers::local::Asked;
-use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Work};
+use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Times, Work};
 
 pub struct Life {
     exchange: Exchange,
@@ -103,7 +103,11 @@ impl Life {
 
     pub async fn run(mut self, request: Request) {
         let bytes = retained(&request);
-        let work = self.job(Work::Begin(Box::new(request)), None);
+        let times = Times {
+            deadline: self.deadline,
+            timeout: self.timeout,
+        };
+        let work = self.job(Work::Begin(Box::new(request), times), None);
         let (id, mut turn) = match self.exchange.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),

@@ -88,7 +88,7 @@ pub enum Shed {
 enum Phase {
     /// → Running, withdrawn, shed
     Queued,
-    /// → Parked, done
+    /// → Parked, Queued (given back unseen), done
     Running(SlotId),
     /// → Resuming, Ending
     Parked(Home),
@@ -581,6 +581,32 @@ impl<J> Scheduler<J> {
         }
         let pinned = std::mem::take(&mut self.pinned[number]);
         self.give_back(pinned.waiting)
+    }
+
+    /// A slot is gone, and its job is a new one that no application code has seen: it waits again, before those
+    /// that came after it, and no longer than from `since` on.
+    ///
+    /// # Errors
+    /// The job comes back when it was no new one, nothing new is taken any more, or its time is over.
+    pub fn give_back(&mut self, slot: SlotId, job: J, since: Option<Instant>) -> Result<(), J> {
+        let number = usize::from(slot.0);
+        let (Slot::Busy(spell), Some(since)) = (self.slots[number], since) else {
+            return Err(job);
+        };
+        if self.draining || spell.overdue {
+            return Err(job);
+        }
+        self.slots[number] = Slot::Lost;
+        if let Some(owner) = self.processes.get_mut(&spell.process) {
+            owner.slots -= 1;
+        }
+        let id = spell.request;
+        let entry = &mut self.requests[id.place()];
+        entry.phase = Phase::Queued;
+        self.admitted -= 1;
+        self.admitted_bytes -= entry.bytes;
+        self.queue.insert(entry.serial, NewJob { id, job, since });
+        Ok(())
     }
 
     /// A process is gone with its slots. The jobs that waited to resume come back; its parked

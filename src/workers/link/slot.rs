@@ -359,7 +359,7 @@ impl SlotTask {
                 };
                 self.channel.send(header, |_, _| {}, &[]).await
             }
-            Work::Begin(request) => self.send_request(tag, &request).await,
+            Work::Begin(request, _) => self.send_request(tag, &request).await,
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
             Work::Relayed(captured) => self.send_captured(tag.header(Kind::Resume), captured).await,

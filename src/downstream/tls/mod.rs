@@ -1,0 +1,261 @@
+//! TLS: what handshakes are made with, and making them.
+//!
+//! Certificates, keys and rules are one [`ServerConfig`], replaced as a whole: on a reload, and when its
+//! files have changed. Handshakes that come later take the new one, connections go on with theirs. What cannot
+//! be used is reported and changes nothing. Each handshake runs in its connection's own task, within a time,
+//! so that none can keep others from being accepted.
+
+mod certificates;
+mod client;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::crypto::ring;
+use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::{ServerConfig, version};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use self::certificates::Certificates;
+use super::listen::Stream;
+use crate::config::{self, ClientAuth, TlsVersion};
+use crate::message::Credential;
+use crate::metrics::{HandshakeOutcome, Metrics};
+
+/// From the connection's first byte to the end of the handshake. A phone on a bad line needs two or three
+/// seconds.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How often the files are looked at. Renewals are not urgent: there are days to spare.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Sessions kept for clients that resume them without a ticket.
+const SESSIONS: usize = 1024;
+
+/// A certificate that ends sooner should have been renewed.
+const RENEWAL_DUE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Protocols by ALPN, the preferred first.
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// Why TLS cannot be offered as configured: which file, and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unusable(String);
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+fn unusable(key: &str, path: &std::path::Path, what: impl std::fmt::Display) -> Unusable {
+    Unusable(format!("{key} {}: {what}", path.display()))
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub tls: config::Tls,
+    pub http2: bool,
+}
+
+/// What handshakes are made with.
+pub struct Tls {
+    current: Mutex<Current>,
+    metrics: Metrics,
+}
+
+struct Current {
+    config: Arc<ServerConfig>,
+    wanted: Wanted,
+    stamps: Stamps,
+}
+
+impl Tls {
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn new(wanted: Wanted, metrics: Metrics) -> Result<Arc<Self>, Unusable> {
+        let current = Current::read(wanted, &metrics)?;
+        Ok(Arc::new(Self {
+            current: Mutex::new(current),
+            metrics,
+        }))
+    }
+
+    /// Reads all files again.
+    ///
+    /// # Errors
+    /// When a file cannot be used. Then everything stays as it was.
+    pub fn reload(&self, wanted: Wanted) -> Result<(), Unusable> {
+        let current = Current::read(wanted, &self.metrics)?;
+        *self.current() = current;
+        Ok(())
+    }
+
+    /// Reads the files again whenever they have changed; runs for ever.
+    pub async fn follow_files(self: Arc<Self>) {
+        let mut seen = self.current().stamps.clone();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let (wanted, loaded) = {
+                let current = self.current();
+                (current.wanted.clone(), current.stamps.clone())
+            };
+            let look = move || (Stamps::of(&wanted), wanted);
+            let Ok((stamps, wanted)) = tokio::task::spawn_blocking(look).await else {
+                return;
+            };
+            // Certificate and key are two files: what still changes is not read. What could not be used is not
+            // tried, and reported, again until it changes.
+            let settled = std::mem::replace(&mut seen, stamps.clone()) == stamps;
+            if !settled || stamps == loaded {
+                continue;
+            }
+            match self.reload(wanted) {
+                Ok(()) => tracing::info!("certificates changed and were read again"),
+                Err(error) => {
+                    tracing::error!(%error, "certificates changed, the old ones stay");
+                    self.current().stamps = stamps;
+                }
+            }
+        }
+    }
+
+    /// Makes the handshake, and counts how it ended. Not cancel safe: the connection is lost.
+    pub async fn accept<S: Stream>(&self, stream: S) -> std::io::Result<TlsStream<S>> {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.current().config));
+        let mut ended = Ended {
+            metrics: &self.metrics,
+            outcome: HandshakeOutcome::Timeout,
+        };
+        let accepted = acceptor.accept(stream).await;
+        ended.outcome = match accepted {
+            Ok(_) => HandshakeOutcome::Ok,
+            Err(_) => HandshakeOutcome::Failed,
+        };
+        accepted
+    }
+
+    /// A client that spoke plain HTTP.
+    pub fn refused_plain(&self) {
+        self.metrics.handshake(HandshakeOutcome::Plain);
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+}
+
+/// Counts a handshake, also one that is dropped half-way because its time was over.
+struct Ended<'a> {
+    metrics: &'a Metrics,
+    outcome: HandshakeOutcome,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.metrics.handshake(self.outcome);
+    }
+}
+
+/// Whether the client has chosen HTTP/2.
+pub fn chose_http2<S>(stream: &TlsStream<S>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(HTTP2)
+}
+
+/// What the client has shown of itself.
+pub fn credential<S>(stream: &TlsStream<S>, asked: bool) -> Credential {
+    match stream.get_ref().1.peer_certificates() {
+        // The chain has been verified.
+        Some([own, ..]) => client::certificate(own),
+        _ if asked => Credential::Missing,
+        _ => Credential::Unasked,
+    }
+}
+
+impl Current {
+    fn read(wanted: Wanted, metrics: &Metrics) -> Result<Self, Unusable> {
+        // Before the files, so that one that changes meanwhile is read again.
+        let stamps = Stamps::of(&wanted);
+        let provider = Arc::new(ring::default_provider());
+        let certificates = Certificates::read(&wanted.tls.certificates, &provider)?;
+        let versions: &[_] = match wanted.tls.min_version {
+            TlsVersion::V12 => &[&version::TLS13, &version::TLS12],
+            TlsVersion::V13 => &[&version::TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)
+            .expect("ring supports both versions");
+        let builder = match &wanted.tls.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(path) => {
+                let roots = Arc::new(client::authorities(path)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                let verifier = match wanted.tls.client_auth {
+                    ClientAuth::Required => verifier,
+                    ClientAuth::Optional => verifier.allow_unauthenticated(),
+                };
+                let verifier = verifier
+                    .build()
+                    .map_err(|error| unusable("tls.client_ca", path, error))?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let ends = certificates.first_end();
+        let mut config = builder.with_cert_resolver(Arc::new(certificates));
+        config.alpn_protocols = match wanted.http2 {
+            true => vec![HTTP2.to_vec(), HTTP1.to_vec()],
+            false => vec![HTTP1.to_vec()],
+        };
+        // Keys that nobody else knows, new ones every six hours, and after each reload: a session that began
+        // under other rules is not resumed.
+        config.ticketer = ring::Ticketer::new()
+            .map_err(|error| Unusable(format!("cannot make keys for session tickets: {error}")))?;
+        config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+        told_of(ends, metrics);
+        Ok(Self {
+            config: Arc::new(config),
+            wanted,
+            stamps,
+        })
+    }
+}
+
+/// Says when the first certificate ends.
+fn told_of(ends: SystemTime, metrics: &Metrics) {
+    let since_epoch = ends.duration_since(UNIX_EPOCH).unwrap_or_default();
+    metrics.certificate_ends(since_epoch);
+    let ends_on = httpdate::fmt_http_date(ends);
+    let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
+    if left < RENEWAL_DUE {
+        tracing::warn!(%ends_on, "a certificate ends soon");
+    } else {
+        tracing::info!(%ends_on, "certificates read");
+    }
+}
+
+/// What tells a file from what it was before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamps(Vec<Option<(SystemTime, u64, u64)>>);
+
+impl Stamps {
+    fn of(wanted: &Wanted) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let pairs = wanted.tls.certificates.iter();
+        let files = pairs.flat_map(|pair| [&pair.cert, &pair.key]);
+        let files = files.chain(&wanted.tls.client_ca);
+        let stamp = |path: &PathBuf| {
+            // Through links: certbot and Kubernetes replace these.
+            let file = std::fs::metadata(path).ok()?;
+            Some((file.modified().ok()?, file.len(), file.ino()))
+        };
+        Self(files.map(stamp).collect())
+    }
+}

@@ -1,0 +1,567 @@
+//! One slot of an upstream: a task that pulls jobs and has the server answer them, one at a time.
+//!
+//! The slot belongs to this task alone. A request whose client leaves is answered all the same, unless her
+//! leaving makes the rest of its body pointless; one whose time is over keeps its slot, counted as lost,
+//! until the server answers or a grace is over.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::StatusCode;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{oneshot, watch};
+
+use super::body::{Framing, Piece};
+use super::connection::{Connection, Reader, Refused, Writer};
+use super::head::{self, Head};
+use super::{Health, PROCESS, Shared};
+use crate::message::{Answer, AnswerBody, Request, RequestBody};
+use crate::slots::{Closing, Port, SlotId, Taken, Turned};
+use crate::spool::{self, Body, FilePart};
+use crate::sweeper::Alarm;
+use crate::tunnel::{Resumed, tunnel};
+use crate::workers::{About, Activity, Job, Step, Times, Work};
+
+/// Bodies up to this size are passed on whole, if they come without delay. One whose length is known is given
+/// some time to do so.
+const WHOLE: usize = 64 * 1024;
+
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// After a connection was refused for want of room there or here.
+const BREATHER: Duration = Duration::from_millis(10);
+
+/// An upload that fits here goes out with its head in one piece.
+const WITH_HEAD: usize = 4 * 1024;
+
+type Reply = oneshot::Sender<Turned<Step>>;
+
+pub struct SlotTask {
+    slot: SlotId,
+    upstream: Arc<Shared>,
+    health: watch::Receiver<Health>,
+    alarm: Alarm,
+    connection: Option<Connection>,
+}
+
+/// Why a slot is not served any more.
+enum Parted {
+    /// The server does not accept.
+    Down,
+    /// It does not accept just now.
+    Busy,
+    Stopped,
+}
+
+/// What became of a job and the connection that it was sent on.
+enum Sent {
+    /// Answered; the connection can be used again.
+    Kept,
+    /// The connection is of no more use. Whoever waits has been told.
+    Spent,
+    /// Not a byte of the request was taken by the connection.
+    Unsent(Taken<Job, Step>),
+    /// The server speaks another protocol from here on.
+    Switched(Box<Head>, Reply),
+}
+
+/// What an idle slot is woken for.
+enum Event {
+    Job(Option<Taken<Job, Step>>),
+    /// The server is down, or this is the end.
+    Health,
+    Spoilt,
+}
+
+impl SlotTask {
+    pub fn new(slot: SlotId, upstream: Arc<Shared>) -> Self {
+        Self {
+            slot,
+            health: upstream.health.subscribe(),
+            alarm: upstream.parts.sweeper.alarm(),
+            upstream,
+            connection: None,
+        }
+    }
+
+    /// Serves whenever the server accepts, until the upstream is stopped.
+    pub async fn run(mut self) {
+        loop {
+            let health = self.health.wait_for(|health| *health != Health::Down).await;
+            if health.is_ok_and(|health| *health == Health::Stopped) {
+                return;
+            }
+            let port = self.upstream.slots.open(self.slot, PROCESS);
+            match self.serve(port).await {
+                Parted::Stopped => return,
+                Parted::Down => self.upstream.down(),
+                Parted::Busy => tokio::time::sleep(BREATHER).await,
+            }
+            self.connection = None;
+        }
+    }
+
+    async fn serve(&mut self, mut port: Port<Job, Step>) -> Parted {
+        let mut waiting = None;
+        loop {
+            let taken = match waiting.take() {
+                Some(taken) => taken,
+                None => match self.idle(&mut port).await {
+                    Event::Job(Some(taken)) => taken,
+                    Event::Job(None) => return Parted::Stopped,
+                    Event::Spoilt => {
+                        self.connection = None;
+                        continue;
+                    }
+                    Event::Health => {
+                        let parted = match *self.health.borrow_and_update() {
+                            Health::Up => continue,
+                            Health::Down => Parted::Down,
+                            Health::Stopped => Parted::Stopped,
+                        };
+                        // A job that came in the same moment goes back to where it waited.
+                        if let Closing::Taken(taken) = port.close() {
+                            port.give_back(taken);
+                        }
+                        return parted;
+                    }
+                },
+            };
+            let begun = Instant::now();
+            self.upstream.board.set(
+                self.slot,
+                Some(Activity {
+                    request: taken.request,
+                    about: taken.job.about.clone(),
+                    since: begun,
+                }),
+            );
+            let answered = self.answer(taken).await;
+            self.upstream.board.set(self.slot, None);
+            if let Err((taken, parted)) = answered {
+                port.give_back(taken);
+                return parted;
+            }
+            if self.upstream.main {
+                self.upstream.parts.metrics.slot_busy(begun.elapsed());
+            }
+            waiting = port.done();
+        }
+    }
+
+    async fn idle(&mut self, port: &mut Port<Job, Step>) -> Event {
+        let spoilt = async {
+            match &mut self.connection {
+                Some(connection) => connection.spoilt().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            taken = port.next() => Event::Job(taken),
+            _ = self.health.changed() => Event::Health,
+            () = spoilt => Event::Spoilt,
+        }
+    }
+
+    /// Has one request answered, on a connection that can be trusted with it. A job comes back if there is
+    /// none.
+    async fn answer(
+        &mut self,
+        mut taken: Taken<Job, Step>,
+    ) -> Result<(), (Taken<Job, Step>, Parted)> {
+        loop {
+            let kept = self.connection.take().filter(Connection::is_good);
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => match Connection::open(&self.upstream.server).await {
+                    Ok(connection) => connection,
+                    Err(Refused::Busy) => return Err((taken, Parted::Busy)),
+                    Err(Refused::Down(_)) => return Err((taken, Parted::Down)),
+                },
+            };
+            match self.exchange(&mut connection, taken).await {
+                Sent::Kept => {
+                    connection.rests();
+                    self.connection = Some(connection);
+                    return Ok(());
+                }
+                Sent::Spent => return Ok(()),
+                Sent::Switched(head, reply) => {
+                    self.tunnel(connection, *head, reply).await;
+                    return Ok(());
+                }
+                Sent::Unsent(back) if connection.is_used() => taken = back,
+                // A server that closes what it has just accepted.
+                Sent::Unsent(back) => return Err((back, Parted::Busy)),
+            }
+        }
+    }
+
+    /// Sends the request and reads its answer.
+    async fn exchange(&self, connection: &mut Connection, taken: Taken<Job, Step>) -> Sent {
+        let Work::Begin(request, times) = &taken.job.work else {
+            unreachable!("what an HTTP server answers does not park");
+        };
+        let begun = AtomicBool::new(false);
+        let mut out = BytesMut::with_capacity(1024);
+        head::encode(request, &mut out);
+        let (mut reader, mut writer, buffer) = connection.split();
+        let sending = send(&mut writer, out, request, &begun);
+        tokio::pin!(sending);
+        let mut sending = Sending {
+            under_way: Some(sending),
+            whole: false,
+        };
+        let times = *times;
+        let read = self
+            .head(request, times, &mut sending, &mut reader, buffer)
+            .await;
+        let head = match read {
+            Ok(head) => head,
+            Err(NoHead::Closed) if !begun.load(Relaxed) => return Sent::Unsent(taken),
+            Err(why) => {
+                self.fail(why, taken);
+                return Sent::Spent;
+            }
+        };
+        let Taken { job, reply, .. } = taken;
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Sent::Switched(Box::new(head), reply);
+        }
+        let keeps = head.keeps;
+        let whole = self
+            .body(head, &job.about, times, reply, &mut sending, &mut reader, buffer)
+            .await;
+        // An answer that came before all of its request was read leaves the rest on its way.
+        let sent = sending.whole;
+        match whole && keeps && sent && connection.is_clean() {
+            true => Sent::Kept,
+            false => Sent::Spent,
+        }
+    }
+
+    /// Reads the head of the answer, until the request's time and a grace are over.
+    async fn head<F: Future<Output = io::Result<()>>>(
+        &self,
+        request: &Request,
+        times: Times,
+        sending: &mut Sending<'_, F>,
+        reader: &mut Reader<'_>,
+        buffer: &mut BytesMut,
+    ) -> Result<Head, NoHead> {
+        self.alarm.set(times.deadline);
+        let reading = async {
+            loop {
+                let decoded = head::decode(buffer, &request.method, request.upgrade.is_some());
+                if let Some(head) = decoded.map_err(NoHead::Garbage)? {
+                    return Ok(head);
+                }
+                let before = buffer.len();
+                match reader.fill(buffer, None).await {
+                    Ok(1..) => {}
+                    _ if before > 0 => return Err(NoHead::Cut),
+                    _ => return Err(NoHead::Closed),
+                }
+            }
+        };
+        tokio::pin!(reading);
+        let mut overdue = false;
+        loop {
+            tokio::select! {
+                biased;
+                read = sending.beside(&mut reading) => return read,
+                () = self.alarm.rang() => {
+                    if overdue {
+                        return Err(NoHead::Overdue);
+                    }
+                    // The client has been told; the server may still come to an end.
+                    overdue = true;
+                    let grace = self.upstream.terms().overdue_grace;
+                    self.alarm.set(times.deadline + grace);
+                }
+            }
+        }
+    }
+
+    /// There is no answer to pass on.
+    fn fail(&self, why: NoHead, taken: Taken<Job, Step>) {
+        let Taken { job, reply, .. } = taken;
+        let (server, request) = (&self.upstream.server, &job.about);
+        match why {
+            NoHead::Closed | NoHead::Cut => {
+                tracing::warn!(upstream = %server, %request, "upstream closed the connection before it answered");
+            }
+            NoHead::Overdue => {
+                tracing::warn!(upstream = %server, %request, "upstream has not answered; its connection is closed");
+            }
+            NoHead::Garbage(why) => {
+                tracing::error!(upstream = %server, %request, why, "upstream's answer is invalid");
+                let answer = Answer {
+                    status: StatusCode::BAD_GATEWAY,
+                    reason: None,
+                    headers: http::HeaderMap::new(),
+                    body: AnswerBody::Unreadable(why),
+                };
+                let _ = reply.send(Ok(Step::Answer(answer, None)));
+            }
+        }
+        // A reply that is dropped says that there is no answer.
+    }
+
+    /// Passes an answer on. True if its body has been read to its end.
+    async fn body<F: Future<Output = io::Result<()>>>(
+        &self,
+        head: Head,
+        about: &About,
+        times: Times,
+        reply: Reply,
+        sending: &mut Sending<'_, F>,
+        reader: &mut Reader<'_>,
+        buffer: &mut BytesMut,
+    ) -> bool {
+        let Head {
+            status,
+            reason,
+            headers,
+            mut body,
+            ..
+        } = head;
+        let answer = |body| Answer {
+            status,
+            reason,
+            headers,
+            body,
+        };
+        // A server that sends head and body apart does so in one breath, and one that says how long the body
+        // is means to send it.
+        let patience = body.left().is_some_and(|left| left <= WHOLE as u64);
+        self.alarm.set(Instant::now() + PATIENCE);
+        let mut pieces = Pieces::default();
+        let first = loop {
+            if pieces.1 > WHOLE {
+                break None;
+            }
+            let next = sending.beside(next(&mut body, reader, buffer));
+            let next = match patience {
+                true => tokio::select! {
+                    biased;
+                    next = next => Some(next),
+                    () = self.alarm.rang() => None,
+                },
+                false => next.now_or_never(),
+            };
+            match next {
+                None => break None,
+                Some(Ok(Some(piece))) => pieces.push(piece),
+                Some(end) => break Some(end),
+            }
+        };
+        match first {
+            Some(Ok(_)) => {
+                let whole = answer(AnswerBody::Whole(pieces.join()));
+                // Who does not wait any more has been answered otherwise.
+                let _ = reply.send(Ok(Step::Answer(whole, None)));
+                return true;
+            }
+            Some(Err(cut)) => {
+                // Nothing of it has been passed on: dropping the reply makes it a 502.
+                self.log_cut(about, cut);
+                return false;
+            }
+            None => {}
+        }
+        let (mut writer, read) = spool::answer(&self.upstream.parts.spool);
+        let _ = reply.send(Ok(Step::Answer(answer(AnswerBody::Spooled(read)), None)));
+        let mut waiting = pieces.0.into_iter();
+        loop {
+            let piece = match waiting.next() {
+                Some(piece) => Ok(Some(piece)),
+                None => {
+                    self.alarm.set(Instant::now() + times.timeout);
+                    let next = sending.beside(next(&mut body, reader, buffer));
+                    tokio::select! {
+                        biased;
+                        next = next => next,
+                        () = writer.gone() => return false,
+                        () = self.alarm.rang() => Err(Cut::Stalled),
+                    }
+                }
+            };
+            match piece {
+                Ok(Some(piece)) => {
+                    if writer.push(piece).await.is_err() {
+                        return false;
+                    }
+                }
+                Ok(None) => {
+                    writer.finish();
+                    return true;
+                }
+                Err(cut) => {
+                    self.log_cut(about, cut);
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn log_cut(&self, request: &About, cut: Cut) {
+        let server = &self.upstream.server;
+        match cut {
+            Cut::Ended => {
+                tracing::warn!(upstream = %server, %request, "upstream did not finish its answer");
+            }
+            Cut::Stalled => {
+                tracing::warn!(upstream = %server, %request, "upstream stopped in the middle of its answer");
+            }
+            Cut::Garbage(why) => {
+                tracing::error!(upstream = %server, %request, why, "the body of an upstream's answer is invalid");
+            }
+        }
+    }
+
+    /// Ties the connection to the client's, and keeps the slot until that is over.
+    async fn tunnel(&self, connection: Connection, head: Head, reply: Reply) {
+        let (near, far) = tunnel();
+        let answer = Answer {
+            status: head.status,
+            reason: head.reason,
+            headers: head.headers,
+            body: AnswerBody::Tunnel(near),
+        };
+        if reply.send(Ok(Step::Answer(answer, None))).is_err() {
+            return;
+        }
+        let (line, buffer) = connection.into_parts();
+        let line = Resumed {
+            read: buffer.freeze(),
+            line,
+        };
+        let idle = self.upstream.terms().tunnel_timeout;
+        let over = far.run(line, &self.alarm, idle).await;
+        tracing::debug!(upstream = %self.upstream.server, ?over, "tunnel ended");
+    }
+}
+
+/// Why there is no head.
+enum NoHead {
+    /// The connection ended without a byte of an answer.
+    Closed,
+    /// … in the middle of it.
+    Cut,
+    Garbage(&'static str),
+    /// The request's time and the grace are over.
+    Overdue,
+}
+
+/// Why there is no more of a body that is not whole.
+enum Cut {
+    Ended,
+    Stalled,
+    Garbage(&'static str),
+}
+
+/// What came of a body at once.
+#[derive(Default)]
+struct Pieces(Vec<Bytes>, usize);
+
+/// The next piece of a body; None at its end. Cancel safe: what is read stays in the buffer.
+async fn next(
+    body: &mut Framing,
+    reader: &mut Reader<'_>,
+    buffer: &mut BytesMut,
+) -> Result<Option<Bytes>, Cut> {
+    loop {
+        match body.next(buffer).map_err(Cut::Garbage)? {
+            Piece::Data(data) => return Ok(Some(data)),
+            Piece::End => return Ok(None),
+            Piece::More => match reader.fill(buffer, body.left()).await {
+                Ok(1..) => {}
+                Ok(0) if *body == Framing::UntilClose => return Ok(None),
+                // A reset is never the end of a body, however it is framed.
+                _ => return Err(Cut::Ended),
+            },
+        }
+    }
+}
+
+/// Sends a request; `begun` once the connection has taken some of it.
+async fn send(
+    writer: &mut Writer<'_>,
+    mut head: BytesMut,
+    request: &Request,
+    begun: &AtomicBool,
+) -> io::Result<()> {
+    let RequestBody::Here(body) = &request.body else {
+        unreachable!("a body that is for an upstream is collected first");
+    };
+    let (body, file) = match body {
+        Body::Memory(bytes) if bytes.len() <= WITH_HEAD => {
+            head.extend_from_slice(bytes);
+            (Bytes::new(), None)
+        }
+        Body::Memory(bytes) => (bytes.clone(), None),
+        Body::File(file) => (Bytes::new(), Some(file)),
+    };
+    let mut bytes = head.chain(body);
+    while bytes.has_remaining() {
+        if writer.write_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        begun.store(true, Relaxed);
+    }
+    let Some(file) = file else { return Ok(()) };
+    let part = FilePart::new(file.file.try_clone()?.into(), 0, file.len).await;
+    let mut part = part.map_err(io::Error::other)?;
+    while let Some(piece) = part.next().await? {
+        writer.write_all(&piece).await?;
+    }
+    Ok(())
+}
+
+/// A request on its way, beside what is read meanwhile: a server may answer before it has read all.
+struct Sending<'a, F> {
+    under_way: Option<Pin<&'a mut F>>,
+    /// All of it was sent.
+    whole: bool,
+}
+
+impl<F: Future<Output = io::Result<()>>> Sending<'_, F> {
+    /// Resolves with `reading`, and sends on until then. Cancel safe if `reading` is.
+    async fn beside<T>(&mut self, reading: impl Future<Output = T>) -> T {
+        tokio::pin!(reading);
+        std::future::poll_fn(|cx| {
+            if let Some(sending) = &mut self.under_way
+                && let Poll::Ready(sent) = sending.as_mut().poll(cx)
+            {
+                self.under_way = None;
+                // A server that does not read on may have answered all the same: that is read next.
+                self.whole = sent.is_ok();
+            }
+            reading.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+impl Pieces {
+    fn push(&mut self, piece: Bytes) {
+        self.1 += piece.len();
+        self.0.push(piece);
+    }
+
+    fn join(mut self) -> Bytes {
+        match self.0.len() {
+            0 => Bytes::new(),
+            1 => self.0.swap_remove(0),
+            _ => self.0.concat().into(),
+        }
+    }
+}
