@@ -30,6 +30,10 @@ bench: python postgresql ## Measure layby against its bounds and other servers; 
 package: python ## Source and wheel of the worker package, in dist/
 	$(PY) -m build --no-isolation --outdir dist python
 
+.PHONY: wheel
+wheel: python ## The gateway and the worker package as one wheel, in dist/
+	$(PY) -m maturin build --release --locked --out dist
+
 # Tests --------------------------------------------------------------------------------------
 
 # Not for everything: the gateway warns of LAYBY_* variables that it does not know.
@@ -58,7 +62,7 @@ test-django: python postgresql ## The worker package with Django
 	cd python && $(PYTEST) tests/django
 
 .PHONY: test-package
-test-package: python ## What is published of the worker package, built and installed
+test-package: python debug ## What is published of the worker package, built and installed
 	@echo "== package"
 	cd python && $(PYTEST) tests/package
 

@@ -538,7 +538,9 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         name: "workers.python",
         kind: Kind::Path,
-        default: Default::Unset("the active virtual environment's, else `python3`"),
+        default: Default::Unset(
+            "the active virtual environment's, else that of the one that layby lies in, else `python3`",
+        ),
         example: "/srv/app/.venv/bin/python",
         flag: Some("--python"),
         doc: "The interpreter; only with `workers.app`.",

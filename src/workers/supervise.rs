@@ -140,15 +140,27 @@ fn mode(mode: Mode) -> &'static str {
     }
 }
 
-/// The interpreter given, else the active virtual environment's, else `python3`.
+/// The interpreter given, else the active virtual environment's, else that of the one where pip has
+/// installed this program, else `python3`.
 fn python(app: &App) -> PathBuf {
     if let Some(python) = &app.python {
         return python.clone();
     }
-    match std::env::var_os("VIRTUAL_ENV") {
-        Some(folder) => Path::new(&folder).join("bin/python"),
+    let active = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
+    match active.or_else(home) {
+        Some(folder) => folder.join("bin/python"),
         None => PathBuf::from("python3"),
     }
+}
+
+/// The virtual environment that this program lies in, if it does.
+fn home() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let folder = program.parent()?.parent()?;
+    folder
+        .join("pyvenv.cfg")
+        .is_file()
+        .then(|| folder.to_owned())
 }
 
 /// Keeps worker processes alive until [`Supervisor::stop`].
