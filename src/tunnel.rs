@@ -238,7 +238,10 @@ mod tests {
         let (far, _upstream) = duplex(64);
         let (silent, end) = tunnel();
         tokio::spawn(silent.run(near, CancellationToken::new()));
-        assert_eq!(end.run(far, &alarm, Duration::from_millis(20)).await, Over::Silent);
+        assert_eq!(
+            end.run(far, &alarm, Duration::from_millis(20)).await,
+            Over::Silent
+        );
 
         let (_client, near) = duplex(64);
         let (far, _upstream) = duplex(64);

@@ -31,7 +31,7 @@ use pages::Sources;
 
 pub use status::{
     Board, Job, Parked, Process, Queue, Readiness, ShownPath, Slot, SlotState, Slots, Status,
-    WaitsInPlace,
+    Upstream, WaitsInPlace,
 };
 
 const LIMITS: Limits = Limits {
@@ -272,6 +272,7 @@ mod tests {
                     limit: 10_000,
                 },
                 processes: vec![],
+                upstreams: vec![],
                 waits_in_place: vec![],
             }
         }

@@ -250,7 +250,7 @@ pub struct Route {
 }
 
 /// A server beside the workers. Routes to the same one agree about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RouteUpstream {
     pub server: Upstream,
     /// Requests at once, 1 to 10000.

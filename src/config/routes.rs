@@ -59,7 +59,10 @@ impl Reader {
                         or remove it";
             blame("route.body", text.to_owned());
         }
-        if listen.iter().any(|address| is_at(&upstream.server, address)) {
+        if listen
+            .iter()
+            .any(|address| is_at(&upstream.server, address))
+        {
             let text = format!("{} is this gateway itself; write another", upstream.server);
             blame("route.upstream", text);
         }
@@ -164,14 +167,8 @@ fn shown(route: &Route) -> String {
             "max_body",
             said("route.max_body", &list(max_body.map(Size))),
         ),
-        (
-            "upstream",
-            said("route.upstream", &list(server.cloned())),
-        ),
-        (
-            "connections",
-            said("route.connections", &list(connections)),
-        ),
+        ("upstream", said("route.upstream", &list(server.cloned()))),
+        ("connections", said("route.connections", &list(connections))),
     ];
     let keys = keys
         .into_iter()

@@ -417,7 +417,8 @@ fn a_route_may_have_an_upstream_of_its_own() {
         ]
     );
     let effective = loaded.effective.to_string();
-    let shown = r#"route = { path = "/live", upstream = "http://live.example:9000", connections = 200 }"#;
+    let shown =
+        r#"route = { path = "/live", upstream = "http://live.example:9000", connections = 200 }"#;
     assert!(effective.contains(shown), "{effective}");
 }
 

@@ -15,12 +15,14 @@ use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 
 use super::head::{Refusal, strip_hop_by_hop};
+use super::upgrade;
 use super::watch::Finish;
 use crate::exchange::Failure;
 use crate::message::{Answer, AnswerBody, NoBody};
 use crate::plan::FailureKind;
 use crate::slots::Shed;
 use crate::spool::{AnswerReader, FilePart, RelayReader};
+use crate::tunnel::Tunnel;
 
 /// Why a request is not answered by the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,17 +128,29 @@ pub fn wants_json(headers: &HeaderMap) -> bool {
     accept.windows(b"json".len()).any(|part| part == b"json")
 }
 
-/// A worker's answer as a response.
+/// A worker's answer as a response, and what the connection becomes with it, if that is something else.
 ///
 /// # Errors
 /// When its headers contradict each other or its body.
-pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trouble> {
+pub fn passed_on(
+    answer: Answer,
+    method: &Method,
+) -> Result<(Response<Body>, Option<Tunnel>), Trouble> {
     let Answer {
         status,
         reason,
         mut headers,
         body,
     } = answer;
+    let body = match body {
+        AnswerBody::Tunnel(tunnel) => {
+            upgrade::switching(&mut headers, strip_hop_by_hop);
+            headers.remove(CONTENT_LENGTH);
+            let response = response(status, reason, headers, Body::whole(Bytes::new()));
+            return Ok((response, Some(tunnel)));
+        }
+        body => body,
+    };
     strip_hop_by_hop(&mut headers);
     let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
     if status == StatusCode::NO_CONTENT {
@@ -152,6 +166,7 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     };
     let body = match body {
         AnswerBody::Unreadable(why) => return Err(Trouble::BadAnswer(why)),
+        AnswerBody::Tunnel(_) => unreachable!("it has been taken out above"),
         _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
         AnswerBody::Whole(_) | AnswerBody::File(_) if bodiless && *method != Method::HEAD => {
             Body::whole(Bytes::new())
@@ -168,13 +183,22 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
         AnswerBody::Spooled(reader) => Body::read(Reader::Spooled(reader), length),
         AnswerBody::Relayed(reader) => Body::read(Reader::Relayed(reader), length),
     };
+    Ok((response(status, reason, headers, body), None))
+}
+
+fn response(
+    status: StatusCode,
+    reason: Option<Bytes>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_ref()).ok()) {
         response.extensions_mut().insert(reason);
     }
-    Ok(response)
+    response
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {

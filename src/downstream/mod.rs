@@ -9,13 +9,14 @@ pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
 mod routes;
+mod upgrade;
 mod watch;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -33,9 +34,10 @@ use crate::message::{self, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
+use crate::tunnel::Resumed;
 
 pub use listen::{Listener, Listeners};
-pub use routes::Routes;
+pub use routes::{Route, Routes};
 
 /// Largest request head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -68,6 +70,8 @@ pub struct Downstream {
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
     pub drain: CancellationToken,
+    /// Tunnels end, however much they carry.
+    pub end_tunnels: CancellationToken,
 }
 
 impl Downstream {
@@ -114,8 +118,12 @@ impl Downstream {
                 biased;
                 ended = &mut connection => match ended {
                     Ok(()) => {
-                        if watch.is_unread() {
-                            let stream = connection.into_parts().io.into_inner().stream;
+                        let parts = connection.into_parts();
+                        let stream = parts.io.into_inner().stream;
+                        if let Some(tunnel) = watch.take_tunnel() {
+                            let line = Resumed { read: parts.read_buf, line: stream };
+                            Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
+                        } else if watch.is_unread() {
                             Box::pin(linger(stream)).await;
                         }
                         return;
@@ -154,10 +162,10 @@ impl Downstream {
         let mut finish = Finish::new(self.metrics.clone(), Arc::clone(&watch), method.clone());
         let json = answers::wants_json(request.headers());
         let answered = async {
-            let (request, later) = self.receive(request, peer, &watch, &settings).await?;
+            let (request, later, exchange) = self.receive(request, peer, &watch, &settings).await?;
             watch.in_hand();
             let lazy = later.is_some();
-            let outcome = self.exchange.run(request, later, settings.exchange);
+            let outcome = exchange.run(request, later, settings.exchange);
             let answer = if lazy {
                 // hyper looks for the client's leaving only while it reads.
                 tokio::select! {
@@ -167,7 +175,12 @@ impl Downstream {
             } else {
                 outcome.await
             };
-            answers::passed_on(answer.map_err(Trouble::Exchange)?, &method).map(Some)
+            let (response, tunnel) =
+                answers::passed_on(answer.map_err(Trouble::Exchange)?, &method)?;
+            if let Some(tunnel) = tunnel {
+                watch.set_tunnel(tunnel);
+            }
+            Ok(Some(response))
         };
         let mut response = match answered.await {
             Ok(Some(response)) => response,
@@ -178,7 +191,8 @@ impl Downstream {
                 answers::own(trouble, json, retry_after)
             }
         };
-        if self.drain.is_cancelled() || watch.is_unread() {
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if !switches && (self.drain.is_cancelled() || watch.is_unread()) {
             let headers = response.headers_mut();
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -186,22 +200,27 @@ impl Downstream {
         Ok(response.map(|body| body.watched(finish)))
     }
 
-    /// Vets the head and takes in the whole body, or leaves it where it is if its route says so.
-    async fn receive(
-        &self,
+    /// Vets the head and takes in the whole body, or leaves it where it is if its route says so. Also tells
+    /// where the request is to go.
+    async fn receive<'a>(
+        &'a self,
         request: Request<Incoming>,
         peer: Peer,
         watch: &Arc<Watch>,
-        settings: &Settings,
-    ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
+        settings: &'a Settings,
+    ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
         let (mut parts, body) = request.into_parts();
         let empty = http_body::Body::is_end_stream(&body);
         watch.set_unread(!empty);
+        let upgrade = upgrade::asked(&parts);
         let target = head::vet(&mut parts).map_err(Trouble::Refused)?;
         let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
+        let upstream = route.and_then(|route| route.upstream.as_ref());
+        let exchange = upstream.unwrap_or(&self.exchange);
+        let route = route.map(|route| &route.rules);
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
@@ -231,8 +250,9 @@ impl Downstream {
             headers: parts.headers,
             client,
             body,
+            upgrade: upgrade.filter(|_| exchange.may_upgrade()),
         };
-        Ok((request, later))
+        Ok((request, later, exchange))
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
 use crate::sweeper::Alarm;
+use crate::tunnel::Tunnel;
 
 /// A connection without a request is closed after this time. Longer than the 60 s that common
 /// balancers keep theirs, so that they close first and never meet a closed one.
@@ -55,6 +56,8 @@ pub struct Watch {
     /// Somebody asks for the connection's descriptor.
     wanted: AtomicBool,
     asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
+    /// What the connection becomes once the answer under way is sent.
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 impl Watch {
@@ -65,6 +68,7 @@ impl Watch {
             unread: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
+            tunnel: Mutex::default(),
         };
         watch.within(IDLE);
         Arc::new(watch)
@@ -83,6 +87,20 @@ impl Watch {
     /// A whole request is with the application: its own deadline counts.
     pub fn in_hand(&self) {
         self.alarm.clear();
+    }
+
+    pub fn set_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel() = Some(tunnel);
+    }
+
+    pub fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel().take()
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Option<Tunnel>> {
+        self.tunnel
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 
     pub fn set_unread(&self, unread: bool) {

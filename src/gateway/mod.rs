@@ -6,8 +6,9 @@
 mod board;
 mod log;
 mod sizing;
+mod upstreams;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
@@ -17,6 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::board::GatewayBoard;
+use self::upstreams::Upstreams;
 use crate::admin::Admin;
 use crate::config::{Config, Loaded, Source, Sources};
 use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
@@ -27,6 +29,7 @@ use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spool::Spool;
 use crate::sweeper::Sweeper;
 use crate::unix_socket::UnixSocket;
+use crate::workers::http;
 use crate::workers::link::{Hub, Terms};
 use crate::workers::supervise::{Plan, Supervisor};
 use crate::workers::{Waits, WorkerSlots};
@@ -39,6 +42,9 @@ const FILE_THREADS: usize = 4;
 
 /// What is left of the drain's time for answers to requests that are shed at its end.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Tunnels that are told to end do so within this time.
+const TUNNEL_ENDS: Duration = Duration::from_millis(100);
 
 /// Why the gateway cannot start, in one line.
 #[derive(Debug)]
@@ -145,6 +151,7 @@ struct Gateway {
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
     hub: Arc<Hub>,
+    upstreams: Arc<Upstreams>,
     supervisor: Option<Supervisor>,
     downstream: Arc<Downstream>,
     exchange: Exchange,
@@ -186,12 +193,22 @@ impl Gateway {
             terms(&config),
         );
         let asking = Arc::clone(&hub);
+        // An upstream looks after its slots itself.
+        let linked = !matches!(config.workers.source, Source::Upstream(_));
         tokio::spawn(sweeper.clone().run(move || {
-            expiring.expire();
-            for stuck in expiring.stuck() {
-                asking.ask_for_stacks(stuck);
+            if linked {
+                expiring.expire();
+                for stuck in expiring.stuck() {
+                    asking.ask_for_stacks(stuck);
+                }
             }
         }));
+        let parts = http::Parts {
+            spool: spool.clone(),
+            metrics: metrics.clone(),
+            sweeper: sweeper.clone(),
+        };
+        let upstreams = Arc::new(Upstreams::start(&config, &slots, parts));
         let exchange = Exchange::new(
             Arc::clone(&slots),
             outbound.clone(),
@@ -199,8 +216,12 @@ impl Gateway {
             metrics.clone(),
             waits,
         );
+        let exchange = match upstreams.main() {
+            Some(upstream) => exchange.beside(Arc::clone(upstream)),
+            None => exchange,
+        };
         let state = Arc::new(State::default());
-        let board = GatewayBoard::new(&state, &slots, &hub, &exchange, &limits);
+        let board = GatewayBoard::new(&state, &slots, &hub, &upstreams, &exchange, &limits);
         let admin = Admin::start(
             config.admin,
             config.probes,
@@ -209,13 +230,22 @@ impl Gateway {
         )
         .map_err(|error| StartError(error.to_string()))?;
 
-        let (path, folder) = link_path(&config)?;
-        let link = UnixSocket::bind(&path, LINK_MODE)
-            .map_err(cannot(format_args!("listen on {}", path.display())))?;
         let stop_link = CancellationToken::new();
-        tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+        let accept = |path: &Path| {
+            let link = UnixSocket::bind(path, LINK_MODE)
+                .map_err(cannot(format_args!("listen on {}", path.display())))?;
+            tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+            Ok(())
+        };
+        let mut folder = None;
         let supervisor = match &config.workers.source {
             Source::App(app) => {
+                let made = tempfile::Builder::new()
+                    .prefix("layby-")
+                    .tempdir()
+                    .map_err(cannot("make a folder for the link"))?;
+                let path = folder.insert(made).path().join("link.sock");
+                accept(&path)?;
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
@@ -226,19 +256,31 @@ impl Gateway {
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {
+                accept(path)?;
                 tracing::info!(link = %path.display(), slots = count, "waiting for workers");
                 None
             }
-            Source::Upstream(_) => unreachable!("refused by link_path"),
+            Source::Upstream(upstream) => {
+                tracing::info!(%upstream, slots = count, "handing requests to an upstream");
+                None
+            }
         };
 
+        let routes = {
+            let limits = limits
+                .read()
+                .expect("no code that holds this lock panics")
+                .clone();
+            upstreams.routes(&config, &limits, &exchange)
+        };
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
             metrics,
             sweeper,
-            settings: RwLock::new(Arc::new(settings(&config))),
+            settings: RwLock::new(Arc::new(settings(&config, routes))),
             drain: CancellationToken::new(),
+            end_tunnels: CancellationToken::new(),
         });
         let listeners = Listeners::default();
         let mut listen = Vec::new();
@@ -256,6 +298,7 @@ impl Gateway {
             slots,
             outbound,
             hub,
+            upstreams,
             supervisor,
             downstream,
             exchange,
@@ -284,13 +327,14 @@ impl Gateway {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
         let config = loaded.config;
-        let limits = limits(&config);
-        self.slots.set_limits(limits.clone());
+        let new_limits = limits(&config);
+        self.slots.set_limits(new_limits.clone());
         *self
             .limits
             .write()
-            .expect("no code that holds this lock panics") = limits;
-        self.downstream.set(settings(&config));
+            .expect("no code that holds this lock panics") = new_limits.clone();
+        let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
+        self.downstream.set(settings(&config, routes));
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
@@ -317,7 +361,10 @@ impl Gateway {
             self.listeners.finished().await;
             self.exchange.finished().await;
         };
-        let clean = tokio::time::timeout(grace, over).await.is_ok();
+        let mut clean = tokio::time::timeout(grace, over).await.is_ok();
+        if !clean {
+            clean = self.end_tunnels().await;
+        }
         if !clean {
             tracing::warn!(
                 connections = self.listeners.connections(),
@@ -325,6 +372,7 @@ impl Gateway {
                 "drain timeout: the rest is cut"
             );
             self.slots.drain();
+            self.upstreams.drain();
             // Those who still wait in the queue get their 503.
             let _ = tokio::time::timeout(LAST_ANSWERS, self.listeners.finished()).await;
         }
@@ -352,6 +400,19 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// The grace is over. Tunnels may last for ever, so that they end now is no fault: true if nothing else was
+    /// left.
+    async fn end_tunnels(&self) -> bool {
+        self.downstream.end_tunnels.cancel();
+        let over = async {
+            self.listeners.finished().await;
+            self.exchange.finished().await;
+        };
+        tokio::time::timeout(TUNNEL_ENDS, over).await.is_ok()
+    }
+}
+
 fn limits(config: &Config) -> Limits {
     Limits {
         queue: config.slots.queue,
@@ -368,32 +429,15 @@ fn terms(config: &Config) -> Terms {
     }
 }
 
-fn settings(config: &Config) -> downstream::Settings {
+fn settings(config: &Config, routes: Routes) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         max_body: config.max_body,
-        routes: Routes::new(config.routes.clone()),
+        routes,
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,
             on_disconnect: config.slots.on_disconnect,
         },
         retry_after: config.slots.queue_timeout,
-    }
-}
-
-/// Where workers connect: the configured socket, or one in a folder of our own.
-fn link_path(config: &Config) -> Result<(PathBuf, Option<tempfile::TempDir>), StartError> {
-    match &config.workers.source {
-        Source::Link(path) => Ok((path.clone(), None)),
-        Source::App(_) => {
-            let folder = tempfile::Builder::new()
-                .prefix("layby-")
-                .tempdir()
-                .map_err(cannot("make a folder for the link"))?;
-            Ok((Path::new(folder.path()).join("link.sock"), Some(folder)))
-        }
-        Source::Upstream(upstream) => Err(StartError(format!(
-            "cannot proxy to {upstream}: HTTP upstreams are not part of this version; use workers.link"
-        ))),
     }
 }

@@ -224,6 +224,7 @@ pub enum Values {
 }
 
 /// One handle per value of an enum label, all there from the start.
+#[derive(Debug)]
 pub struct PerLabel<L, H> {
     handles: Vec<H>,
     label: PhantomData<fn(L)>,

@@ -114,7 +114,10 @@ mod tests {
         let metrics = Metrics::new(&[]);
         let shown = |line: &str| {
             let page = metrics.render();
-            assert!(page.lines().any(|shown| shown == line), "{line} is not in\n{page}");
+            assert!(
+                page.lines().any(|shown| shown == line),
+                "{line} is not in\n{page}"
+            );
         };
         let old = metrics.upstream_pool("http://a:80");
         let new = metrics.upstream_pool("http://a:80");

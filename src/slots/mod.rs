@@ -89,7 +89,7 @@ pub struct Taken<J, S> {
     pub job: J,
     pub reply: oneshot::Sender<Turned<S>>,
     /// When it began to wait, if it is new.
-    submitted: Option<Instant>,
+    pub submitted: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -432,7 +432,7 @@ impl<J, S> Port<J, S> {
             reply,
         };
         // What cannot wait again is dropped, which tells its request so.
-        drop(inner.scheduler.give_back(self.slot, ticket, submitted));
+        drop(inner.scheduler.requeue(self.slot, ticket, submitted));
         self.slots.deliver(&mut inner);
     }
 

@@ -588,7 +588,7 @@ impl<J> Scheduler<J> {
     ///
     /// # Errors
     /// The job comes back when it was no new one, nothing new is taken any more, or its time is over.
-    pub fn give_back(&mut self, slot: SlotId, job: J, since: Option<Instant>) -> Result<(), J> {
+    pub fn requeue(&mut self, slot: SlotId, job: J, since: Option<Instant>) -> Result<(), J> {
         let number = usize::from(slot.0);
         let (Slot::Busy(spell), Some(since)) = (self.slots[number], since) else {
             return Err(job);

@@ -181,7 +181,10 @@ mod tests {
     use super::*;
 
     /// The whole body, what is left behind it, and whether its end came.
-    fn read(mut framing: Framing, reads: &[&[u8]]) -> Result<(Vec<u8>, Vec<u8>, bool), &'static str> {
+    fn read(
+        mut framing: Framing,
+        reads: &[&[u8]],
+    ) -> Result<(Vec<u8>, Vec<u8>, bool), &'static str> {
         let mut buffer = BytesMut::new();
         let mut body = Vec::new();
         for read in reads {
@@ -210,7 +213,10 @@ mod tests {
     fn chunks_become_a_body() {
         let text = b"5\r\nhello\r\n6;x=\"y\"\r\n world\r\n0\r\ntrailer: 1\r\n\r\nnext";
         let (body, rest, ended) = read(Framing::chunked(), &[text]).expect("fine");
-        assert_eq!((&body[..], &rest[..], ended), (&b"hello world"[..], &b"next"[..], true));
+        assert_eq!(
+            (&body[..], &rest[..], ended),
+            (&b"hello world"[..], &b"next"[..], true)
+        );
     }
 
     #[test]
@@ -227,7 +233,11 @@ mod tests {
             b"10000000000000000\r\n",
             b"0\r\na: b\n\r\n",
         ] {
-            assert!(read(Framing::chunked(), &[text]).is_err(), "{:?}", String::from_utf8_lossy(text));
+            assert!(
+                read(Framing::chunked(), &[text]).is_err(),
+                "{:?}",
+                String::from_utf8_lossy(text)
+            );
         }
         let endless = vec![b'1'; MAX_SIZE_LINE + 1];
         assert!(read(Framing::chunked(), &[&endless]).is_err());

@@ -130,11 +130,6 @@ impl Connection {
         (reader, writer, &mut self.buffer)
     }
 
-    /// Nothing is left over from the last answer.
-    pub fn is_clean(&self) -> bool {
-        self.buffer.is_empty()
-    }
-
     /// The connection as it is, for another protocol, and what has been read from it.
     pub fn into_parts(self) -> (Line, BytesMut) {
         (self.line, self.buffer)

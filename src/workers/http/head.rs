@@ -85,11 +85,7 @@ fn forwarding(request: &Request, host: &[u8], out: &mut BytesMut) {
         }
         out.put_slice(b"\r\n");
     }
-    line(
-        out,
-        "x-forwarded-proto",
-        client.scheme.as_str().as_bytes(),
-    );
+    line(out, "x-forwarded-proto", client.scheme.as_str().as_bytes());
     let named = request.headers.get(FORWARDED_HOST);
     line(
         out,
@@ -293,7 +289,10 @@ mod tests {
 
     fn request(method: Method, headers: &[(&'static str, &'static str)], body: &str) -> Request {
         let pair = |(name, value): &(&'static str, &'static str)| {
-            (HeaderName::from_static(name), HeaderValue::from_static(value))
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
         };
         Request {
             method,
@@ -351,21 +350,32 @@ mod tests {
     fn a_length_is_sent_where_there_is_a_body_or_one_is_usual() {
         let length = |method, headers: &[_], body| {
             let text = encoded(&request(method, headers, body));
-            text.lines().find_map(|line| line.strip_prefix("content-length: ").map(str::to_owned))
+            text.lines()
+                .find_map(|line| line.strip_prefix("content-length: ").map(str::to_owned))
         };
         assert_eq!(length(Method::GET, &[], ""), None);
         assert_eq!(length(Method::DELETE, &[], ""), None);
         assert_eq!(length(Method::POST, &[], "").as_deref(), Some("0"));
-        assert_eq!(length(Method::GET, &[("content-length", "0")], "").as_deref(), Some("0"));
+        assert_eq!(
+            length(Method::GET, &[("content-length", "0")], "").as_deref(),
+            Some("0")
+        );
         assert_eq!(length(Method::GET, &[], "x").as_deref(), Some("1"));
     }
 
     #[test]
     fn an_upgrade_is_asked_for_in_the_gateways_words() {
-        let mut request = request(Method::GET, &[("host", "a"), ("sec-websocket-key", "k")], "");
+        let mut request = request(
+            Method::GET,
+            &[("host", "a"), ("sec-websocket-key", "k")],
+            "",
+        );
         request.upgrade = Some(HeaderValue::from_static("websocket"));
         let text = encoded(&request);
-        assert!(text.ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"), "{text}");
+        assert!(
+            text.ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"),
+            "{text}"
+        );
     }
 
     fn answer(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
@@ -379,17 +389,28 @@ mod tests {
             (head.body, head.keeps)
         };
         let whole = "HTTP/1.1 200 OK\r\n";
-        assert_eq!(framed(&format!("{whole}Content-Length: 5\r\n\r\n")), (Framing::Length(5), true));
+        assert_eq!(
+            framed(&format!("{whole}Content-Length: 5\r\n\r\n")),
+            (Framing::Length(5), true)
+        );
         assert_eq!(
             framed(&format!("{whole}transfer-encoding: Chunked\r\n\r\n")),
             (Framing::chunked(), true)
         );
-        assert_eq!(framed(&format!("{whole}\r\n")), (Framing::UntilClose, false));
         assert_eq!(
-            framed(&format!("{whole}Content-Length: 5\r\nConnection: x, Close\r\n\r\n")),
+            framed(&format!("{whole}\r\n")),
+            (Framing::UntilClose, false)
+        );
+        assert_eq!(
+            framed(&format!(
+                "{whole}Content-Length: 5\r\nConnection: x, Close\r\n\r\n"
+            )),
             (Framing::Length(5), false)
         );
-        assert_eq!(framed("HTTP/1.1 304 x\r\nContent-Length: 5\r\n\r\n"), (Framing::Nothing, true));
+        assert_eq!(
+            framed("HTTP/1.1 304 x\r\nContent-Length: 5\r\n\r\n"),
+            (Framing::Nothing, true)
+        );
         assert_eq!(framed("HTTP/1.1 204 x\r\n\r\n"), (Framing::Nothing, true));
         assert_eq!(
             framed("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n"),
@@ -417,7 +438,10 @@ mod tests {
             "a: b\r\n c\r\n",
             "a: b\0c\r\n",
         ] {
-            assert!(answer(format!("HTTP/1.1 200 OK\r\n{head}\r\n").as_bytes()).is_err(), "{head:?}");
+            assert!(
+                answer(format!("HTTP/1.1 200 OK\r\n{head}\r\n").as_bytes()).is_err(),
+                "{head:?}"
+            );
         }
         for garbage in [
             "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
@@ -437,15 +461,22 @@ mod tests {
         let text = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n\
                      HTTP/1.1 200 Fine\r\nset-cookie: a\r\nset-cookie: b\r\ncontent-length: 1\r\n\r\nx";
         let mut buffer = BytesMut::from(&text[..]);
-        let head = decode(&mut buffer, &Method::GET, false).expect("an answer").expect("whole");
-        assert_eq!((head.status.as_u16(), head.reason.as_deref()), (200, Some(&b"Fine"[..])));
+        let head = decode(&mut buffer, &Method::GET, false)
+            .expect("an answer")
+            .expect("whole");
+        assert_eq!(
+            (head.status.as_u16(), head.reason.as_deref()),
+            (200, Some(&b"Fine"[..]))
+        );
         let cookies: Vec<_> = head.headers.get_all("set-cookie").iter().collect();
         assert_eq!(cookies, ["a", "b"]);
         assert_eq!(&buffer[..], b"x");
 
         let text = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\nhello";
         let mut buffer = BytesMut::from(&text[..]);
-        let head = decode(&mut buffer, &Method::GET, true).expect("an answer").expect("whole");
+        let head = decode(&mut buffer, &Method::GET, true)
+            .expect("an answer")
+            .expect("whole");
         assert_eq!(head.status, 101);
         assert_eq!(&buffer[..], b"hello");
     }

@@ -66,9 +66,9 @@ enum Sent {
     /// The connection is of no more use. Whoever waits has been told.
     Spent,
     /// Not a byte of the request was taken by the connection.
-    Unsent(Taken<Job, Step>),
+    Unsent,
     /// The server speaks another protocol from here on.
-    Switched(Box<Head>, Reply),
+    Switched(Box<Head>),
 }
 
 /// What an idle slot is woken for.
@@ -172,41 +172,58 @@ impl SlotTask {
 
     /// Has one request answered, on a connection that can be trusted with it. A job comes back if there is
     /// none.
-    async fn answer(
-        &mut self,
-        mut taken: Taken<Job, Step>,
-    ) -> Result<(), (Taken<Job, Step>, Parted)> {
-        loop {
+    async fn answer(&mut self, taken: Taken<Job, Step>) -> Result<(), (Taken<Job, Step>, Parted)> {
+        let Taken {
+            request,
+            job,
+            reply,
+            submitted,
+        } = taken;
+        let mut reply = Some(reply);
+        let parted = loop {
             let kept = self.connection.take().filter(Connection::is_good);
             let mut connection = match kept {
                 Some(connection) => connection,
                 None => match Connection::open(&self.upstream.server).await {
                     Ok(connection) => connection,
-                    Err(Refused::Busy) => return Err((taken, Parted::Busy)),
-                    Err(Refused::Down(_)) => return Err((taken, Parted::Down)),
+                    Err(Refused::Busy) => break Parted::Busy,
+                    Err(Refused::Down(_)) => break Parted::Down,
                 },
             };
-            match self.exchange(&mut connection, taken).await {
+            match self.exchange(&mut connection, &job, &mut reply).await {
                 Sent::Kept => {
                     connection.rests();
                     self.connection = Some(connection);
                     return Ok(());
                 }
                 Sent::Spent => return Ok(()),
-                Sent::Switched(head, reply) => {
+                Sent::Switched(head) => {
                     self.tunnel(connection, *head, reply).await;
                     return Ok(());
                 }
-                Sent::Unsent(back) if connection.is_used() => taken = back,
+                Sent::Unsent if connection.is_used() => {}
                 // A server that closes what it has just accepted.
-                Sent::Unsent(back) => return Err((back, Parted::Busy)),
+                Sent::Unsent => break Parted::Busy,
             }
-        }
+        };
+        let reply = reply.expect("who has seen nothing has told nobody");
+        let taken = Taken {
+            request,
+            job,
+            reply,
+            submitted,
+        };
+        Err((taken, parted))
     }
 
-    /// Sends the request and reads its answer.
-    async fn exchange(&self, connection: &mut Connection, taken: Taken<Job, Step>) -> Sent {
-        let Work::Begin(request, times) = &taken.job.work else {
+    /// Sends the request and reads its answer. The reply is taken when it is known what to say.
+    async fn exchange(
+        &self,
+        connection: &mut Connection,
+        job: &Job,
+        reply: &mut Option<Reply>,
+    ) -> Sent {
+        let Work::Begin(request, times) = &job.work else {
             unreachable!("what an HTTP server answers does not park");
         };
         let begun = AtomicBool::new(false);
@@ -219,29 +236,34 @@ impl SlotTask {
             under_way: Some(sending),
             whole: false,
         };
-        let times = *times;
         let read = self
-            .head(request, times, &mut sending, &mut reader, buffer)
+            .head(request, *times, &mut sending, &mut reader, buffer)
             .await;
         let head = match read {
             Ok(head) => head,
-            Err(NoHead::Closed) if !begun.load(Relaxed) => return Sent::Unsent(taken),
+            Err(NoHead::Closed) if !begun.load(Relaxed) => return Sent::Unsent,
             Err(why) => {
-                self.fail(why, taken);
+                self.fail(why, &job.about, reply.take());
                 return Sent::Spent;
             }
         };
-        let Taken { job, reply, .. } = taken;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Sent::Switched(Box::new(head), reply);
+            return Sent::Switched(Box::new(head));
         }
         let keeps = head.keeps;
         let whole = self
-            .body(head, &job.about, times, reply, &mut sending, &mut reader, buffer)
+            .body(
+                head,
+                &job.about,
+                *times,
+                reply.take(),
+                &mut sending,
+                &mut reader,
+                buffer,
+            )
             .await;
         // An answer that came before all of its request was read leaves the rest on its way.
-        let sent = sending.whole;
-        match whole && keeps && sent && connection.is_clean() {
+        match whole && keeps && sending.whole && buffer.is_empty() {
             true => Sent::Kept,
             false => Sent::Spent,
         }
@@ -291,9 +313,8 @@ impl SlotTask {
     }
 
     /// There is no answer to pass on.
-    fn fail(&self, why: NoHead, taken: Taken<Job, Step>) {
-        let Taken { job, reply, .. } = taken;
-        let (server, request) = (&self.upstream.server, &job.about);
+    fn fail(&self, why: NoHead, request: &About, reply: Option<Reply>) {
+        let server = &self.upstream.server;
         match why {
             NoHead::Closed | NoHead::Cut => {
                 tracing::warn!(upstream = %server, %request, "upstream closed the connection before it answered");
@@ -309,7 +330,7 @@ impl SlotTask {
                     headers: http::HeaderMap::new(),
                     body: AnswerBody::Unreadable(why),
                 };
-                let _ = reply.send(Ok(Step::Answer(answer, None)));
+                tell(reply, answer);
             }
         }
         // A reply that is dropped says that there is no answer.
@@ -321,7 +342,7 @@ impl SlotTask {
         head: Head,
         about: &About,
         times: Times,
-        reply: Reply,
+        reply: Option<Reply>,
         sending: &mut Sending<'_, F>,
         reader: &mut Reader<'_>,
         buffer: &mut BytesMut,
@@ -365,9 +386,7 @@ impl SlotTask {
         };
         match first {
             Some(Ok(_)) => {
-                let whole = answer(AnswerBody::Whole(pieces.join()));
-                // Who does not wait any more has been answered otherwise.
-                let _ = reply.send(Ok(Step::Answer(whole, None)));
+                tell(reply, answer(AnswerBody::Whole(pieces.join())));
                 return true;
             }
             Some(Err(cut)) => {
@@ -378,7 +397,7 @@ impl SlotTask {
             None => {}
         }
         let (mut writer, read) = spool::answer(&self.upstream.parts.spool);
-        let _ = reply.send(Ok(Step::Answer(answer(AnswerBody::Spooled(read)), None)));
+        tell(reply, answer(AnswerBody::Spooled(read)));
         let mut waiting = pieces.0.into_iter();
         loop {
             let piece = match waiting.next() {
@@ -428,7 +447,7 @@ impl SlotTask {
     }
 
     /// Ties the connection to the client's, and keeps the slot until that is over.
-    async fn tunnel(&self, connection: Connection, head: Head, reply: Reply) {
+    async fn tunnel(&self, connection: Connection, head: Head, reply: Option<Reply>) {
         let (near, far) = tunnel();
         let answer = Answer {
             status: head.status,
@@ -436,9 +455,7 @@ impl SlotTask {
             headers: head.headers,
             body: AnswerBody::Tunnel(near),
         };
-        if reply.send(Ok(Step::Answer(answer, None))).is_err() {
-            return;
-        }
+        tell(reply, answer);
         let (line, buffer) = connection.into_parts();
         let line = Resumed {
             read: buffer.freeze(),
@@ -447,6 +464,13 @@ impl SlotTask {
         let idle = self.upstream.terms().tunnel_timeout;
         let over = far.run(line, &self.alarm, idle).await;
         tracing::debug!(upstream = %self.upstream.server, ?over, "tunnel ended");
+    }
+}
+
+/// Who does not wait any more has been answered otherwise, and drops what comes.
+fn tell(reply: Option<Reply>, answer: Answer) {
+    if let Some(reply) = reply {
+        let _ = reply.send(Ok(Step::Answer(answer, None)));
     }
 }
 

@@ -189,6 +189,7 @@ impl SlotTask {
             request,
             job,
             mut reply,
+            ..
         } = taken;
         let tag = Tag {
             request: job.of(request).number(),
