@@ -20,4 +20,6 @@ mod scarcity;
 mod storm;
 mod streams;
 mod support;
+mod tunnels;
+mod upstreams;
 mod workers;
