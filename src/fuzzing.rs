@@ -11,6 +11,7 @@ use crate::config::Trusted;
 use crate::downstream::{forwarded, head as heads};
 use crate::message;
 use crate::plan::{Gather, Thing, decode, decode_relay};
+use crate::record::{Id, Record};
 use crate::spool::Body;
 use crate::workers::link::wire::{self, Frame, Kind, WireError};
 use crate::workers::link::{answer, environ};
@@ -148,6 +149,7 @@ pub fn head(bytes: &[u8]) {
         query: target.query,
         headers: parts.headers,
         client,
+        record: Record::new(Id::new(), None, std::time::Instant::now()),
         body: message::RequestBody::Here(Body::Memory(Bytes::new())),
         upgrade: None,
     };

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
+use crate::record::Record;
 use crate::spool::{AnswerReader, Body, FilePart, RelayReader};
 use crate::tunnel::Tunnel;
 
@@ -24,6 +25,7 @@ pub struct Request {
     /// Without hop-by-hop, framing and spoofable headers.
     pub headers: HeaderMap,
     pub client: Client,
+    pub record: Arc<Record>,
     pub body: RequestBody,
     /// The protocol that the client would like to change to, if that is for the server to decide.
     pub upgrade: Option<HeaderValue>,

@@ -296,6 +296,16 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "error_pages",
+        kind: Kind::Path,
+        default: Default::Unset("a line of text"),
+        example: "/srv/errors",
+        doc: "Folder of the pages that clients get instead of the gateway's own error texts: `503.html`, else \
+              `5xx.html`, else `error.html`. In them `{status}`, `{reason}`, `{message}` and `{request_id}` \
+              are filled in. Clients that ask for JSON get JSON.",
+        ..PLAIN
+    },
+    Key {
         name: "http2",
         kind: Kind::Truth,
         default: Default::Value {
@@ -620,6 +630,36 @@ pub(super) const KEYS: &[Key] = &[
               Never printed.",
         ..PLAIN
     },
+    Key {
+        name: "access_log.format",
+        kind: Kind::Word(&["off", "json", "combined"]),
+        default: Default::Value {
+            text: "off",
+            because: "the application or a balancer often keeps one already",
+        },
+        example: "json",
+        doc: "One line for each request that ended: `json`, with all fields, or `combined`, Apache's format.",
+        ..PLAIN
+    },
+    Key {
+        name: "access_log.path",
+        kind: Kind::Path,
+        default: Default::Unset("standard output"),
+        example: "/var/log/layby/access.log",
+        doc: "File that lines are added to. SIGUSR1 and a reload open it anew, as `logrotate` needs it.",
+        ..PLAIN
+    },
+    Key {
+        name: "access_log.query",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "queries hold tokens and addresses of people, and logs are kept and copied",
+        },
+        example: "true",
+        doc: "Whether lines tell the query of a request and of its referrer.",
+        ..PLAIN
+    },
 ];
 
 /// The keys of one `[[route]]`. They are in the file only: an environment variable holds no list of sections.
@@ -702,10 +742,19 @@ pub(super) const ROUTE: &[Key] = &[
 /// What a list of routes is called in the file.
 pub(super) const ROUTES: &str = "route";
 
-pub(super) const SECTIONS: &[&str] = &["tls", "slots", "workers", "outbound", "database"];
+pub(super) const SECTIONS: &[&str] = &[
+    "tls",
+    "slots",
+    "workers",
+    "outbound",
+    "database",
+    "access_log",
+];
 
 /// What other servers call a key, and what it is here.
 const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
+    ("access_log.file", "access_log.path"),
+    ("access_logfile", "access_log.path"),
     ("address", "listen"),
     ("bind", "listen"),
     ("client_max_body_size", "max_body"),

@@ -57,6 +57,9 @@ pub struct Config {
     pub workers: Workers,
     pub outbound: Outbound,
     pub database: Option<Database>,
+    pub access_log: AccessLog,
+    /// A folder.
+    pub error_pages: Option<PathBuf>,
     /// In the order of the file; no two for the same requests.
     pub routes: Vec<Route>,
 }
@@ -102,6 +105,22 @@ pub enum Trusted {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    pub format: AccessFormat,
+    /// None: standard output.
+    pub path: Option<PathBuf>,
+    /// Lines tell queries.
+    pub query: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessFormat {
+    Off,
+    Json,
+    Combined,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,6 +322,16 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// A time as the configuration has it, for flags that are no keys.
+///
+/// # Errors
+///
+/// What to write instead.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    <Duration as values::Value>::parse(text)
+        .map_err(|_| "write a number with a unit, as in 30s or 10m".to_owned())
+}
+
 impl Config {
     /// Reads the configuration file and puts all sources together.
     ///
@@ -411,6 +440,23 @@ impl LogFormat {
         match self {
             LogFormat::Text => "text",
             LogFormat::Json => "json",
+        }
+    }
+}
+
+impl AccessFormat {
+    pub const ALL: [AccessFormat; 3] = [
+        AccessFormat::Off,
+        AccessFormat::Json,
+        AccessFormat::Combined,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AccessFormat::Off => "off",
+            AccessFormat::Json => "json",
+            AccessFormat::Combined => "combined",
         }
     }
 }

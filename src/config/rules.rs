@@ -10,8 +10,8 @@ use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{AppName, Dotted, Host, Size, UnixSocket};
 use super::{
-    App, Bodies, Certificate, Clients, Config, Count, Database, Listen, Outbound, Role, Secret,
-    Slots, Source, Tls, Upstream, Workers,
+    AccessLog, App, Bodies, Certificate, Clients, Config, Count, Database, Listen, Outbound, Role,
+    Secret, Slots, Source, Tls, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -44,6 +44,7 @@ impl Reader {
         let drain_timeout = self.one("drain_timeout");
         let tunnel_timeout = self.one("tunnel_timeout");
         let log_format = self.one("log_format");
+        let error_pages = self.optional("error_pages");
         let http2 = self.one("http2");
         let h2c = self.one("h2c");
         let routes = self.routes(&listen);
@@ -73,6 +74,11 @@ impl Reader {
         };
         let url: Option<Secret> = self.optional("database.url");
         let database = url.map(|url| Database { url });
+        let access_log = AccessLog {
+            format: self.one("access_log.format"),
+            path: self.optional("access_log.path"),
+            query: self.one("access_log.query"),
+        };
 
         if outbound.label.len() > MOST_LABELS {
             let text = format!("too many hosts; write at most {MOST_LABELS}");
@@ -108,6 +114,8 @@ impl Reader {
             workers: workers?,
             outbound,
             database,
+            access_log,
+            error_pages,
             routes,
         })
     }

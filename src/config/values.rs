@@ -13,7 +13,9 @@ use std::path::PathBuf;
 
 use super::keys::Kind;
 use super::mistakes::Problem;
-use super::{BodyMode, ClientAuth, LogFormat, Mode, OnDisconnect, Secret, TlsVersion};
+use super::{
+    AccessFormat, BodyMode, ClientAuth, LogFormat, Mode, OnDisconnect, Secret, TlsVersion,
+};
 
 pub(super) use addresses::UnixSocket;
 pub(super) use names::{AppName, Dotted, Host};
@@ -36,6 +38,20 @@ pub(super) trait Value: Sized {
 }
 
 impl Value for LogFormat {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for AccessFormat {
     fn is(kind: Kind) -> bool {
         matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
     }

@@ -14,12 +14,14 @@ use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 
+use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
 use super::upgrade;
-use super::watch::Finish;
 use crate::exchange::Failure;
 use crate::message::{Answer, AnswerBody, NoBody};
+use crate::metrics::ShedReason;
 use crate::plan::FailureKind;
+use crate::record::Id;
 use crate::slots::Shed;
 use crate::spool::{AnswerReader, FilePart, RelayReader};
 use crate::tunnel::Tunnel;
@@ -50,6 +52,24 @@ impl Trouble {
                 StatusCode::BAD_GATEWAY
             }
             Self::Exchange(Failure::Deadline) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Why, for the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::Body(no) | Self::Exchange(Failure::Body(no)) => match no {
+                NoBody::Late => "body_late",
+                NoBody::TooLarge => "body_too_large",
+                NoBody::Broken => "body_broken",
+                NoBody::NoRoom => "no_room",
+            },
+            Self::BadAnswer(_) => "bad_answer",
+            Self::Exchange(Failure::Shed(shed)) => ShedReason::from(shed).as_str(),
+            Self::Exchange(Failure::Deadline) => "deadline",
+            Self::Exchange(Failure::WorkerGone) => "worker_gone",
+            Self::Exchange(Failure::Origin(_)) => "origin_failed",
         }
     }
 
@@ -91,10 +111,12 @@ impl Trouble {
 }
 
 /// The gateway's own answer: JSON for clients that ask for it, else a line of text.
-pub fn own(trouble: Trouble, json: bool, retry_after: u64) -> Response<Body> {
+pub fn own(trouble: Trouble, json: bool, retry_after: u64, id: &Id) -> Response<Body> {
     let status = trouble.status();
     let (media, text) = if json {
-        let text = serde_json::json!({ "status": status.as_u16(), "error": trouble.text() });
+        let text = serde_json::json!({
+            "status": status.as_u16(), "error": trouble.text(), "request_id": id.as_str(),
+        });
         ("application/json", format!("{text}\n"))
     } else {
         ("text/plain; charset=utf-8", format!("{}\n", trouble.text()))
@@ -156,8 +178,7 @@ pub fn passed_on(
     if status == StatusCode::NO_CONTENT {
         headers.remove(CONTENT_LENGTH);
     }
-    let bodiless = *method == Method::HEAD
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = is_bodiless(status, method);
     let same = |len| match length {
         Some(length) if length != len => Err(Trouble::BadAnswer(
             "Content-Length is not the length of the body",
@@ -201,6 +222,11 @@ fn response(
     response
 }
 
+/// Whether no body follows the head, whatever the answer has.
+pub fn is_bodiless(status: StatusCode, method: &Method) -> bool {
+    *method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
     let mut lines = headers.get_all(CONTENT_LENGTH).iter();
     let Some(line) = lines.next() else {
@@ -235,6 +261,16 @@ enum Source {
         /// So many bytes have been read.
         passed: u64,
     },
+}
+
+impl Source {
+    /// Nothing is left of it.
+    fn is_taken(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Read { length, passed, .. } => *length == Some(*passed),
+        }
+    }
 }
 
 /// Where the parts of a body come from.
@@ -344,6 +380,13 @@ impl http_body::Body for Body {
         };
         if let Some(finish) = finish {
             finish.waits(false);
+            if let Some(Ok(chunk)) = &chunk {
+                finish.sent(chunk.len());
+            }
+            // hyper does not ask for more once it has the announced length.
+            if chunk.is_none() || source.is_taken() {
+                finish.whole();
+            }
         }
         Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
     }

@@ -8,8 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use http::header::{FORWARDED, HOST, HeaderName};
 
+use super::REQUEST_ID;
 use crate::config::Trusted;
 use crate::message::{Client, Scheme};
+use crate::record::Id;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -26,11 +28,7 @@ pub enum Peer {
 
 /// Tells the client, and removes forwarding headers that nobody trusted has set.
 pub fn client(peer: Peer, trusted: &[Trusted], headers: &mut HeaderMap) -> Client {
-    let believed = match peer {
-        Peer::Tcp { peer, .. } => trusts(trusted, peer.ip()),
-        Peer::Unix => trusted.contains(&Trusted::Unix),
-    };
-    if !believed {
+    if !is_believed(peer, trusted) {
         remove_claims(headers);
     }
     let (address, port) = origin(peer, trusted, headers);
@@ -61,6 +59,22 @@ pub fn client(peer: Peer, trusted: &[Trusted], headers: &mut HeaderMap) -> Clien
         scheme,
         server_name,
         server_port,
+    }
+}
+
+/// What the request is called: as a trusted proxy says, else a new name.
+pub fn request_id(peer: Peer, trusted: &[Trusted], headers: &HeaderMap) -> Id {
+    let mut given = headers.get_all(REQUEST_ID).iter();
+    match (given.next(), given.next()) {
+        (Some(id), None) if is_believed(peer, trusted) => Id::given(id).unwrap_or_default(),
+        _ => Id::new(),
+    }
+}
+
+fn is_believed(peer: Peer, trusted: &[Trusted]) -> bool {
+    match peer {
+        Peer::Tcp { peer, .. } => trusts(trusted, peer.ip()),
+        Peer::Unix => trusted.contains(&Trusted::Unix),
     }
 }
 

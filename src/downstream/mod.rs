@@ -5,6 +5,7 @@
 
 mod answers;
 mod collect;
+mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
@@ -12,12 +13,15 @@ mod routes;
 mod upgrade;
 mod watch;
 
+use std::pin::Pin;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
@@ -25,19 +29,26 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::{Bounds, collect};
+use self::finish::Finish;
 use self::forwarded::Peer;
+use self::head::Target;
 use self::listen::Stream;
-use self::watch::{Finish, STALL, Watch, Watched};
+use self::watch::{STALL, Watch, Watched};
 use crate::config::{BodyMode, Trusted};
 use crate::exchange::{self, Exchange};
-use crate::message::{self, LaterBody, NoBody, RequestBody};
+use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
+use crate::record::Record;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
+use crate::trace::Trace;
 use crate::tunnel::Resumed;
 
 pub use listen::{Listener, Listeners};
 pub use routes::{Route, Routes};
+
+/// What a request is called: to workers, and in the answer to its client.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Largest request head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -151,6 +162,7 @@ impl Downstream {
         }
     }
 
+    /// One request, from its head to the head of its answer.
     async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -158,63 +170,70 @@ impl Downstream {
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
-        let method = request.method().clone();
-        let mut finish = Finish::new(self.metrics.clone(), Arc::clone(&watch), method.clone());
-        let json = answers::wants_json(request.headers());
+        let (mut parts, body) = request.into_parts();
+        watch.set_unread(!body.is_end_stream());
+        let upgrade = upgrade::asked(&parts);
+        let vetted = head::vet(&mut parts).map_err(Trouble::Refused);
+        let mut visit = self.identify(&mut parts, peer, &settings, &watch);
+        visit.upgrade = upgrade;
         let answered = async {
-            let (request, later, exchange) = self.receive(request, peer, &watch, &settings).await?;
-            watch.in_hand();
-            let lazy = later.is_some();
-            let outcome = exchange.run(request, later, settings.exchange);
-            let answer = if lazy {
-                // hyper looks for the client's leaving only while it reads.
-                tokio::select! {
-                    answer = outcome => answer,
-                    () = Box::pin(watch.hung_up()) => return Ok(None),
-                }
-            } else {
-                outcome.await
-            };
-            let (response, tunnel) =
-                answers::passed_on(answer.map_err(Trouble::Exchange)?, &method)?;
-            if let Some(tunnel) = tunnel {
-                watch.set_tunnel(tunnel);
-            }
-            Ok(Some(response))
+            let (request, later, exchange) = self
+                .receive(parts, vetted?, body, &visit, &watch, &settings)
+                .await?;
+            pass(exchange, request, later, &watch, &settings).await
         };
-        let mut response = match answered.await {
-            Ok(Some(response)) => response,
-            Ok(None) => return Err(ClientLeft),
+        match answered.await {
+            Ok(Some(response)) => Ok(self.finish(response, visit, &watch)),
+            Ok(None) => Err(ClientLeft),
             Err(trouble) => {
-                log(trouble, &method);
-                let retry_after = settings.retry_after.as_secs().max(1);
-                answers::own(trouble, json, retry_after)
+                let response = refuse(trouble, &mut visit, &settings);
+                Ok(self.finish(response, visit, &watch))
             }
-        };
-        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if !switches && (self.drain.is_cancelled() || watch.is_unread()) {
-            let headers = response.headers_mut();
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        finish.answered(response.status());
-        Ok(response.map(|body| body.watched(finish)))
     }
 
-    /// Vets the head and takes in the whole body, or leaves it where it is if its route says so. Also tells
-    /// where the request is to go.
+    /// Who asks, and what the request is called. From here on it is counted, whatever becomes of it, so this
+    /// comes before a refusal of its head.
+    fn identify(
+        &self,
+        parts: &mut Parts,
+        peer: Peer,
+        settings: &Settings,
+        watch: &Arc<Watch>,
+    ) -> Visit {
+        let arrived = Instant::now();
+        let headers = &mut parts.headers;
+        let id = forwarded::request_id(peer, &settings.trusted, headers);
+        let record = Record::new(id, Trace::take(headers), arrived);
+        let finish = Finish::new(
+            self.metrics.clone(),
+            Arc::clone(watch),
+            parts.method.clone(),
+            Arc::clone(&record),
+            arrived,
+        );
+        Visit {
+            client: forwarded::client(peer, &settings.trusted, headers),
+            method: parts.method.clone(),
+            wants_json: answers::wants_json(headers),
+            record,
+            finish,
+            upgrade: None,
+        }
+    }
+
+    /// Takes in the whole body, or leaves it where it is if its route says so. Also tells where the request is
+    /// to go.
     async fn receive<'a>(
         &'a self,
-        request: Request<Incoming>,
-        peer: Peer,
+        mut parts: Parts,
+        target: Target,
+        body: Incoming,
+        visit: &Visit,
         watch: &Arc<Watch>,
         settings: &'a Settings,
     ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
-        let (mut parts, body) = request.into_parts();
-        let empty = http_body::Body::is_end_stream(&body);
-        watch.set_unread(!empty);
-        let upgrade = upgrade::asked(&parts);
-        let target = head::vet(&mut parts).map_err(Trouble::Refused)?;
-        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        let (client, record) = (visit.client.clone(), Arc::clone(&visit.record));
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
@@ -224,16 +243,21 @@ impl Downstream {
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
-        if http_body::Body::size_hint(&body).lower() > max {
+        if body.size_hint().lower() > max {
             return Err(Trouble::Body(NoBody::TooLarge));
         }
         let bounds = Bounds { max, stall: STALL };
+        let empty = body.is_end_stream();
         let lazy = !empty && route.is_some_and(|route| route.body == BodyMode::Lazy);
+        let body = Counted {
+            body,
+            record: Arc::clone(&record),
+        };
         let (body, later) = if empty {
             let nothing = spool::Body::Memory(bytes::Bytes::new());
             (RequestBody::Here(nothing), None)
         } else if lazy {
-            let announced = http_body::Body::size_hint(&body).exact();
+            let announced = body.size_hint().exact();
             let (spool, watch) = (self.spool.clone(), Arc::clone(watch));
             let taking = async move { collect(body, &spool, &watch, bounds).await };
             (RequestBody::Later(announced), Some(LaterBody::new(taking)))
@@ -241,6 +265,7 @@ impl Downstream {
             let body = collect(body, &self.spool, watch, bounds).await;
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
+        parts.headers.insert(REQUEST_ID, record.id.header());
         let request = message::Request {
             method: parts.method,
             version: parts.version,
@@ -249,10 +274,103 @@ impl Downstream {
             query: target.query,
             headers: parts.headers,
             client,
+            record,
             body,
-            upgrade: upgrade.filter(|_| exchange.may_upgrade()),
+            upgrade: visit.upgrade.clone().filter(|_| exchange.may_upgrade()),
         };
         Ok((request, later, exchange))
+    }
+
+    /// What every answer has, whoever gave it.
+    fn finish(&self, mut response: Response<Body>, visit: Visit, watch: &Watch) -> Response<Body> {
+        let headers = response.headers_mut();
+        // An application that has ids of its own, or passes another server's on, keeps them.
+        headers
+            .entry(REQUEST_ID)
+            .or_insert_with(|| visit.record.id.header());
+        let closes = self.drain.is_cancelled() || watch.is_unread();
+        if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        let Visit {
+            mut finish, method, ..
+        } = visit;
+        let status = response.status();
+        let bodiless = answers::is_bodiless(status, &method) || response.body().is_end_stream();
+        finish.answered(status, bodiless);
+        response.map(|body| body.watched(finish))
+    }
+}
+
+/// Has the application answer; None if the client left meanwhile.
+async fn pass(
+    exchange: &Exchange,
+    request: message::Request,
+    later: Option<LaterBody>,
+    watch: &Watch,
+    settings: &Settings,
+) -> Result<Option<Response<Body>>, Trouble> {
+    watch.in_hand();
+    let method = request.method.clone();
+    let lazy = later.is_some();
+    let outcome = exchange.run(request, later, settings.exchange);
+    let answer = if lazy {
+        // hyper looks for the client's leaving only while it reads.
+        tokio::select! {
+            answer = outcome => answer,
+            () = Box::pin(watch.hung_up()) => return Ok(None),
+        }
+    } else {
+        outcome.await
+    };
+    let (response, tunnel) = answers::passed_on(answer.map_err(Trouble::Exchange)?, &method)?;
+    if let Some(tunnel) = tunnel {
+        watch.set_tunnel(tunnel);
+    }
+    Ok(Some(response))
+}
+
+/// What is known of a request as soon as its head is there.
+struct Visit {
+    client: Client,
+    method: Method,
+    wants_json: bool,
+    record: Arc<Record>,
+    finish: Finish,
+    /// The protocol that the client would like to change to.
+    upgrade: Option<HeaderValue>,
+}
+
+/// A request's body, whose bytes are counted as they come.
+struct Counted {
+    body: Incoming,
+    record: Arc<Record>,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.record.received(data.len());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -284,15 +402,22 @@ async fn linger(mut stream: impl Stream) {
     let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
-/// What the client is not told.
-fn log(trouble: Trouble, method: &http::Method) {
+/// The gateway's own answer, and a word about it in the log: what the client is not told.
+fn refuse(trouble: Trouble, visit: &mut Visit, settings: &Settings) -> Response<Body> {
+    let (method, request) = (&visit.method, &visit.record.id);
     match trouble {
         Trouble::BadAnswer(why) => {
-            tracing::error!(%method, why, "invalid answer from the application")
+            tracing::error!(%request, %method, why, "invalid answer from the application");
         }
         Trouble::Exchange(failure @ exchange::Failure::WorkerGone) => {
-            tracing::warn!(%method, %failure, "request failed");
+            tracing::warn!(%request, %method, %failure, "request failed");
         }
-        trouble => tracing::debug!(%method, status = trouble.status().as_u16(), "request refused"),
+        trouble => {
+            let status = trouble.status().as_u16();
+            tracing::debug!(%request, %method, status, "request refused");
+        }
     }
+    visit.finish.failed(trouble.as_str());
+    let retry_after = settings.retry_after.as_secs().max(1);
+    answers::own(trouble, visit.wants_json, retry_after, request)
 }

@@ -11,12 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use crate::metrics::Metrics;
 use crate::sweeper::Alarm;
 use crate::tunnel::Tunnel;
 
@@ -29,9 +27,6 @@ const HEAD: Duration = Duration::from_secs(15);
 
 /// Between two reads of a request body, and between two writes of an answer.
 pub const STALL: Duration = Duration::from_secs(30);
-
-/// nginx's word for a client that closed before it was answered.
-const CLIENT_CLOSED: u16 = 499;
 
 /// What a connection is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +74,7 @@ impl Watch {
     }
 
     /// A request's head is in the gateway's hands.
-    fn begun(&self) {
+    pub fn begun(&self) {
         self.enter(Phase::InHand);
         self.within(STALL);
     }
@@ -167,6 +162,27 @@ impl Watch {
         }
     }
 
+    /// The head of an answer is on its way to the client.
+    pub fn sends(&self) {
+        self.enter(Phase::Sending);
+        self.within(STALL);
+    }
+
+    /// The application waits with the next part of the answer, or has given it: the client is not to blame.
+    pub fn waits(&self, waits: bool) {
+        if waits {
+            self.alarm.clear();
+        } else {
+            self.within(STALL);
+        }
+    }
+
+    /// The request is over.
+    pub fn idles(&self) {
+        self.enter(Phase::Idle);
+        self.within(IDLE);
+    }
+
     /// An answer is on its way to the client.
     pub fn is_sending(&self) -> bool {
         self.is(Phase::Sending)
@@ -241,54 +257,5 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-/// Counts a request when it is over, however it ends: with its answer's last byte, or dropped.
-pub struct Finish {
-    metrics: Metrics,
-    watch: Arc<Watch>,
-    method: Method,
-    arrived: Instant,
-    /// None until there is an answer.
-    status: Option<StatusCode>,
-}
-
-impl Finish {
-    pub fn new(metrics: Metrics, watch: Arc<Watch>, method: Method) -> Self {
-        watch.begun();
-        Self {
-            metrics,
-            watch,
-            method,
-            arrived: Instant::now(),
-            status: None,
-        }
-    }
-
-    pub fn answered(&mut self, status: StatusCode) {
-        self.status = Some(status);
-        self.watch.enter(Phase::Sending);
-        self.watch.within(STALL);
-    }
-
-    /// The application waits with the next part of the body, or has given it: the client is not to blame.
-    pub fn waits(&self, waits: bool) {
-        if waits {
-            self.watch.alarm.clear();
-        } else {
-            self.watch.within(STALL);
-        }
-    }
-}
-
-impl Drop for Finish {
-    fn drop(&mut self) {
-        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
-        let elapsed = self.arrived.elapsed();
-        self.metrics.request_ended(&self.method, status, elapsed);
-        tracing::debug!(method = %self.method, status, elapsed = ?elapsed, "request ended");
-        self.watch.enter(Phase::Idle);
-        self.watch.within(IDLE);
     }
 }

@@ -17,6 +17,7 @@ use crate::config::OnDisconnect;
 use crate::message::{Answer, AnswerBody, LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
 use crate::plan::{Captured, Outcome, Plan};
+use crate::record::Stage;
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
@@ -96,12 +97,14 @@ impl Life {
             about: About {
                 method: request.method.clone(),
                 target: Arc::clone(&request.target),
+                record: Arc::clone(&request.record),
             },
             body: body.map_or(Lazy::Not, Lazy::With),
         }
     }
 
     pub async fn run(mut self, request: Request) {
+        self.enters(Stage::Queue);
         let bytes = retained(&request);
         let times = Times {
             deadline: self.deadline,
@@ -205,6 +208,7 @@ impl Life {
     /// Waits for what a parked request waits for, and asks for the slot to go on. None when its process died.
     async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
         self.shielded = park.shielded;
+        self.enters(Stage::Park);
         let parked = Instant::now();
         let gone = park.process.gone.cancelled();
         let event = match park.awaited {
@@ -215,6 +219,7 @@ impl Life {
             Awaited::Relay(relay) => Event::Relayed(self.relay(*relay).await),
         };
         self.exchange.metrics.park(parked.elapsed());
+        self.enters(Stage::Resume);
         match event {
             Event::Results(outcomes) => {
                 let bytes = outcomes.iter().map(weight).sum();
@@ -261,9 +266,12 @@ impl Life {
     }
 
     /// Runs a plan, until it is done or there is no more sense in it.
-    async fn plan(&mut self, plan: Plan, worker_gone: impl Future<Output = ()>) -> Event {
+    async fn plan(&mut self, mut plan: Plan, worker_gone: impl Future<Output = ()>) -> Event {
         if self.is_moot_already() {
             return Event::Left;
+        }
+        if let Some(trace) = &self.about.record.trace {
+            plan.mark(trace);
         }
         let outbound = self.exchange.outbound.clone();
         let run = outbound.run(plan, self.bound().ends().into());
@@ -383,6 +391,10 @@ impl Life {
 
     fn cancellable(&self) -> bool {
         !self.finishes && !self.shielded
+    }
+
+    fn enters(&self, stage: Stage) {
+        self.about.record.enters(stage);
     }
 
     fn job(&mut self, work: Work, answer: Option<AnswerWriter>) -> Job {

@@ -928,3 +928,53 @@ fn a_slot_is_not_closed_before_what_is_pinned_to_it_is_over() {
     assert!(port.done().is_none());
     assert!(matches!(port.close(), Closing::Closed));
 }
+
+#[test]
+fn a_job_that_is_given_back_waits_in_its_old_place_and_no_longer() {
+    let mut scheduler = Scheduler::new(2, limits());
+    let (now, process) = (Instant::now(), ProcessId(1));
+    scheduler.add_process(process);
+    scheduler.add_slot(SlotId(0), process);
+    scheduler.submit("first", 10, now).expect("room");
+    assert_eq!(scheduler.place().map(|(.., job)| job), Some("first"));
+    let later = now + Duration::from_secs(1);
+    scheduler.submit("second", 10, later).expect("room");
+
+    assert_eq!(scheduler.requeue(SlotId(0), "first", Some(now)), Ok(()));
+    let count = scheduler.count();
+    assert_eq!((count.idle, count.busy, count.lost), (0, 0, 2));
+    assert_eq!((scheduler.queued(), scheduler.requests()), (2, 2));
+    // Its time goes on from where it began.
+    let shed = scheduler.expire(now + QUEUE_TIMEOUT);
+    assert_eq!(shed, [("first", Shed::QueueTimeout)]);
+
+    scheduler.add_slot(SlotId(1), process);
+    assert_eq!(scheduler.place().map(|(.., job)| job), Some("second"));
+    assert_eq!(scheduler.requeue(SlotId(1), "second", Some(later)), Ok(()));
+    scheduler.add_slot(SlotId(1), process);
+    scheduler.submit("third", 10, later).expect("room");
+    assert_eq!(scheduler.place().map(|(.., job)| job), Some("second"));
+    scheduler.done(SlotId(1));
+    assert_eq!(scheduler.place().map(|(.., job)| job), Some("third"));
+}
+
+#[test]
+fn a_job_that_cannot_wait_again_comes_back() {
+    let mut scheduler = Scheduler::new(1, limits());
+    let (now, process) = (Instant::now(), ProcessId(1));
+    scheduler.add_process(process);
+    scheduler.add_slot(SlotId(0), process);
+    let id = scheduler.submit("late", 0, now).expect("room");
+    scheduler.place().expect("an idle slot");
+    scheduler.overdue(id);
+    assert_eq!(scheduler.requeue(SlotId(0), "late", Some(now)), Err("late"));
+    scheduler.done(SlotId(0));
+    scheduler.submit("drained", 0, now).expect("room");
+    scheduler.place().expect("an idle slot");
+    scheduler.drain();
+    assert_eq!(
+        scheduler.requeue(SlotId(0), "drained", Some(now)),
+        Err("drained")
+    );
+    assert_eq!(scheduler.count().busy, 1);
+}

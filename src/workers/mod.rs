@@ -23,6 +23,7 @@ use self::local::LocalWait;
 use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
 use crate::plan::{Captured, Outcome, Plan, Relay};
+use crate::record::Record;
 use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
 use crate::spool::{AnswerWriter, Body};
 
@@ -56,6 +57,7 @@ pub struct Times {
 pub struct About {
     pub method: Method,
     pub target: Arc<str>,
+    pub record: Arc<Record>,
 }
 
 #[derive(Debug)]

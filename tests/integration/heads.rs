@@ -315,7 +315,7 @@ async fn what_only_the_gateway_may_say_is_taken_out() {
         .filter(|name| name.starts_with("HTTP_"))
         .map(String::as_str)
         .collect();
-    assert_eq!(names, ["HTTP_HOST", "HTTP_X_KEPT"]);
+    assert_eq!(names, ["HTTP_HOST", "HTTP_X_KEPT", "HTTP_X_REQUEST_ID"]);
 }
 
 #[tokio::test]
@@ -336,7 +336,10 @@ async fn headers_of_the_hop_end_here() {
         .filter(|name| name.starts_with("HTTP_"))
         .map(String::as_str)
         .collect();
-    assert_eq!(names, ["HTTP_AUTHORIZATION", "HTTP_HOST"]);
+    assert_eq!(
+        names,
+        ["HTTP_AUTHORIZATION", "HTTP_HOST", "HTTP_X_REQUEST_ID"]
+    );
 }
 
 #[tokio::test]

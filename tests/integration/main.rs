@@ -6,6 +6,7 @@ mod connections;
 mod database;
 mod files;
 mod heads;
+mod ids;
 mod lazy;
 mod leaving;
 mod lifecycle;

@@ -31,9 +31,12 @@ impl Life {
         resume.then_some(captured)
     }
 
-    async fn pass_on(&mut self, relay: Relay) -> Captured {
+    async fn pass_on(&mut self, mut relay: Relay) -> Captured {
         if self.left {
             return Captured::nothing(Ended::ClientGone);
+        }
+        if let Some(trace) = &self.about.record.trace {
+            trace.mark(&mut relay.fetch.headers);
         }
         let outbound = self.exchange.outbound.clone();
         let opened = tokio::select! {

@@ -279,12 +279,14 @@ fn keeps(headers: &HeaderMap, version: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::time::Instant;
 
     use http::Version;
     use proptest::prelude::*;
 
     use super::*;
     use crate::message::{Client, Scheme};
+    use crate::record::{Id, Record};
     use crate::spool::Body;
 
     fn request(method: Method, headers: &[(&'static str, &'static str)], body: &str) -> Request {
@@ -309,6 +311,7 @@ mod tests {
                 server_name: "shop.example".to_owned(),
                 server_port: 443,
             },
+            record: Record::new(Id::new(), None, Instant::now()),
             body: RequestBody::Here(Body::Memory(Bytes::copy_from_slice(body.as_bytes()))),
             upgrade: None,
         }

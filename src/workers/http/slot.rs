@@ -22,6 +22,7 @@ use super::connection::{Connection, Reader, Refused, Writer};
 use super::head::{self, Head};
 use super::{Health, PROCESS, Shared};
 use crate::message::{Answer, AnswerBody, Request, RequestBody};
+use crate::record::Stage;
 use crate::slots::{Closing, Port, SlotId, Taken, Turned};
 use crate::spool::{self, Body, FilePart};
 use crate::sweeper::Alarm;
@@ -134,6 +135,8 @@ impl SlotTask {
                 },
             };
             let begun = Instant::now();
+            // The process is the server's own affair.
+            taken.job.about.record.runs(self.slot, 0, begun);
             self.upstream.board.set(
                 self.slot,
                 Some(Activity {
@@ -145,6 +148,7 @@ impl SlotTask {
             let answered = self.answer(taken).await;
             self.upstream.board.set(self.slot, None);
             if let Err((taken, parted)) = answered {
+                taken.job.about.record.enters(Stage::Queue);
                 port.give_back(taken);
                 return parted;
             }

@@ -113,12 +113,14 @@ impl Block<'_> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::time::Instant;
 
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, Method};
 
     use super::*;
     use crate::message::Client;
+    use crate::record::{Id, Record};
     use crate::spool::Body;
 
     fn environ(
@@ -144,6 +146,7 @@ mod tests {
                 server_name: "shop.example".into(),
                 server_port: 443,
             },
+            record: Record::new(Id::new(), None, Instant::now()),
             body: RequestBody::Here(Body::Memory(Bytes::from_static(body))),
             upgrade: None,
         };

@@ -127,8 +127,10 @@ impl SlotTask {
                     since: begun,
                 }),
             );
-            // Calls do not park.
+            // Calls do not park, and their time is not that of their request.
             if !matches!(taken.job.work, Work::Run(_)) {
+                let record = &taken.job.about.record;
+                record.runs(slot, self.process.pid, begun);
                 let park = ParkId {
                     process: self.process.id,
                     request: taken.request.number(),
