@@ -3,7 +3,7 @@
 //! The one place that knows which failure has which status.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -331,7 +331,7 @@ impl Body {
         }
     }
 
-    /// `finish` is told when the body makes the client wait, and dropped with the body.
+    /// `finish` is told what has been taken, and dropped with the body.
     pub fn watched(mut self, finish: Finish) -> Self {
         self.finish = Some(finish);
         self
@@ -362,12 +362,7 @@ impl http_body::Body for Body {
                 match read {
                     None => None,
                     Some(under_way) => {
-                        let Poll::Ready((done, chunk)) = under_way.as_mut().poll(cx) else {
-                            if let Some(finish) = finish {
-                                finish.waits(true);
-                            }
-                            return Poll::Pending;
-                        };
+                        let (done, chunk) = ready!(under_way.as_mut().poll(cx));
                         *read = None;
                         if let Ok(Some(chunk)) = &chunk {
                             *passed += chunk.len() as u64;
@@ -379,7 +374,6 @@ impl http_body::Body for Body {
             }
         };
         if let Some(finish) = finish {
-            finish.waits(false);
             if let Some(Ok(chunk)) = &chunk {
                 finish.sent(chunk.len());
             }

@@ -66,11 +66,6 @@ impl Finish {
         self.watch.sends();
     }
 
-    /// The application waits with the next part of the body, or has given it: the client is not to blame.
-    pub fn waits(&self, waits: bool) {
-        self.watch.waits(waits);
-    }
-
     /// The connection took so much more of the body.
     pub fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;

@@ -134,7 +134,7 @@ impl Listeners {
 }
 
 async fn connection(downstream: Arc<Downstream>, stream: Accepted, peer: Peer) {
-    let watch = Watch::new(downstream.sweeper.alarm());
+    let watch = Watch::new(downstream.sweeper.alarm(), downstream.settings().bounds);
     // hyper takes its buffers at once; a connection that says nothing should cost nothing.
     let readable = async {
         match &stream {

@@ -9,6 +9,7 @@ mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
+mod pace;
 mod routes;
 mod upgrade;
 mod watch;
@@ -28,12 +29,12 @@ use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
-use self::collect::{Bounds, collect};
+use self::collect::collect;
 use self::finish::Finish;
 use self::forwarded::Peer;
 use self::head::Target;
 use self::listen::Stream;
-use self::watch::{STALL, Watch, Watched};
+use self::watch::{Watch, Watched};
 use crate::config::{BodyMode, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
@@ -45,7 +46,9 @@ use crate::trace::Trace;
 use crate::tunnel::Resumed;
 
 pub use listen::{Listener, Listeners};
+pub use pace::Rate;
 pub use routes::{Route, Routes};
+pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -66,6 +69,8 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 pub struct Settings {
     pub trusted: Vec<Trusted>,
     pub max_body: u64,
+    /// Of connections that are yet to come.
+    pub bounds: Bounds,
     pub routes: Routes,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
@@ -110,10 +115,7 @@ impl Downstream {
 
     /// Serves one connection to its end.
     async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched {
-            stream,
-            watch: Arc::clone(&watch),
-        });
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(&watch)));
         let service = service_fn(|request| {
             // Boxed: its size would be paid by every idle connection.
             Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
@@ -246,7 +248,6 @@ impl Downstream {
         if body.size_hint().lower() > max {
             return Err(Trouble::Body(NoBody::TooLarge));
         }
-        let bounds = Bounds { max, stall: STALL };
         let empty = body.is_end_stream();
         let lazy = !empty && route.is_some_and(|route| route.body == BodyMode::Lazy);
         let body = Counted {
@@ -259,10 +260,10 @@ impl Downstream {
         } else if lazy {
             let announced = body.size_hint().exact();
             let (spool, watch) = (self.spool.clone(), Arc::clone(watch));
-            let taking = async move { collect(body, &spool, &watch, bounds).await };
+            let taking = async move { collect(body, &spool, &watch, max).await };
             (RequestBody::Later(announced), Some(LaterBody::new(taking)))
         } else {
-            let body = collect(body, &self.spool, watch, bounds).await;
+            let body = collect(body, &self.spool, watch, max).await;
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
         parts.headers.insert(REQUEST_ID, record.id.header());

@@ -1,12 +1,18 @@
-//! One deadline per connection: idle ones, slow heads, and clients that do not read are bounded by it.
+//! One deadline per connection, or per stream of one: idle clients, slow heads, slow bodies and slow readers.
 //!
 //! The connection's task waits on the alarm; whoever makes progress moves it. Whether the
 //! application is in time is not decided here: while a request is in its hands, the alarm is off.
+//!
+//! How a body keeps to [`Bounds::rate`], over whatever protocol:
+//! - one that comes in: [`Watch::awaits`] before waiting for the client, [`Watch::got`] after; the alarm says
+//!   that it is late;
+//! - one that goes out: [`Watch::behind`] when what we have to send is not taken, [`Watch::took`] with all that
+//!   is, and [`Watch::caught_up`] when nothing of ours is left to take. Over HTTP/1, [`Watched`] sees to that.
 
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -15,22 +21,27 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use super::pace::{Credit, Rate};
 use crate::sweeper::Alarm;
 use crate::tunnel::Tunnel;
 
-/// A connection without a request is closed after this time. Longer than the 60 s that common
-/// balancers keep theirs, so that they close first and never meet a closed one.
-const IDLE: Duration = Duration::from_secs(75);
+/// What the kernel takes of an answer before its client does, about. [`super::listen`] keeps it from taking
+/// more of what cannot be sent.
+const KERNEL: u64 = 128 * 1024;
 
-/// From the first byte of a head to its last.
-const HEAD: Duration = Duration::from_secs(15);
-
-/// Between two reads of a request body, and between two writes of an answer.
-pub const STALL: Duration = Duration::from_secs(30);
+/// What a client may do with its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// Without a request.
+    pub idle: Duration,
+    /// Of bodies.
+    pub rate: Rate,
+}
 
 /// What a connection is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 enum Phase {
     /// Between requests, or the last answer's end is still on its way. → Head, InHand
     Idle,
@@ -45,7 +56,8 @@ enum Phase {
 #[derive(Debug)]
 pub struct Watch {
     pub alarm: Alarm,
-    phase: AtomicU8,
+    bounds: Bounds,
+    state: Mutex<State>,
     /// Not all of the last request's body was read.
     unread: AtomicBool,
     /// Somebody asks for the connection's descriptor.
@@ -55,33 +67,150 @@ pub struct Watch {
     tunnel: Mutex<Option<Tunnel>>,
 }
 
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// When the phase has lasted too long.
+    until: Option<Instant>,
+    taking: Credit,
+    sending: Credit,
+}
+
+impl State {
+    fn due(&self) -> Option<Instant> {
+        let all = [self.until, self.taking.due(), self.sending.due()];
+        all.into_iter().flatten().min()
+    }
+
+    fn is_behind(&self) -> bool {
+        self.sending.due().is_some()
+    }
+}
+
 impl Watch {
-    pub fn new(alarm: Alarm) -> Arc<Self> {
+    pub fn new(alarm: Alarm, bounds: Bounds) -> Arc<Self> {
         let watch = Self {
             alarm,
-            phase: AtomicU8::new(Phase::Idle as u8),
+            bounds,
+            state: Mutex::new(State {
+                phase: Phase::Idle,
+                until: None,
+                taking: Credit::new(bounds.rate),
+                sending: Credit::behind(bounds.rate, KERNEL),
+            }),
             unread: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
             tunnel: Mutex::default(),
         };
-        watch.within(IDLE);
+        watch.within(bounds.idle);
         Arc::new(watch)
     }
 
+    /// What is going on now has so long.
     pub fn within(&self, time: Duration) {
-        self.alarm.set(Instant::now() + time);
+        self.change(|state| state.until = Some(Instant::now() + time));
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let changed = change(&mut state);
+        match state.due() {
+            Some(due) => self.alarm.set(due),
+            None => self.alarm.clear(),
+        }
+        changed
     }
 
     /// A request's head is in the gateway's hands.
     pub fn begun(&self) {
-        self.enter(Phase::InHand);
-        self.within(STALL);
+        self.change(|state| {
+            state.phase = Phase::InHand;
+            state.until = None;
+            state.taking = Credit::new(self.bounds.rate);
+        });
     }
 
     /// A whole request is with the application: its own deadline counts.
     pub fn in_hand(&self) {
-        self.alarm.clear();
+        self.change(|state| state.until = None);
+    }
+
+    /// More of a request's body is waited for.
+    pub fn awaits(&self) {
+        self.change(|state| state.taking.spend(Instant::now()));
+    }
+
+    /// So much of the body has come; the client is not waited for until that has been put away.
+    pub fn got(&self, bytes: usize) {
+        let now = Instant::now();
+        self.change(|state| {
+            state.taking.earn(bytes as u64, now);
+            state.taking.rest(now);
+        });
+    }
+
+    /// The head of an answer is on its way to the client.
+    pub fn sends(&self) {
+        self.change(|state| {
+            state.phase = Phase::Sending;
+            state.until = None;
+            // Nobody waits for the rest of a request that has its answer.
+            state.taking = Credit::new(self.bounds.rate);
+            if !state.is_behind() {
+                state.sending = Credit::behind(self.bounds.rate, KERNEL);
+            }
+        });
+    }
+
+    /// The client does not take what there is for it.
+    pub fn behind(&self) {
+        self.change(|state| state.sending.spend(Instant::now()));
+    }
+
+    /// The client has taken so much, or the kernel has for it.
+    pub fn took(&self, bytes: usize) {
+        self.change(|state| state.sending.earn(bytes as u64, Instant::now()));
+    }
+
+    /// The client has taken all that there is for it so far.
+    pub fn caught_up(&self) {
+        self.change(|state| {
+            state.sending.rest(Instant::now());
+            if state.phase == Phase::Idle && state.until.is_none() {
+                state.until = Some(Instant::now() + self.bounds.idle);
+            }
+        });
+    }
+
+    /// The request is over. The end of its answer may still be on its way.
+    pub fn idles(&self) {
+        self.change(|state| {
+            state.phase = Phase::Idle;
+            let behind = state.is_behind();
+            state.until = (!behind).then(|| Instant::now() + self.bounds.idle);
+        });
+    }
+
+    /// Part of an answer is on its way to the client.
+    pub fn is_sending(&self) -> bool {
+        let state = self.state();
+        state.phase == Phase::Sending || state.is_behind()
+    }
+
+    fn bytes_came(&self) {
+        let mut state = self.state();
+        if state.phase == Phase::Idle {
+            state.phase = Phase::Head;
+            drop(state);
+            self.within(self.bounds.head);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 
     pub fn set_tunnel(&self, tunnel: Tunnel) {
@@ -146,61 +275,35 @@ impl Watch {
             .lock()
             .expect("no code that holds this lock panics")
     }
-
-    fn bytes_came(&self) {
-        if self.is(Phase::Idle) {
-            self.enter(Phase::Head);
-            self.within(HEAD);
-        }
-    }
-
-    fn bytes_went(&self) {
-        if self.is(Phase::Sending) {
-            self.within(STALL);
-        } else if self.is(Phase::Idle) {
-            self.within(IDLE);
-        }
-    }
-
-    /// The head of an answer is on its way to the client.
-    pub fn sends(&self) {
-        self.enter(Phase::Sending);
-        self.within(STALL);
-    }
-
-    /// The application waits with the next part of the answer, or has given it: the client is not to blame.
-    pub fn waits(&self, waits: bool) {
-        if waits {
-            self.alarm.clear();
-        } else {
-            self.within(STALL);
-        }
-    }
-
-    /// The request is over.
-    pub fn idles(&self) {
-        self.enter(Phase::Idle);
-        self.within(IDLE);
-    }
-
-    /// An answer is on its way to the client.
-    pub fn is_sending(&self) -> bool {
-        self.is(Phase::Sending)
-    }
-
-    fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Relaxed);
-    }
-
-    fn is(&self, phase: Phase) -> bool {
-        self.phase.load(Relaxed) == phase as u8
-    }
 }
 
 /// Tells the watch when bytes come and go.
 pub struct Watched<S> {
     pub stream: S,
-    pub watch: Arc<Watch>,
+    watch: Arc<Watch>,
+    /// There was something that the stream did not take.
+    behind: bool,
+}
+
+impl<S> Watched<S> {
+    pub fn new(stream: S, watch: Arc<Watch>) -> Self {
+        Self {
+            stream,
+            watch,
+            behind: false,
+        }
+    }
+
+    fn wrote(&mut self, poll: &Poll<std::io::Result<usize>>) {
+        match poll {
+            Poll::Ready(Ok(count)) => self.watch.took(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                self.behind = true;
+                self.watch.behind();
+            }
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -225,14 +328,17 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if poll.is_ready() {
-            self.watch.bytes_went();
-        }
+        self.wrote(&poll);
         poll
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        // hyper owns the stream, and comes by here whenever it has asked the request's task.
+        // hyper owns the stream, and comes by here whenever it has asked the request's task and has nothing
+        // left to write.
+        if self.behind {
+            self.behind = false;
+            self.watch.caught_up();
+        }
         if self.watch.wanted.load(Relaxed) {
             self.watch.lend(&self.stream);
         }
@@ -249,9 +355,7 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        if poll.is_ready() {
-            self.watch.bytes_went();
-        }
+        self.wrote(&poll);
         poll
     }
 

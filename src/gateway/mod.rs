@@ -175,11 +175,16 @@ impl Gateway {
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
             format_args!("write to spool_dir {}", config.spool_dir.display()),
         ))?;
+        spool.set(&config.bodies);
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
-        let outbound = Outbound::start(&config.outbound, Arc::new(metrics.clone()))
-            .map_err(cannot("start outbound"))?;
+        let outbound = Outbound::start(
+            &config.outbound,
+            Arc::new(metrics.clone()),
+            spool.memory().clone(),
+        )
+        .map_err(cannot("start outbound"))?;
         let sweeper = Sweeper::default();
         let expiring = Arc::clone(&slots);
         debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
@@ -335,6 +340,7 @@ impl Gateway {
             .expect("no code that holds this lock panics") = new_limits.clone();
         let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
         self.downstream.set(settings(&config, routes));
+        self.downstream.spool.set(&config.bodies);
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
@@ -433,6 +439,14 @@ fn settings(config: &Config, routes: Routes) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         max_body: config.max_body,
+        bounds: downstream::Bounds {
+            head: config.clients.head_timeout,
+            idle: config.clients.idle_timeout,
+            rate: downstream::Rate {
+                stall: config.clients.stall_timeout,
+                least: config.clients.min_rate,
+            },
+        },
         routes,
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,

@@ -12,7 +12,7 @@ use prometheus::{
 };
 
 use super::labels::{
-    CancelPhase, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason, ShedReason,
+    CancelPhase, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason, ShedReason, Shortage,
     SlotState, WaitReason,
 };
 
@@ -56,6 +56,16 @@ pub const SPOOL_BYTES: Family = gauge(
     "layby_spool_bytes",
     &[],
     "Bytes of request and response bodies held in spool files",
+);
+pub const BODY_MEMORY_BYTES: Family = gauge(
+    "layby_body_memory_bytes",
+    &[],
+    "Bytes of request and response bodies held in the gateway's memory",
+);
+pub const BODY_SHORTAGES: Family = counter(
+    "layby_body_shortages_total",
+    &[of("reason", Shortage::MEANINGS)],
+    "Times that a body, or a part of one, found no room",
 );
 pub const REQUESTS: Family = counter(
     "layby_requests_total",
@@ -176,6 +186,8 @@ pub const ALL: &[Family] = &[
     UPSTREAM_QUEUE_LENGTH,
     WAITING_IN_PLACE,
     SPOOL_BYTES,
+    BODY_MEMORY_BYTES,
+    BODY_SHORTAGES,
     REQUESTS,
     REQUEST_SECONDS,
     QUEUE_WAIT_SECONDS,

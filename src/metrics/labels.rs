@@ -71,6 +71,15 @@ label_set! {
 }
 
 label_set! {
+    /// What kind of room a body did not find.
+    Shortage {
+        Memory = "memory": "the memory limit was reached: it went to disk instead",
+        SpoolLimit = "spool_limit": "the spool's limit was reached: an upload was refused, an answer held back",
+        Disk = "disk": "the spool folder took no more, with the same consequence",
+    }
+}
+
+label_set! {
     /// Why a request kept its slot while it waited.
     WaitReason {
         Transaction = "transaction": "a database transaction was open",

@@ -26,7 +26,7 @@ use process::Process;
 
 pub use pool::Pool;
 
-pub use labels::{CancelPhase, FetchOutcome, RestartReason, ShedReason, WaitReason};
+pub use labels::{CancelPhase, FetchOutcome, RestartReason, ShedReason, Shortage, WaitReason};
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -45,13 +45,6 @@ pub struct Metrics(Arc<Series>);
 #[must_use = "the wait ends when this is dropped"]
 pub struct WaitInPlace(IntGauge);
 
-/// What one body holds in spool files; let go on drop.
-#[derive(Debug)]
-pub struct SpooledBytes {
-    gauge: IntGauge,
-    bytes: i64,
-}
-
 struct Series {
     registry: Registry,
     slots: Slots,
@@ -61,6 +54,8 @@ struct Series {
     upstream_queue_length: IntGaugeVec,
     waiting_in_place: IntGauge,
     spool_bytes: IntGauge,
+    body_memory_bytes: IntGauge,
+    body_shortages: PerLabel<Shortage, IntCounter>,
     requests: Requests,
     request_seconds: Histogram,
     queue_wait_seconds: Histogram,
@@ -118,6 +113,8 @@ impl Metrics {
             upstream_queue_length: families::UPSTREAM_QUEUE_LENGTH.int_gauges(&registry),
             waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
             spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
+            body_memory_bytes: families::BODY_MEMORY_BYTES.int_gauge(&registry),
+            body_shortages: families::BODY_SHORTAGES.per_label(&registry),
             requests: Requests::new(&registry),
             request_seconds: families::REQUEST_SECONDS.histogram(&registry),
             queue_wait_seconds: families::QUEUE_WAIT_SECONDS.histogram(&registry),
@@ -189,12 +186,19 @@ impl Metrics {
         WaitInPlace(self.0.waiting_in_place.clone())
     }
 
-    /// Nothing yet; the body adds what it writes.
-    pub fn spooled_bytes(&self) -> SpooledBytes {
-        SpooledBytes {
-            gauge: self.0.spool_bytes.clone(),
-            bytes: 0,
-        }
+    /// What bodies hold on disk. Whoever holds it counts.
+    pub fn spool_bytes(&self) -> IntGauge {
+        self.0.spool_bytes.clone()
+    }
+
+    /// What bodies hold in memory.
+    pub fn body_memory_bytes(&self) -> IntGauge {
+        self.0.body_memory_bytes.clone()
+    }
+
+    /// A body found no room.
+    pub fn body_shortage(&self, shortage: Shortage) {
+        self.0.body_shortages.of(shortage).inc();
     }
 
     /// A slot has to wait for a slow client. Once per answer.
@@ -243,20 +247,6 @@ impl std::fmt::Debug for Metrics {
 impl Drop for WaitInPlace {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-impl SpooledBytes {
-    pub fn add(&mut self, bytes: usize) {
-        let bytes = gauge_value(bytes);
-        self.bytes += bytes;
-        self.gauge.add(bytes);
-    }
-}
-
-impl Drop for SpooledBytes {
-    fn drop(&mut self) {
-        self.gauge.sub(self.bytes);
     }
 }
 
@@ -443,15 +433,10 @@ mod tests {
     fn what_is_held_is_let_go_on_drop() {
         let metrics = metrics();
         let wait = metrics.wait_in_place(WaitReason::Transaction);
-        let mut spooled = metrics.spooled_bytes();
-        spooled.add(1000);
-        spooled.add(24);
         assert_eq!(value(&metrics, "layby_waiting_in_place"), Some(1.0));
-        assert_eq!(value(&metrics, "layby_spool_bytes"), Some(1024.0));
 
-        drop((wait, spooled));
+        drop(wait);
         assert_eq!(value(&metrics, "layby_waiting_in_place"), Some(0.0));
-        assert_eq!(value(&metrics, "layby_spool_bytes"), Some(0.0));
         let waits = "layby_waits_in_place_total{reason=\"transaction\"}";
         assert_eq!(value(&metrics, waits), Some(1.0));
     }

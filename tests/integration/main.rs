@@ -18,6 +18,7 @@ mod queue;
 mod relay;
 mod run;
 mod scarcity;
+mod slow;
 mod storm;
 mod streams;
 mod support;

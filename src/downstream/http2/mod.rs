@@ -31,7 +31,6 @@ use self::patience::{Metered, Patience};
 use super::Downstream;
 use super::forwarded::Hop;
 use super::listen::Stream;
-use super::watch::IDLE;
 use crate::sweeper::Alarm;
 
 /// What every client that knows HTTP/2 sends first (RFC 9113 section 3.4).
@@ -163,7 +162,7 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, hop: Hop, 
         }
         if before != (phase, streams.is_empty()) {
             match phase {
-                Phase::Idle => alarm.set(Instant::now() + IDLE),
+                Phase::Idle => alarm.set(Instant::now() + downstream.settings().bounds.idle),
                 Phase::Busy => alarm.set(Instant::now() + PING),
                 Phase::Asked => alarm.set(Instant::now() + PONG),
                 Phase::Closing if streams.is_empty() => alarm.set(Instant::now() + CLOSING),

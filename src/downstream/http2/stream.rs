@@ -23,7 +23,7 @@ use crate::downstream::Downstream;
 use crate::downstream::answers::Body;
 use crate::downstream::forwarded::Hop;
 use crate::downstream::head::strip_hop_by_hop;
-use crate::downstream::watch::{STALL, Watch};
+use crate::downstream::watch::Watch;
 
 /// Offered to a stream at a time: one that is read slowly must not have all of an answer set aside for it.
 const PART: usize = 16 * 1024;
@@ -46,7 +46,7 @@ pub async fn answer(
     mut respond: SendResponse<Bytes>,
     hop: Hop,
 ) {
-    let watch = Watch::new(downstream.sweeper.alarm());
+    let watch = Watch::new(downstream.sweeper.alarm(), downstream.settings().bounds);
     let (request, wanted) = adapt(request);
     let method = request.method().clone();
     let handled = Box::pin(downstream.handle(request, hop, Arc::clone(&watch)));
@@ -206,6 +206,7 @@ async fn pass(
         sender.reserve_capacity(data.len().min(PART));
         let mut room = sender.capacity();
         if room == 0 {
+            watch.behind();
             room = tokio::select! {
                 granted = poll_fn(|cx| sender.poll_capacity(cx)) => match granted {
                     Some(Ok(room)) => room,
@@ -213,7 +214,8 @@ async fn pass(
                 },
                 () = watch.alarm.rang() => return Err(End::Late),
             };
-            watch.within(STALL);
+            watch.took(room);
+            watch.caught_up();
         }
         let part = data.split_to(room.min(data.len()));
         sender

@@ -233,16 +233,16 @@ impl SlotTask {
         let begun = AtomicBool::new(false);
         let mut out = BytesMut::with_capacity(1024);
         head::encode(request, &mut out);
-        let (mut reader, mut writer, buffer) = connection.split();
+        let (reader, mut writer, buffer) = connection.split();
         let sending = send(&mut writer, out, request, &begun);
         tokio::pin!(sending);
-        let mut sending = Sending {
-            under_way: Some(sending),
-            whole: false,
+        let mut wire = Wire {
+            sending: Some(sending),
+            sent: false,
+            reader,
+            buffer,
         };
-        let read = self
-            .head(request, *times, &mut sending, &mut reader, buffer)
-            .await;
+        let read = self.head(request, *times, &mut wire).await;
         let head = match read {
             Ok(head) => head,
             Err(NoHead::Closed) if !begun.load(Relaxed) => return Sent::Unsent,
@@ -256,18 +256,10 @@ impl SlotTask {
         }
         let keeps = head.keeps;
         let whole = self
-            .body(
-                head,
-                &job.about,
-                *times,
-                reply.take(),
-                &mut sending,
-                &mut reader,
-                buffer,
-            )
+            .body(head, &job.about, *times, reply.take(), &mut wire)
             .await;
         // An answer that came before all of its request was read leaves the rest on its way.
-        match whole && keeps && sending.whole && buffer.is_empty() {
+        match whole && keeps && wire.sent && wire.buffer.is_empty() {
             true => Sent::Kept,
             false => Sent::Spent,
         }
@@ -278,31 +270,16 @@ impl SlotTask {
         &self,
         request: &Request,
         times: Times,
-        sending: &mut Sending<'_, F>,
-        reader: &mut Reader<'_>,
-        buffer: &mut BytesMut,
+        wire: &mut Wire<'_, F>,
     ) -> Result<Head, NoHead> {
         self.alarm.set(times.deadline);
-        let reading = async {
-            loop {
-                let decoded = head::decode(buffer, &request.method, request.upgrade.is_some());
-                if let Some(head) = decoded.map_err(NoHead::Garbage)? {
-                    return Ok(head);
-                }
-                let before = buffer.len();
-                match reader.fill(buffer, None).await {
-                    Ok(1..) => {}
-                    _ if before > 0 => return Err(NoHead::Cut),
-                    _ => return Err(NoHead::Closed),
-                }
-            }
-        };
+        let reading = wire.head(request);
         tokio::pin!(reading);
         let mut overdue = false;
         loop {
             tokio::select! {
                 biased;
-                read = sending.beside(&mut reading) => return read,
+                read = &mut reading => return read,
                 () = self.alarm.rang() => {
                     if overdue {
                         return Err(NoHead::Overdue);
@@ -347,9 +324,7 @@ impl SlotTask {
         about: &About,
         times: Times,
         reply: Option<Reply>,
-        sending: &mut Sending<'_, F>,
-        reader: &mut Reader<'_>,
-        buffer: &mut BytesMut,
+        wire: &mut Wire<'_, F>,
     ) -> bool {
         let Head {
             status,
@@ -373,7 +348,7 @@ impl SlotTask {
             if pieces.1 > WHOLE {
                 break None;
             }
-            let next = sending.beside(next(&mut body, reader, buffer));
+            let next = wire.next(&mut body);
             let next = match patience {
                 true => tokio::select! {
                     biased;
@@ -408,10 +383,9 @@ impl SlotTask {
                 Some(piece) => Ok(Some(piece)),
                 None => {
                     self.alarm.set(Instant::now() + times.timeout);
-                    let next = sending.beside(next(&mut body, reader, buffer));
                     tokio::select! {
                         biased;
-                        next = next => next,
+                        next = wire.next(&mut body) => next,
                         () = writer.gone() => return false,
                         () = self.alarm.rang() => Err(Cut::Stalled),
                     }
@@ -500,26 +474,6 @@ enum Cut {
 #[derive(Default)]
 struct Pieces(Vec<Bytes>, usize);
 
-/// The next piece of a body; None at its end. Cancel safe: what is read stays in the buffer.
-async fn next(
-    body: &mut Framing,
-    reader: &mut Reader<'_>,
-    buffer: &mut BytesMut,
-) -> Result<Option<Bytes>, Cut> {
-    loop {
-        match body.next(buffer).map_err(Cut::Garbage)? {
-            Piece::Data(data) => return Ok(Some(data)),
-            Piece::End => return Ok(None),
-            Piece::More => match reader.fill(buffer, body.left()).await {
-                Ok(1..) => {}
-                Ok(0) if *body == Framing::UntilClose => return Ok(None),
-                // A reset is never the end of a body, however it is framed.
-                _ => return Err(Cut::Ended),
-            },
-        }
-    }
-}
-
 /// Sends a request; `begun` once the connection has taken some of it.
 async fn send(
     writer: &mut Writer<'_>,
@@ -554,26 +508,70 @@ async fn send(
     Ok(())
 }
 
-/// A request on its way, beside what is read meanwhile: a server may answer before it has read all.
-struct Sending<'a, F> {
-    under_way: Option<Pin<&'a mut F>>,
+/// Both ways of a connection, while a request and its answer are on it. A server may answer before it has
+/// read all of the request, so whoever reads sends on meanwhile.
+struct Wire<'a, F> {
+    /// The request, as long as it is on its way.
+    sending: Option<Pin<&'a mut F>>,
     /// All of it was sent.
-    whole: bool,
+    sent: bool,
+    reader: Reader<'a>,
+    /// What has been read and not yet taken.
+    buffer: &'a mut BytesMut,
 }
 
-impl<F: Future<Output = io::Result<()>>> Sending<'_, F> {
-    /// Resolves with `reading`, and sends on until then. Cancel safe if `reading` is.
-    async fn beside<T>(&mut self, reading: impl Future<Output = T>) -> T {
-        tokio::pin!(reading);
-        std::future::poll_fn(|cx| {
-            if let Some(sending) = &mut self.under_way
-                && let Poll::Ready(sent) = sending.as_mut().poll(cx)
-            {
-                self.under_way = None;
-                // A server that does not read on may have answered all the same: that is read next.
-                self.whole = sent.is_ok();
+impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
+    /// Cancel safe: what is read stays in the buffer.
+    async fn head(&mut self, request: &Request) -> Result<Head, NoHead> {
+        loop {
+            let decoded = head::decode(self.buffer, &request.method, request.upgrade.is_some());
+            if let Some(head) = decoded.map_err(NoHead::Garbage)? {
+                return Ok(head);
             }
-            reading.as_mut().poll(cx)
+            let before = self.buffer.len();
+            match self.fill(None).await {
+                Ok(1..) => {}
+                _ if before > 0 => return Err(NoHead::Cut),
+                _ => return Err(NoHead::Closed),
+            }
+        }
+    }
+
+    /// The next piece of a body; None at its end. Cancel safe.
+    async fn next(&mut self, body: &mut Framing) -> Result<Option<Bytes>, Cut> {
+        loop {
+            match body.next(self.buffer).map_err(Cut::Garbage)? {
+                Piece::Data(data) => return Ok(Some(data)),
+                Piece::End => return Ok(None),
+                Piece::More => match self.fill(body.left()).await {
+                    Ok(1..) => {}
+                    Ok(0) if *body == Framing::UntilClose => return Ok(None),
+                    // A reset is never the end of a body, however it is framed.
+                    _ => return Err(Cut::Ended),
+                },
+            }
+        }
+    }
+
+    /// Reads on, and sends on until something has come. Cancel safe.
+    async fn fill(&mut self, wanted: Option<u64>) -> io::Result<usize> {
+        let Self {
+            sending,
+            sent,
+            reader,
+            buffer,
+        } = self;
+        let filling = reader.fill(buffer, wanted);
+        tokio::pin!(filling);
+        std::future::poll_fn(|cx| {
+            if let Some(under_way) = sending
+                && let Poll::Ready(done) = under_way.as_mut().poll(cx)
+            {
+                *sending = None;
+                // A server that does not read on may have answered all the same: that is read next.
+                *sent = done.is_ok();
+            }
+            filling.as_mut().poll(cx)
         })
         .await
     }

@@ -261,7 +261,7 @@ impl SlotTask {
                         let body = if header.has(flag::FD) {
                             self.file_part(&body).await?
                         } else {
-                            AnswerBody::Whole(body)
+                            AnswerBody::Whole(self.spool.held(body))
                         };
                         let answer = Answer {
                             status,

@@ -27,6 +27,8 @@ pub struct Builder {
     arguments: Vec<OsString>,
     variables: BTreeMap<String, OsString>,
     file: Option<String>,
+    /// A command that runs the gateway, if it does not run by itself.
+    within: Vec<OsString>,
     folder: TempDir,
 }
 
@@ -59,6 +61,7 @@ impl Builder {
             arguments: Vec::new(),
             variables: BTreeMap::new(),
             file: None,
+            within: Vec::new(),
             folder,
         };
         builder
@@ -84,6 +87,35 @@ impl Builder {
         self
     }
 
+    /// A spool folder on a disk of this size, which is the gateway's alone. Where we may not mount one,
+    /// the spool's own limit stands in for it: to requests it is the same.
+    pub fn small_disk(mut self, size: &str) -> Self {
+        let folder = self.folder.path().join("spool");
+        fs::create_dir(&folder).expect("the folder is ours");
+        let mount = "mount -t tmpfs -o size=\"$0\" none \"$1\" && shift && exec \"$@\"";
+        // Of a namespace of its own, it goes with the gateway.
+        let words = [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            mount,
+            size,
+        ];
+        let mut mounted: Vec<OsString> = words.map(OsString::from).into();
+        mounted.push(folder.clone().into());
+        let mut probe = std::process::Command::new(&mounted[0]);
+        let may = probe.args(&mounted[1..]).arg("true").output();
+        if may.is_ok_and(|probe| probe.status.success()) {
+            self.within = mounted;
+            self.set("spool_dir", folder)
+        } else {
+            self.set("spool_limit", format!("{size}iB").replace("m", "M"))
+        }
+    }
+
     /// The configuration file.
     pub fn file(mut self, text: &str) -> Self {
         self.file = Some(text.to_owned());
@@ -106,12 +138,16 @@ impl Builder {
             arguments,
             variables,
             file,
+            within,
             folder,
         } = self;
         if let Some(text) = file {
             fs::write(folder.path().join("layby.toml"), text).expect("the folder is ours");
         }
-        let child = Command::new(env!("CARGO_BIN_EXE_layby"))
+        let mut line = within;
+        line.push(env!("CARGO_BIN_EXE_layby").into());
+        let child = Command::new(&line[0])
+            .args(&line[1..])
             .arg(command)
             .args(arguments)
             .current_dir(folder.path())
