@@ -14,6 +14,7 @@ use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 
+use super::Settings;
 use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
 use super::upgrade;
@@ -110,14 +111,16 @@ impl Trouble {
     }
 }
 
-/// The gateway's own answer: JSON for clients that ask for it, else a line of text.
-pub fn own(trouble: Trouble, json: bool, retry_after: u64, id: &Id) -> Response<Body> {
+/// The gateway's own answer: JSON for clients that ask for it, else the operator's page, else a line of text.
+pub fn own(trouble: Trouble, json: bool, settings: &Settings, id: &Id) -> Response<Body> {
     let status = trouble.status();
     let (media, text) = if json {
         let text = serde_json::json!({
             "status": status.as_u16(), "error": trouble.text(), "request_id": id.as_str(),
         });
         ("application/json", format!("{text}\n"))
+    } else if let Some(page) = settings.pages.page(status, trouble.text(), id) {
+        ("text/html; charset=utf-8", page)
     } else {
         ("text/plain; charset=utf-8", format!("{}\n", trouble.text()))
     };
@@ -126,7 +129,8 @@ pub fn own(trouble: Trouble, json: bool, retry_after: u64, id: &Id) -> Response<
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
+        let seconds = settings.retry_after.as_secs().max(1);
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(

@@ -1,13 +1,14 @@
-//! The end of a request: counted and timed once, however it comes.
+//! The end of a request: counted, timed and told once, however it comes.
 //!
 //! [`Finish`] travels with the request and then with the body of its answer. It is dropped with the
 //! last byte, or with the connection, whichever is first.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::{Method, StatusCode};
 
+use super::access_log::{AccessLog, Ended, Head, Style};
 use super::watch::Watch;
 use crate::metrics::Metrics;
 use crate::record::{Record, Stage};
@@ -29,6 +30,17 @@ pub struct Finish {
     sent: u64,
     /// The connection took all of the answer.
     whole: bool,
+    /// None if there is no access log.
+    line: Option<Box<Line>>,
+}
+
+/// What the access log will tell, as far as it is known from the start.
+pub struct Line {
+    pub log: AccessLog,
+    pub style: Style,
+    pub head: Head,
+    pub arrived: SystemTime,
+    pub route: Option<Box<str>>,
 }
 
 impl Finish {
@@ -38,6 +50,7 @@ impl Finish {
         method: Method,
         record: Arc<Record>,
         arrived: Instant,
+        line: Option<Box<Line>>,
     ) -> Self {
         watch.begun();
         Self {
@@ -50,6 +63,14 @@ impl Finish {
             why: None,
             sent: 0,
             whole: false,
+            line,
+        }
+    }
+
+    /// It goes by the rules of this route.
+    pub fn takes(&mut self, route: &str) {
+        if let Some(line) = &mut self.line {
+            line.route = Some(route.into());
         }
     }
 
@@ -84,9 +105,23 @@ impl Drop for Finish {
         let elapsed = now.saturating_duration_since(self.arrived);
         self.metrics.request_ended(&self.method, status, elapsed);
         tracing::debug!(
-            request = %self.record.id, method = %self.method, status, elapsed = ?elapsed,
-            sent = self.sent, whole = self.whole, why = self.why, "request ended"
+            request = %self.record.id, method = %self.method, status, elapsed = ?elapsed, "request ended"
         );
+        if let Some(line) = &self.line {
+            let ended = Ended {
+                head: &line.head,
+                record: &self.record,
+                course: self.record.course(now),
+                arrived: line.arrived,
+                seconds: elapsed,
+                status,
+                sent: self.sent,
+                whole: self.whole,
+                why: self.why,
+                route: line.route.as_deref(),
+            };
+            line.log.add(line.style, &ended);
+        }
         self.watch.idles();
     }
 }

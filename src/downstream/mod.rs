@@ -3,6 +3,7 @@
 //! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
+mod access_log;
 mod answers;
 mod collect;
 mod finish;
@@ -10,6 +11,7 @@ pub(crate) mod forwarded;
 pub(crate) mod head;
 mod listen;
 mod pace;
+mod pages;
 mod routes;
 mod upgrade;
 mod watch;
@@ -17,7 +19,7 @@ mod watch;
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::CONNECTION;
 use http::request::Parts;
@@ -30,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::collect;
-use self::finish::Finish;
+use self::finish::{Finish, Line};
 use self::forwarded::Peer;
 use self::head::Target;
 use self::listen::Stream;
@@ -45,8 +47,10 @@ use crate::sweeper::Sweeper;
 use crate::trace::Trace;
 use crate::tunnel::Resumed;
 
+pub use access_log::{AccessLog, Style};
 pub use listen::{Listener, Listeners};
 pub use pace::Rate;
+pub use pages::Pages;
 pub use routes::{Route, Routes};
 pub use watch::Bounds;
 
@@ -75,6 +79,9 @@ pub struct Settings {
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
+    pub pages: Pages,
+    /// None if none is kept.
+    pub access_log: Option<Style>,
 }
 
 /// Everything that a connection needs, shared by all.
@@ -82,6 +89,7 @@ pub struct Downstream {
     pub exchange: Exchange,
     pub spool: Spool,
     pub metrics: Metrics,
+    pub access_log: AccessLog,
     pub sweeper: Sweeper,
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
@@ -104,7 +112,8 @@ impl Downstream {
         tokio::time::sleep(LAST_ARRIVALS).await;
     }
 
-    fn settings(&self) -> Arc<Settings> {
+    /// Those in force.
+    pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(
             &self
                 .settings
@@ -180,7 +189,7 @@ impl Downstream {
         visit.upgrade = upgrade;
         let answered = async {
             let (request, later, exchange) = self
-                .receive(parts, vetted?, body, &visit, &watch, &settings)
+                .receive(parts, vetted?, body, &mut visit, &watch, &settings)
                 .await?;
             pass(exchange, request, later, &watch, &settings).await
         };
@@ -204,20 +213,30 @@ impl Downstream {
         watch: &Arc<Watch>,
     ) -> Visit {
         let arrived = Instant::now();
-        let headers = &mut parts.headers;
-        let id = forwarded::request_id(peer, &settings.trusted, headers);
-        let record = Record::new(id, Trace::take(headers), arrived);
+        let id = forwarded::request_id(peer, &settings.trusted, &parts.headers);
+        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
+        let line = settings.access_log.map(|style| {
+            Box::new(Line {
+                log: self.access_log.clone(),
+                style,
+                head: style.head(parts, &client),
+                arrived: SystemTime::now(),
+                route: None,
+            })
+        });
         let finish = Finish::new(
             self.metrics.clone(),
             Arc::clone(watch),
             parts.method.clone(),
             Arc::clone(&record),
             arrived,
+            line,
         );
         Visit {
-            client: forwarded::client(peer, &settings.trusted, headers),
+            client,
             method: parts.method.clone(),
-            wants_json: answers::wants_json(headers),
+            wants_json: answers::wants_json(&parts.headers),
             record,
             finish,
             upgrade: None,
@@ -231,7 +250,7 @@ impl Downstream {
         mut parts: Parts,
         target: Target,
         body: Incoming,
-        visit: &Visit,
+        visit: &mut Visit,
         watch: &Arc<Watch>,
         settings: &'a Settings,
     ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
@@ -242,6 +261,9 @@ impl Downstream {
         let upstream = route.and_then(|route| route.upstream.as_ref());
         let exchange = upstream.unwrap_or(&self.exchange);
         let route = route.map(|route| &route.rules);
+        if let Some(route) = route {
+            visit.finish.takes(&route.path);
+        }
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
@@ -419,6 +441,5 @@ fn refuse(trouble: Trouble, visit: &mut Visit, settings: &Settings) -> Response<
         }
     }
     visit.finish.failed(trouble.as_str());
-    let retry_after = settings.retry_after.as_secs().max(1);
-    answers::own(trouble, visit.wants_json, retry_after, request)
+    answers::own(trouble, visit.wants_json, settings, request)
 }

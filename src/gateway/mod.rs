@@ -8,7 +8,7 @@ mod log;
 mod sizing;
 mod upstreams;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
@@ -21,7 +21,7 @@ use self::board::GatewayBoard;
 use self::upstreams::Upstreams;
 use crate::admin::Admin;
 use crate::config::{Config, Loaded, Source, Sources};
-use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
+use crate::downstream::{self, AccessLog, Downstream, Listener, Listeners, Pages, Routes, Style};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
@@ -84,11 +84,14 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// `logrotate`'s word for: the log is another file now.
+    user1: Signal,
 }
 
 enum Order {
     Stop,
     Reload,
+    ReopenLog,
 }
 
 impl Signals {
@@ -97,6 +100,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -106,6 +110,7 @@ impl Signals {
             _ = self.terminate.recv() => Order::Stop,
             _ = self.interrupt.recv() => Order::Stop,
             _ = self.hangup.recv() => Order::Reload,
+            _ = self.user1.recv() => Order::ReopenLog,
         }
     }
 
@@ -125,16 +130,21 @@ async fn serve(sources: Sources, config: Config, reload: bool) -> Result<ExitCod
     loop {
         match signals.next().await {
             Order::Reload => gateway.reload(),
+            Order::ReopenLog => gateway.reopen_log(),
             Order::Stop => break,
         }
     }
-    tokio::select! {
-        code = gateway.drain() => Ok(code),
+    let access_log = gateway.downstream.access_log.clone();
+    let code = tokio::select! {
+        code = gateway.drain() => code,
         () = signals.stop() => {
             tracing::warn!("stopped at once by a second signal");
-            Ok(ExitCode::FAILURE)
+            ExitCode::FAILURE
         }
-    }
+    };
+    // Whatever the end was like, it is told to the last line.
+    access_log.finish().await;
+    Ok(code)
 }
 
 /// What the gateway's own state is, for health and status.
@@ -176,6 +186,9 @@ impl Gateway {
             format_args!("write to spool_dir {}", config.spool_dir.display()),
         ))?;
         spool.set(&config.bodies);
+        let pages = pages(&config).map_err(StartError)?;
+        let access_log = AccessLog::start(access_log_path(&config), metrics.clone())
+            .map_err(cannot("open the access log"))?;
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
@@ -198,9 +211,11 @@ impl Gateway {
             terms(&config),
         );
         let asking = Arc::clone(&hub);
+        let ticking = access_log.clone();
         // An upstream looks after its slots itself.
         let linked = !matches!(config.workers.source, Source::Upstream(_));
         tokio::spawn(sweeper.clone().run(move || {
+            ticking.tick();
             if linked {
                 expiring.expire();
                 for stuck in expiring.stuck() {
@@ -282,8 +297,9 @@ impl Gateway {
             exchange: exchange.clone(),
             spool,
             metrics,
+            access_log,
             sweeper,
-            settings: RwLock::new(Arc::new(settings(&config, routes))),
+            settings: RwLock::new(Arc::new(settings(&config, routes, pages))),
             drain: CancellationToken::new(),
             end_tunnels: CancellationToken::new(),
         });
@@ -339,19 +355,30 @@ impl Gateway {
             .write()
             .expect("no code that holds this lock panics") = new_limits.clone();
         let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
-        self.downstream.set(settings(&config, routes));
+        let pages = pages(&config).unwrap_or_else(|error| {
+            tracing::error!("{error}; the old ones stay");
+            self.downstream.settings().pages.clone()
+        });
+        self.downstream.set(settings(&config, routes, pages));
         self.downstream.spool.set(&config.bodies);
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
         self.hub.set_terms(terms(&config));
         self.config = self.config.clone().reloaded(config);
+        self.reopen_log();
         if let (Some(supervisor), Source::App(app)) =
             (&self.supervisor, &self.config.workers.source)
         {
             supervisor.reload(app.clone());
         }
         tracing::info!("configuration reloaded");
+    }
+
+    /// Lines from now on go to the file that has the configured name now.
+    fn reopen_log(&self) {
+        let path = access_log_path(&self.config);
+        self.downstream.access_log.reopen(path);
     }
 
     /// Takes nothing new, finishes what is there within the grace, and ends everything.
@@ -435,7 +462,20 @@ fn terms(config: &Config) -> Terms {
     }
 }
 
-fn settings(config: &Config, routes: Routes) -> downstream::Settings {
+/// Where the access log goes. What is off touches no file.
+fn access_log_path(config: &Config) -> Option<PathBuf> {
+    Style::new(&config.access_log).and(config.access_log.path.clone())
+}
+
+fn pages(config: &Config) -> Result<Pages, String> {
+    let Some(folder) = &config.error_pages else {
+        return Ok(Pages::default());
+    };
+    let what = |error| format!("cannot read error_pages {}: {error}", folder.display());
+    Pages::read(folder).map_err(what)
+}
+
+fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         max_body: config.max_body,
@@ -453,5 +493,7 @@ fn settings(config: &Config, routes: Routes) -> downstream::Settings {
             on_disconnect: config.slots.on_disconnect,
         },
         retry_after: config.slots.queue_timeout,
+        pages,
+        access_log: Style::new(&config.access_log),
     }
 }

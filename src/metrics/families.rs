@@ -134,6 +134,11 @@ pub const LEFTOVER_FETCHES: Family = counter(
     &[],
     "Unsafe fetches that a join did not need and that ran out, their result dropped",
 );
+pub const ACCESS_LOG_DROPPED: Family = counter(
+    "layby_access_log_dropped_total",
+    &[],
+    "Lines of the access log that could not be written: the disk was full, or whoever reads them is behind",
+);
 pub const WORKER_RESTARTS: Family = counter(
     "layby_worker_restarts_total",
     &[of("reason", RestartReason::MEANINGS)],
@@ -200,6 +205,7 @@ pub const ALL: &[Family] = &[
     FETCHES,
     FETCH_SECONDS,
     LEFTOVER_FETCHES,
+    ACCESS_LOG_DROPPED,
     WORKER_RESTARTS,
     BUILD_INFO,
     PROCESS_CPU_SECONDS,

@@ -68,6 +68,7 @@ struct Series {
     origins: HashMap<String, Origin>,
     other_origin: Origin,
     leftover_fetches: IntCounter,
+    access_log_dropped: IntCounter,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
     process: Mutex<Process>,
@@ -130,6 +131,7 @@ impl Metrics {
                 .collect(),
             other_origin: origin(OTHER),
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
+            access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
             process: Mutex::new(Process::new(&registry)),
             registry,
@@ -217,6 +219,11 @@ impl Metrics {
     /// An unsafe fetch that its join did not need ran out.
     pub fn leftover_fetch(&self) {
         self.0.leftover_fetches.inc();
+    }
+
+    /// So many lines of the access log are lost.
+    pub fn access_log_dropped(&self, lines: usize) {
+        self.0.access_log_dropped.inc_by(lines as u64);
     }
 
     pub fn worker_restarted(&self, reason: RestartReason) {

@@ -1,5 +1,6 @@
 //! All integration tests, in one binary.
 
+mod access_log;
 mod answers;
 mod bodies;
 mod connections;
