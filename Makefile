@@ -78,7 +78,7 @@ test-docs: python debug ## What the documents say, tried out
 	$(PYTEST) tests/docs
 
 .PHONY: test-e2e
-test-e2e: python postgresql prometheus debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus node debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
@@ -136,6 +136,10 @@ postgresql:
 .PHONY: prometheus
 prometheus:
 	@scripts/need-prometheus
+
+.PHONY: node
+node:
+	@scripts/need-node
 
 .PHONY: debug release
 debug:
