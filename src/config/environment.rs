@@ -16,6 +16,7 @@ const OTHERS: &[&str] = &[
     "LAYBY_DEBUG",
     "LAYBY_TOKEN",
     "LAYBY_LOG",
+    "LAYBY_HANDOVER",
 ];
 
 #[derive(Default)]

@@ -83,8 +83,9 @@ pub(super) const KEYS: &[Key] = &[
         },
         example: "0.0.0.0:8000",
         flag: Some("--listen"),
-        restart: true,
-        doc: "Where clients connect: addresses with port, or `unix:PATH`.",
+        doc: "Where clients connect: addresses with port, `unix:PATH`, or sockets that systemd holds: \
+              `systemd` for all of them, `systemd:NAME` for those with this `FileDescriptorName`. A reload \
+              opens new ones and closes those that are gone.",
         ..PLAIN
     },
     Key {
@@ -120,6 +121,31 @@ pub(super) const KEYS: &[Key] = &[
         example: "10.0.0.0/8",
         doc: "Peers whose `X-Forwarded-*` and `Forwarded` are believed: addresses, networks, \
               or `unix` for every peer on a Unix-socket listener.",
+        ..PLAIN
+    },
+    Key {
+        name: "forwarding_headers",
+        kind: Kind::Word(&["any", "x-forwarded", "forwarded"]),
+        default: Default::Value {
+            text: "any",
+            because: "proxies differ; where both kinds come and disagree, the request is refused",
+        },
+        example: "x-forwarded",
+        doc: "Which headers the `trusted_proxies` write. The other kind is then removed: it may be the client's, \
+              whom a proxy that does not know it lets pass.",
+        ..PLAIN
+    },
+    Key {
+        name: "proxy_protocol",
+        kind: Kind::Trusted,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "whoever may send such a header chooses the client's address",
+        },
+        example: "10.0.0.7",
+        doc: "Peers whose connections begin with a PROXY protocol header, version 1 or 2, without exception: \
+              addresses, networks, or `unix` for every peer on a Unix-socket listener. From all others it is no request.",
         ..PLAIN
     },
     Key {
@@ -280,6 +306,19 @@ pub(super) const KEYS: &[Key] = &[
         example: "30m",
         doc: "How long a tunnel, which is what a connection becomes after an upgrade such as WebSocket's, may carry \
               nothing either way; then it is closed. Only HTTP upstreams have them.",
+        ..PLAIN
+    },
+    Key {
+        name: "drain_delay",
+        kind: Kind::Duration,
+        range: Some(("0s", "1h")),
+        default: Default::Value {
+            text: "0s",
+            because: "one gateway beside one application; a balancer that looks every few seconds needs as many",
+        },
+        example: "5s",
+        doc: "Before a drain closes the door: `/readyz` is red already, and clients are still let in, until \
+              the balancer has seen it.",
         ..PLAIN
     },
     Key {

@@ -40,6 +40,9 @@ pub struct Config {
     pub admin: SocketAddr,
     pub probes: Option<SocketAddr>,
     pub trusted_proxies: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY protocol header.
+    pub proxy_protocol: Vec<Trusted>,
     pub max_body: u64,
     pub spool_dir: PathBuf,
     pub bodies: Bodies,
@@ -47,6 +50,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long a tunnel may carry nothing.
     pub tunnel_timeout: Duration,
+    /// Red in readiness, and still open.
+    pub drain_delay: Duration,
     pub log_format: LogFormat,
     /// HTTP/2 by ALPN on the listeners of `tls`.
     pub http2: bool,
@@ -91,14 +96,33 @@ pub struct Clients {
 pub enum Listen {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// Sockets that systemd holds: all, or those of this name.
+    Systemd(Option<String>),
 }
 
-/// Whose forwarding headers are believed.
+/// Who tells the truth about clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trusted {
     Net(IpNet),
     /// Every peer on a Unix-socket listener.
     Unix,
+}
+
+impl Listen {
+    /// As it is written in `listen`; None if it is no such entry.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        values::Value::parse(text).ok()
+    }
+}
+
+/// Which headers of trusted proxies are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardingHeaders {
+    /// Both, if they agree.
+    Any,
+    XForwarded,
+    Forwarded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -365,7 +389,6 @@ impl Config {
             (old, _) => old,
         };
         Config {
-            listen: self.listen,
             admin: self.admin,
             probes: self.probes,
             spool_dir: self.spool_dir,
@@ -414,7 +437,6 @@ impl Config {
                 .map(|database| database.url.clone())
         };
         [
-            ("listen", self.listen != new.listen),
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
             ("spool_dir", self.spool_dir != new.spool_dir),
@@ -429,6 +451,23 @@ impl Config {
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
         .collect()
+    }
+}
+
+impl ForwardingHeaders {
+    pub const ALL: [ForwardingHeaders; 3] = [
+        ForwardingHeaders::Any,
+        ForwardingHeaders::XForwarded,
+        ForwardingHeaders::Forwarded,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ForwardingHeaders::Any => "any",
+            ForwardingHeaders::XForwarded => "x-forwarded",
+            ForwardingHeaders::Forwarded => "forwarded",
+        }
     }
 }
 
@@ -528,6 +567,8 @@ impl std::fmt::Display for Listen {
         match self {
             Listen::Tcp(address) => address.fmt(f),
             Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Systemd(None) => f.write_str("systemd"),
+            Listen::Systemd(Some(name)) => write!(f, "systemd:{name}"),
         }
     }
 }

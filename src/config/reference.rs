@@ -129,7 +129,7 @@ fn describe(key: &Key) -> String {
         }
         Kind::Path => "path".to_owned(),
         Kind::Address => "IP address with port".to_owned(),
-        Kind::Listen => "IP address with port, or `unix:PATH`".to_owned(),
+        Kind::Listen => "IP address with port, `unix:PATH`, `systemd` or `systemd:NAME`".to_owned(),
         Kind::Trusted => "address, network, or `unix`".to_owned(),
         Kind::App => "`module:object`".to_owned(),
         Kind::UnixSocket => "`unix:PATH`".to_owned(),

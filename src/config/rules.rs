@@ -26,6 +26,8 @@ impl Reader {
         let admin: SocketAddr = self.one("admin");
         let probes = self.optional("probes");
         let trusted_proxies = self.list("trusted_proxies");
+        let forwarding_headers = self.one("forwarding_headers");
+        let proxy_protocol = self.list("proxy_protocol");
         let max_body = self.one::<Size>("max_body").0;
         let spool_dir = self.one("spool_dir");
         let bodies = Bodies {
@@ -43,6 +45,7 @@ impl Reader {
         };
         let drain_timeout = self.one("drain_timeout");
         let tunnel_timeout = self.one("tunnel_timeout");
+        let drain_delay = self.one("drain_delay");
         let log_format = self.one("log_format");
         let error_pages = self.optional("error_pages");
         let http2 = self.one("http2");
@@ -100,12 +103,15 @@ impl Reader {
             admin,
             probes,
             trusted_proxies,
+            forwarding_headers,
+            proxy_protocol,
             max_body,
             spool_dir,
             bodies,
             clients,
             drain_timeout,
             tunnel_timeout,
+            drain_delay,
             log_format,
             http2,
             h2c,
@@ -333,6 +339,9 @@ fn addresses(
 fn overlap(one: &Listen, other: &Listen) -> bool {
     match (one, other) {
         (Listen::Unix(one), Listen::Unix(other)) => one == other,
+        (Listen::Systemd(one), Listen::Systemd(other)) => {
+            one.is_none() || other.is_none() || one == other
+        }
         (Listen::Tcp(one), Listen::Tcp(other)) => {
             let same_family = one.is_ipv4() == other.is_ipv4();
             let any = one.ip().is_unspecified() || other.ip().is_unspecified();

@@ -94,6 +94,8 @@ fn the_sample_of_the_contract_is_valid() {
         admin: ([127, 0, 0, 1], 9180).into(),
         probes: Some(([0, 0, 0, 0], 9181).into()),
         trusted_proxies: vec![Trusted::Net("10.0.0.0/8".parse().expect("a network"))],
+        forwarding_headers: ForwardingHeaders::Any,
+        proxy_protocol: Vec::new(),
         max_body: 100 << 20,
         spool_dir: "/var/tmp".into(),
         bodies: Bodies {
@@ -111,6 +113,7 @@ fn the_sample_of_the_contract_is_valid() {
         },
         drain_timeout: Duration::from_secs(30),
         tunnel_timeout: Duration::from_secs(600),
+        drain_delay: Duration::ZERO,
         log_format: LogFormat::Text,
         http2: true,
         h2c: false,
@@ -190,7 +193,7 @@ fn each_source_of_workers_is_enough() {
 #[test]
 fn values_have_the_spellings_of_the_contract() {
     let text = r#"
-        listen = ["127.0.0.1:8000", "[::1]:8000", "unix:/run/layby/http.sock"]
+        listen = ["127.0.0.1:8000", "[::1]:8000", "unix:/run/layby/http.sock", "systemd:web", "systemd:more"]
         trusted_proxies = ["unix", "10.0.0.7", "fd00::/8"]
         max_body = 1_000
         drain_timeout = "0s"
@@ -204,6 +207,7 @@ fn values_have_the_spellings_of_the_contract() {
         config.listen[2],
         Listen::Unix("/run/layby/http.sock".into())
     );
+    assert_eq!(config.listen[3], Listen::Systemd(Some("web".to_owned())));
     assert_eq!(config.trusted_proxies[0], Trusted::Unix);
     assert_eq!(config.max_body, 1000);
     assert_eq!(config.drain_timeout, Duration::ZERO);
@@ -893,6 +897,27 @@ fn a_mistake_says_what_to_write() {
         (
             "listen = []",
             "listen: is empty; write at least one address",
+        ),
+        (
+            "listen = \"systemd:\"",
+            "listen: \"systemd:\" has no name that systemd could give; write the FileDescriptorName of the socket \
+             unit, or systemd for every socket",
+        ),
+        (
+            "listen = [\"systemd:web\", \"systemd\"]",
+            "listen: systemd is taken by listen already; write another",
+        ),
+        (
+            "proxy_protocol = \"on\"",
+            "proxy_protocol: \"on\" is not an address, a network or unix; write it like \"10.0.0.7\"",
+        ),
+        (
+            "forwarding_headers = \"both\"",
+            "forwarding_headers: \"both\" is not one of the values; write \"any\", \"x-forwarded\" or \"forwarded\"",
+        ),
+        (
+            "drain_delay = \"2h\"",
+            "drain_delay: \"2h\" is too large; write \"0s\" to \"1h\"",
         ),
         (
             "listen = [\"127.0.0.1:80\", \"0.0.0.0:80\"]",

@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use super::keys::Kind;
 use super::mistakes::Problem;
 use super::{
-    AccessFormat, BodyMode, ClientAuth, LogFormat, Mode, OnDisconnect, Secret, TlsVersion,
+    AccessFormat, BodyMode, ClientAuth, ForwardingHeaders, LogFormat, Mode, OnDisconnect, Secret,
+    TlsVersion,
 };
 
 pub(super) use addresses::UnixSocket;
@@ -38,6 +39,20 @@ pub(super) trait Value: Sized {
 }
 
 impl Value for LogFormat {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for ForwardingHeaders {
     fn is(kind: Kind) -> bool {
         matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
     }

@@ -179,10 +179,10 @@ pub fn passed_on(
     };
     strip_hop_by_hop(&mut headers);
     let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
-    if status == StatusCode::NO_CONTENT {
+    // A 204 ends with its head, which goes without saying; a 205 says that its body is empty.
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT) {
         headers.remove(CONTENT_LENGTH);
     }
-    let bodiless = is_bodiless(status, method);
     let same = |len| match length {
         Some(length) if length != len => Err(Trouble::BadAnswer(
             "Content-Length is not the length of the body",
@@ -192,8 +192,7 @@ pub fn passed_on(
     let body = match body {
         AnswerBody::Unreadable(why) => return Err(Trouble::BadAnswer(why)),
         AnswerBody::Tunnel(_) => unreachable!("it has been taken out above"),
-        _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
-        AnswerBody::Whole(_) | AnswerBody::File(_) if bodiless && *method != Method::HEAD => {
+        _ if has_no_body(status) || (*method == Method::HEAD && length.is_some()) => {
             Body::whole(Bytes::new())
         }
         AnswerBody::Whole(bytes) => {
@@ -228,7 +227,14 @@ fn response(
 
 /// Whether no body follows the head, whatever the answer has.
 pub fn is_bodiless(status: StatusCode, method: &Method) -> bool {
-    *method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+    *method == Method::HEAD || has_no_body(status)
+}
+
+fn has_no_body(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+    )
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {

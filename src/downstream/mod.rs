@@ -4,15 +4,18 @@
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
 mod access_log;
-mod answers;
+pub(crate) mod answers;
 mod collect;
 mod finish;
 pub(crate) mod forwarded;
+pub(crate) mod framing;
 pub(crate) mod head;
 mod listen;
 mod pace;
 mod pages;
+pub(crate) mod proxy;
 mod routes;
+mod seldom;
 mod upgrade;
 mod watch;
 
@@ -33,11 +36,12 @@ use tokio_util::sync::CancellationToken;
 use self::answers::{Body, Trouble};
 use self::collect::collect;
 use self::finish::{Finish, Line};
-use self::forwarded::Peer;
+use self::forwarded::{Peer, Trust};
+use self::framing::{Framed, Heads, MAX_HEAD, Refused};
 use self::head::Target;
 use self::listen::Stream;
 use self::watch::{Watch, Watched};
-use crate::config::{BodyMode, Trusted};
+use crate::config::{BodyMode, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
@@ -48,7 +52,7 @@ use crate::trace::Trace;
 use crate::tunnel::Resumed;
 
 pub use access_log::{AccessLog, Style};
-pub use listen::{Listener, Listeners};
+pub use listen::{Adopted, Listener, Listeners};
 pub use pace::Rate;
 pub use pages::Pages;
 pub use routes::{Route, Routes};
@@ -56,9 +60,6 @@ pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Largest request head.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// What has reached this machine when a drain begins, connections and requests, is taken in within
 /// this time. What comes later meets a closed door.
@@ -72,6 +73,9 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub trusted: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY header.
+    pub proxied: Vec<Trusted>,
     pub max_body: u64,
     /// Of connections that are yet to come.
     pub bounds: Bounds,
@@ -124,13 +128,25 @@ impl Downstream {
 
     /// Serves one connection to its end.
     async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(&watch)));
+        let heads = Arc::new(Heads::default());
+        let watched = Watched::new(stream, Arc::clone(&watch));
+        let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
+            let refused = heads.next_request();
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
+            let answered = Arc::clone(&self).handle(request, refused, peer, Arc::clone(&watch));
+            let heads = Arc::clone(&heads);
+            Box::pin(async move {
+                let response = answered.await?;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    heads.open_tunnel();
+                }
+                Ok::<_, ClientLeft>(response)
+            })
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.max_header_size(MAX_HEAD);
+        // `Framed` has the bound; what it has escaped may be longer than what came.
+        http.max_header_size(2 * MAX_HEAD);
         let mut connection = http.serve_connection(io, service);
         let drain = self.drain_begun();
         tokio::pin!(drain);
@@ -141,12 +157,12 @@ impl Downstream {
                 ended = &mut connection => match ended {
                     Ok(()) => {
                         let parts = connection.into_parts();
-                        let stream = parts.io.into_inner().stream;
+                        let framed = parts.io.into_inner();
                         if let Some(tunnel) = watch.take_tunnel() {
-                            let line = Resumed { read: parts.read_buf, line: stream };
+                            let line = Resumed { read: parts.read_buf, line: framed };
                             Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
                         } else if watch.is_unread() {
-                            Box::pin(linger(stream)).await;
+                            Box::pin(linger(framed.stream.stream)).await;
                         }
                         return;
                     }
@@ -157,19 +173,27 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if !watch.is_sending() && heads.give_up() {
+                        watch.within(LINGER);
+                        continue;
+                    }
                     tracing::debug!("connection closed: too slow or idle");
                     break watch.is_sending();
                 }
                 () = &mut drain, if !draining => {
                     draining = true;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    // A request whose head has begun to come is the last, but served.
+                    if !heads.is_mid_head() {
+                        std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    }
                 }
             }
         };
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            connection.into_parts().io.into_inner().stream.reset();
+            let watched = connection.into_parts().io.into_inner().stream;
+            watched.stream.reset();
         }
     }
 
@@ -177,6 +201,7 @@ impl Downstream {
     async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
+        refused: Option<Refused>,
         peer: Peer,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
@@ -184,12 +209,22 @@ impl Downstream {
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
         let upgrade = upgrade::asked(&parts);
-        let vetted = head::vet(&mut parts).map_err(Trouble::Refused);
-        let mut visit = self.identify(&mut parts, peer, &settings, &watch);
+        let vetted = match refused {
+            // It stands for what came instead, and what comes behind that is not read as anything.
+            Some(refused) => {
+                watch.set_unread(true);
+                parts.uri = refused.target;
+                Err(refused.refusal)
+            }
+            None => head::vet(&mut parts),
+        };
+        let (mut visit, told) = self.identify(&mut parts, peer, &settings, &watch);
         visit.upgrade = upgrade;
         let answered = async {
+            let target = vetted.and_then(|target| told.map(|()| target));
+            let target = target.map_err(Trouble::Refused)?;
             let (request, later, exchange) = self
-                .receive(parts, vetted?, body, &mut visit, &watch, &settings)
+                .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
             pass(exchange, request, later, &watch, &settings).await
         };
@@ -203,18 +238,22 @@ impl Downstream {
         }
     }
 
-    /// Who asks, and what the request is called. From here on it is counted, whatever becomes of it, so this
-    /// comes before a refusal of its head.
+    /// Who asks, if that can be told in one way, and what the request is called. From here on it is counted,
+    /// whatever becomes of it, so this comes before a refusal of its head.
     fn identify(
         &self,
         parts: &mut Parts,
         peer: Peer,
         settings: &Settings,
         watch: &Arc<Watch>,
-    ) -> Visit {
+    ) -> (Visit, Result<(), head::Refusal>) {
         let arrived = Instant::now();
         let id = forwarded::request_id(peer, &settings.trusted, &parts.headers);
-        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        let trust = Trust {
+            proxies: &settings.trusted,
+            headers: settings.forwarding_headers,
+        };
+        let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
         let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
         let line = settings.access_log.map(|style| {
             Box::new(Line {
@@ -233,14 +272,15 @@ impl Downstream {
             arrived,
             line,
         );
-        Visit {
+        let visit = Visit {
             client,
             method: parts.method.clone(),
             wants_json: answers::wants_json(&parts.headers),
             record,
             finish,
             upgrade: None,
-        }
+        };
+        (visit, told)
     }
 
     /// Takes in the whole body, or leaves it where it is if its route says so. Also tells where the request is

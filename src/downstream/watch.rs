@@ -103,8 +103,13 @@ impl Watch {
             asking: Mutex::default(),
             tunnel: Mutex::default(),
         };
-        watch.within(bounds.idle);
+        watch.idle();
         Arc::new(watch)
+    }
+
+    /// The connection waits for its client's next word.
+    pub fn idle(&self) {
+        self.within(self.bounds.idle);
     }
 
     /// What is going on now has so long.

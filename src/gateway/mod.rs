@@ -4,10 +4,13 @@
 //! outbound, workers, listeners; and the other way round. What a part does is its own business.
 
 mod board;
+mod handover;
 mod log;
+mod notify;
 mod sizing;
 mod upstreams;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -18,9 +21,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::board::GatewayBoard;
+use self::handover::{Inherited, Program};
+use self::notify::Manager;
 use self::upstreams::Upstreams;
 use crate::admin::Admin;
-use crate::config::{Config, Loaded, Source, Sources};
+use crate::config::{Config, Listen, Loaded, Source, Sources};
 use crate::downstream::{self, AccessLog, Downstream, Listener, Listeners, Pages, Routes, Style};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
@@ -62,21 +67,35 @@ pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
         tracing::warn!("{warning}");
     }
     loaded.effective.log();
+    let program = Program::this();
+    let inherited = Inherited::take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload)),
+        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload, inherited, &program)),
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
-        Ok(code) => code,
+        Ok(Ended::Stopped(code)) => code,
+        Ok(Ended::Succeeded(sockets, inherited)) => {
+            let error = program.succeed(sockets, inherited);
+            tracing::error!(%error, "cannot hand over");
+            ExitCode::FAILURE
+        }
         Err(StartError(why)) => {
             tracing::error!("{why}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// How the gateway's time is over.
+enum Ended {
+    Stopped(ExitCode),
+    /// Nothing is under way, and a new program is to have these sockets.
+    Succeeded(Vec<(Listen, OwnedFd)>, Inherited),
 }
 
 /// The signals that the gateway obeys.
@@ -86,11 +105,13 @@ struct Signals {
     hangup: Signal,
     /// `logrotate`'s word for: the log is another file now.
     user1: Signal,
+    user2: Signal,
 }
 
 enum Order {
     Stop,
     Reload,
+    Upgrade,
     ReopenLog,
 }
 
@@ -101,6 +122,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -111,6 +133,7 @@ impl Signals {
             _ = self.interrupt.recv() => Order::Stop,
             _ = self.hangup.recv() => Order::Reload,
             _ = self.user1.recv() => Order::ReopenLog,
+            _ = self.user2.recv() => Order::Upgrade,
         }
     }
 
@@ -120,31 +143,103 @@ impl Signals {
     }
 }
 
-async fn serve(sources: Sources, config: Config, reload: bool) -> Result<ExitCode, StartError> {
+async fn serve(
+    sources: Sources,
+    config: Config,
+    reload: bool,
+    inherited: Inherited,
+    program: &Program,
+) -> Result<Ended, StartError> {
+    let manager = Manager::from_env();
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, config, reload);
+    let starting = Gateway::start(sources, config, reload, inherited);
     let mut gateway = tokio::select! {
         started = starting => started?,
-        () = signals.stop() => return Ok(ExitCode::SUCCESS),
+        () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
     };
-    loop {
-        match signals.next().await {
-            Order::Reload => gateway.reload(),
-            Order::ReopenLog => gateway.reopen_log(),
-            Order::Stop => break,
-        }
+    manager.ready();
+    let working = work(&mut gateway, &mut signals, program, &manager);
+    let succeed = match manager.heartbeat() {
+        None => working.await,
+        Some(pause) => tokio::select! {
+            succeed = working => succeed,
+            () = beat(&manager, pause) => unreachable!("a heart beats for ever"),
+        },
+    };
+    // A successor tells the manager itself that it is ready.
+    match succeed {
+        true => manager.reloading(),
+        false => manager.stopping(),
     }
+    let (mut kept, inherited) = match succeed {
+        true => (
+            Some(gateway.listeners.keep()),
+            std::mem::take(&mut gateway.inherited),
+        ),
+        false => (None, Inherited::default()),
+    };
     let access_log = gateway.downstream.access_log.clone();
-    let code = tokio::select! {
-        code = gateway.drain() => code,
-        () = signals.stop() => {
-            tracing::warn!("stopped at once by a second signal");
-            ExitCode::FAILURE
+    let draining = gateway.drain(!succeed);
+    tokio::pin!(draining);
+    let code = loop {
+        tokio::select! {
+            code = &mut draining => break code,
+            () = signals.stop() => match kept.take() {
+                Some(_) => tracing::info!("no upgrade: a signal to stop came"),
+                None => {
+                    tracing::warn!("stopped at once by a second signal");
+                    break ExitCode::FAILURE;
+                }
+            },
         }
     };
     // Whatever the end was like, it is told to the last line.
     access_log.finish().await;
-    Ok(code)
+    Ok(match kept {
+        Some(kept) => {
+            let sockets = kept.sockets().map_err(cannot("keep the sockets"))?;
+            tracing::info!(sockets = sockets.len(), "the new program takes over");
+            Ended::Succeeded(sockets, inherited)
+        }
+        None => Ended::Stopped(code),
+    })
+}
+
+/// Obeys until the gateway is to end; true, if a new program is to take over.
+async fn work(
+    gateway: &mut Gateway,
+    signals: &mut Signals,
+    program: &Program,
+    manager: &Manager,
+) -> bool {
+    loop {
+        match signals.next().await {
+            Order::Stop => return false,
+            Order::Reload => {
+                manager.reloading();
+                gateway.reload();
+                manager.ready();
+            }
+            Order::ReopenLog => gateway.reopen_log(),
+            // Before anything is given up for it.
+            Order::Upgrade => tokio::select! {
+                checked = program.check() => match checked {
+                    Ok(()) => return true,
+                    Err(why) => tracing::error!("upgrade refused, the old program goes on:\n{why}"),
+                },
+                () = signals.stop() => return false,
+            },
+        }
+    }
+}
+
+/// Tells the manager in time, for ever, that this thread is not stuck.
+async fn beat(manager: &Manager, pause: Duration) {
+    let mut pauses = tokio::time::interval(pause);
+    loop {
+        pauses.tick().await;
+        manager.alive();
+    }
 }
 
 /// What the gateway's own state is, for health and status.
@@ -166,6 +261,7 @@ struct Gateway {
     downstream: Arc<Downstream>,
     exchange: Exchange,
     listeners: Listeners,
+    inherited: Inherited,
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
@@ -174,12 +270,18 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start(sources: Sources, config: Config, reload: bool) -> Result<Self, StartError> {
+    async fn start(
+        sources: Sources,
+        config: Config,
+        reload: bool,
+        mut inherited: Inherited,
+    ) -> Result<Self, StartError> {
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
-            bound.push(Listener::bind(listen).map_err(cannot(format_args!("listen on {listen}")))?);
+            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
         }
+        inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
         let count = sizing::slots(&config).await.map_err(StartError)?;
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
@@ -269,6 +371,7 @@ impl Gateway {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
+                plan.hidden = &handover::VARIABLES;
                 tracing::info!(
                     processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
                 );
@@ -303,7 +406,7 @@ impl Gateway {
             drain: CancellationToken::new(),
             end_tunnels: CancellationToken::new(),
         });
-        let listeners = Listeners::default();
+        let mut listeners = Listeners::default();
         let mut listen = Vec::new();
         for listener in bound {
             let address = listener.address().map_err(cannot("tell the address"))?;
@@ -324,6 +427,7 @@ impl Gateway {
             downstream,
             exchange,
             listeners,
+            inherited,
             admin,
             limits,
             stop_link,
@@ -338,6 +442,13 @@ impl Gateway {
             Ok(loaded) => loaded,
             Err(mistakes) => {
                 tracing::error!("reload refused, the old configuration stays:\n{mistakes}");
+                return;
+            }
+        };
+        let opened = match self.open(&loaded.config) {
+            Ok(opened) => opened,
+            Err(why) => {
+                tracing::error!("reload refused, the old configuration stays: {why}");
                 return;
             }
         };
@@ -365,6 +476,10 @@ impl Gateway {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
         self.hub.set_terms(terms(&config));
+        for listener in opened {
+            self.listeners.add(listener, Arc::clone(&self.downstream));
+        }
+        self.listeners.retain(&config.listen);
         self.config = self.config.clone().reloaded(config);
         self.reopen_log();
         if let (Some(supervisor), Source::App(app)) =
@@ -375,16 +490,37 @@ impl Gateway {
         tracing::info!("configuration reloaded");
     }
 
+    /// The listeners that this configuration has and the present one has not.
+    fn open(&mut self, config: &Config) -> Result<Vec<Listener>, String> {
+        let present: Vec<Listen> = self.listeners.entries().cloned().collect();
+        let mut opened = Vec::new();
+        for entry in config
+            .listen
+            .iter()
+            .filter(|entry| !present.contains(entry))
+        {
+            opened.extend(listen(&mut self.inherited, entry)?);
+            tracing::info!(listen = %entry, "listener opened");
+        }
+        Ok(opened)
+    }
+
     /// Lines from now on go to the file that has the configured name now.
     fn reopen_log(&self) {
         let path = access_log_path(&self.config);
         self.downstream.access_log.reopen(path);
     }
 
-    /// Takes nothing new, finishes what is there within the grace, and ends everything.
-    async fn drain(self) -> ExitCode {
+    /// Takes nothing new, finishes what is there within the grace, and ends everything. If it is announced,
+    /// readiness is red for a while before the doors close.
+    async fn drain(mut self, announced: bool) -> ExitCode {
         let grace = self.config.drain_timeout;
         self.state.draining.store(true, Relaxed);
+        if announced && !self.config.drain_delay.is_zero() {
+            tracing::info!(delay = ?self.config.drain_delay, "readiness is red, the doors close later");
+            tokio::time::sleep(self.config.drain_delay).await;
+        }
+        self.listeners.shut();
         self.downstream.drain.cancel();
         tracing::info!(
             connections = self.listeners.connections(), queued = self.slots.queued(),
@@ -446,6 +582,11 @@ impl Gateway {
     }
 }
 
+fn listen(inherited: &mut Inherited, entry: &Listen) -> Result<Vec<Listener>, String> {
+    let listeners = inherited.listen(entry);
+    listeners.map_err(|error| format!("cannot listen on {entry}: {error}"))
+}
+
 fn limits(config: &Config) -> Limits {
     Limits {
         queue: config.slots.queue,
@@ -478,6 +619,8 @@ fn pages(config: &Config) -> Result<Pages, String> {
 fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
+        forwarding_headers: config.forwarding_headers,
+        proxied: config.proxy_protocol.clone(),
         max_body: config.max_body,
         bounds: downstream::Bounds {
             head: config.clients.head_timeout,

@@ -85,6 +85,8 @@ pub struct Plan {
     pub threads: Vec<u16>,
     /// The first process watches the application's files, and sends us a SIGHUP when one changes.
     pub watch: bool,
+    /// Variables of the gateway's environment that are none of theirs.
+    pub hidden: &'static [&'static str],
 }
 
 impl Plan {
@@ -100,6 +102,7 @@ impl Plan {
             link: link.to_owned(),
             threads,
             watch: false,
+            hidden: &[],
         }
     }
 
@@ -122,6 +125,9 @@ impl Plan {
             // Ctrl-C is for the gateway, which then drains its workers.
             .process_group(0)
             .kill_on_drop(true);
+        for variable in self.hidden {
+            command.env_remove(variable);
+        }
         if self.watch && place == 0 {
             command.env(WATCHES_FOR, std::process::id().to_string());
         } else {

@@ -209,6 +209,20 @@ async fn a_reload_replaces_every_worker_while_requests_flow() {
 }
 
 #[tokio::test]
+async fn reloads_that_come_while_one_runs_become_one_more() {
+    let gateway = app(2, 2).file("").run().await;
+    for times in 1..=6 {
+        gateway.signal(Signal::HUP);
+        gateway.logged_times("configuration reloaded", times).await;
+    }
+    gateway.logged_times("worker replaced", 3).await;
+    gateway.until("both processes", |s| s.processes == 2).await;
+    gateway.rests().await;
+    let replaced = gateway.log_lines("worker replaced").len();
+    assert!((3..=4).contains(&replaced), "{replaced} for two processes");
+}
+
+#[tokio::test]
 async fn a_reload_that_cannot_import_keeps_the_old_workers() {
     let gateway = app(1, 1).run().await;
     let before = pids(&gateway).await;

@@ -29,7 +29,9 @@ async fn a_head_has_its_time_from_its_first_byte_on() {
             tokio::time::sleep(Duration::from_millis(100)).await;
             client.send(byte).await;
         }
-        assert_eq!(client.closed().await, b"");
+        let answer = client.response().await;
+        assert_eq!(answer.status(), 408);
+        assert_eq!(answer.header("connection"), Some("close"));
     })
     .await;
     assert_eq!(gateway.get("/ping").await.ok(), "pong");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -30,7 +31,12 @@ pub struct Builder {
     /// A command that runs the gateway, if it does not run by itself.
     within: Vec<OsString>,
     folder: TempDir,
+    program: PathBuf,
+    activated: Option<OwnedFd>,
 }
+
+/// As systemd passes a socket: as descriptor 3, to the process of this number.
+const ACTIVATED: &str = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null";
 
 /// A gateway alone: `layby serve`.
 pub fn new(slots: u16) -> Builder {
@@ -63,6 +69,8 @@ impl Builder {
             file: None,
             within: Vec::new(),
             folder,
+            program: env!("CARGO_BIN_EXE_layby").into(),
+            activated: None,
         };
         builder
             .set("listen", "127.0.0.1:0")
@@ -78,6 +86,24 @@ impl Builder {
         let name = key.to_ascii_uppercase().replace('.', "_");
         self.variables.insert(format!("LAYBY_{name}"), value.into());
         self
+    }
+
+    /// Any other variable of the environment.
+    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Runs the gateway under this name.
+    pub fn program(mut self, path: PathBuf) -> Self {
+        self.program = path;
+        self
+    }
+
+    /// Passes a listening socket, as systemd does.
+    pub fn activated(mut self, socket: impl Into<OwnedFd>, name: &str) -> Self {
+        self.activated = Some(socket.into());
+        self.variable("LISTEN_FDNAMES", name)
     }
 
     /// Leaves a key to the file, or its default.
@@ -140,12 +166,21 @@ impl Builder {
             file,
             within,
             folder,
+            program,
+            activated,
         } = self;
         if let Some(text) = file {
             fs::write(folder.path().join("layby.toml"), text).expect("the folder is ours");
         }
         let mut line = within;
-        line.push(env!("CARGO_BIN_EXE_layby").into());
+        let stdin = match activated {
+            None => Stdio::null(),
+            Some(socket) => {
+                line.extend(["sh", "-c", ACTIVATED, "sh"].map(OsString::from));
+                socket.into()
+            }
+        };
+        line.push(program.into());
         let child = Command::new(&line[0])
             .args(&line[1..])
             .arg(command)
@@ -155,7 +190,7 @@ impl Builder {
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("LAYBY_LOG", "debug")
             .envs(variables)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -170,24 +205,11 @@ impl Builder {
     /// A gateway that is ready.
     pub async fn run(self) -> Gateway {
         let (process, folder) = self.start();
-        let ready = process.log.line(" ready listen=").await;
-        let field = |name: &str| {
-            let start = ready.find(&format!(" {name}=")).expect("it is logged") + name.len() + 2;
-            let end = ready[start..].find(" admin=").or(ready[start..].find(' '));
-            let value = &ready[start..start + end.unwrap_or(ready.len() - start)];
-            value.to_owned()
-        };
-        let listen = field("listen")
-            .split(", ")
-            .map(|address| match address.strip_prefix("unix:") {
-                Some(path) => Address::Unix(PathBuf::from(path)),
-                None => Address::Tcp(address.parse().expect("an address")),
-            })
-            .collect();
+        let (listen, admin) = addresses(&process.log.line(READY).await);
         Gateway {
             process,
             listen,
-            admin: Address::Tcp(field("admin").parse().expect("an address")),
+            admin,
             link: folder.path().join("link.sock"),
             folder,
         }
@@ -201,6 +223,28 @@ impl Builder {
         let log = process.log.all().join("\n");
         (status.expect("it is our child"), log)
     }
+}
+
+/// What the gateway says when clients may come.
+const READY: &str = " ready listen=";
+
+/// Where clients connect, and the admin listener.
+fn addresses(ready: &str) -> (Vec<Address>, Address) {
+    let field = |name: &str| {
+        let start = ready.find(&format!(" {name}=")).expect("it is logged") + name.len() + 2;
+        let end = ready[start..].find(" admin=").or(ready[start..].find(' '));
+        let value = &ready[start..start + end.unwrap_or(ready.len() - start)];
+        value.to_owned()
+    };
+    let listen = field("listen");
+    let listen = listen
+        .split(", ")
+        .map(|address| match address.strip_prefix("unix:") {
+            Some(path) => Address::Unix(PathBuf::from(path)),
+            None => Address::Tcp(address.parse().expect("an address")),
+        });
+    let admin = field("admin").parse().expect("an address");
+    (listen.collect(), Address::Tcp(admin))
 }
 
 struct Process {
@@ -262,6 +306,21 @@ impl Log {
         let found = within(&format!("{part:?} in the log"), found).await;
         let found = found.map(drop).ok().and_then(|()| self.find(part));
         found.unwrap_or_else(|| panic!("no {part:?} in the log"))
+    }
+
+    /// Waits until so many lines have this in them; the last of them.
+    async fn lines(&self, part: &str, number: usize) -> String {
+        let matching = || {
+            let lines = self.all().into_iter();
+            let mut lines: Vec<_> = lines.filter(|line| line.contains(part)).collect();
+            lines.truncate(number);
+            lines
+        };
+        let mut count = self.count.clone();
+        let found = count.wait_for(|_| matching().len() == number);
+        let found = within(&format!("{part:?} {number} times in the log"), found).await;
+        drop(found.expect("the log goes on"));
+        matching().pop().expect("there are as many")
     }
 
     async fn ended(&self) {
@@ -452,10 +511,21 @@ impl Gateway {
         self.process.log.line(part).await
     }
 
+    /// Waits until so many lines of the log have this in them.
+    pub async fn logged_times(&self, part: &str, times: usize) {
+        self.process.log.lines(part, times).await;
+    }
+
     /// Lines of the log above debug, with this in them.
     pub fn log_lines(&self, part: &str) -> Vec<String> {
         let shown = |line: &String| !line.contains(" DEBUG ") && line.contains(part);
         self.process.log.all().into_iter().filter(shown).collect()
+    }
+
+    /// Waits until the gateway has become ready so many times in all: after its start, and each upgrade.
+    pub async fn ready_again(&mut self, times: usize) {
+        let ready = self.process.log.lines(READY, times).await;
+        (self.listen, self.admin) = addresses(&ready);
     }
 
     /// Rewrites the configuration file.
