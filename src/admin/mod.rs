@@ -257,6 +257,7 @@ mod tests {
                         state: SlotState::WaitingInPlace,
                         job: Some(Job {
                             request: 71,
+                            request_id: "a1b2".to_owned(),
                             method: "POST".to_owned(),
                             path: ShownPath::new("/checkout?card=4111"),
                             seconds: 0.25,
@@ -355,7 +356,7 @@ mod tests {
             page["slots"]["list"][0],
             json!({
                 "slot": 0, "process": 1, "state": "waiting_in_place",
-                "job": {"request": 71, "method": "POST", "path": "/checkout", "seconds": 0.25},
+                "job": {"request": 71, "request_id": "a1b2", "method": "POST", "path": "/checkout", "seconds": 0.25},
             })
         );
         assert_eq!(page["queue"], json!({"length": 3, "limit": 1000}));

@@ -70,8 +70,10 @@ pub enum SlotState {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Job {
-    /// Id of the request.
+    /// The request's number on the link.
     pub request: u64,
+    /// Its id, as in logs and answers.
+    pub request_id: String,
     pub method: String,
     pub path: ShownPath,
     /// How long the slot has been at it.

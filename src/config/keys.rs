@@ -491,6 +491,19 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "slots.overdue_grace",
+        kind: Kind::Duration,
+        range: Some(("1ms", "24h")),
+        default: Default::Value {
+            text: "30s",
+            because: "a query that is merely slow ends by itself, and costs no process",
+        },
+        example: "10s",
+        doc: "How long a slot may go on with a request whose time is over. Then its process gets no new \
+              requests, and is replaced when the time and the grace of all its others are over too.",
+        ..PLAIN
+    },
+    Key {
         name: "slots.parked",
         kind: Kind::Number,
         range: Some(("1", "1000000")),
@@ -593,6 +606,35 @@ pub(super) const KEYS: &[Key] = &[
         example: "/srv/app/.venv/bin/python",
         flag: Some("--python"),
         doc: "The interpreter; only with `workers.app`.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.max_requests",
+        kind: Kind::Number,
+        range: Some(("1", "1000000000")),
+        default: Default::Unset("any number"),
+        example: "10000",
+        doc: "A worker process is replaced after so many requests, or up to a fifth fewer, so that processes do not \
+              come to it together; only with `workers.app`. None of its requests is lost.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.max_age",
+        kind: Kind::Duration,
+        range: Some(("1s", "8760h")),
+        default: Default::Unset("any age"),
+        example: "24h",
+        doc: "A worker process is replaced at this age, or up to a fifth sooner; as for `workers.max_requests`.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.max_memory",
+        kind: Kind::Size,
+        range: Some(("16MiB", "1024TiB")),
+        default: Default::Unset("any amount"),
+        example: "1GiB",
+        doc: "A worker process is replaced when its resident memory is this large, or up to a fifth smaller; as for \
+              `workers.max_requests`. At twice as much it is killed at once, with the requests in it.",
         ..PLAIN
     },
     Key {
@@ -813,6 +855,9 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("workers.count", "workers.processes"),
     ("workers.threads", "slots.count"),
     ("workers.timeout", "slots.request_timeout"),
+    ("workers.max_requests_jitter", "workers.max_requests"),
+    ("workers.max_rss", "workers.max_memory"),
+    ("workers.lifetime", "workers.max_age"),
     ("workers.module", "workers.app"),
     ("workers.socket", "workers.link"),
     ("workers.url", "workers.upstream"),

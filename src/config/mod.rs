@@ -185,6 +185,8 @@ pub struct Slots {
     pub queue: usize,
     pub queue_timeout: Duration,
     pub request_timeout: Duration,
+    /// How long a slot may go on with a request whose time is over.
+    pub overdue_grace: Duration,
     /// Never below a fixed count.
     pub parked: usize,
     /// Bytes that running and parked requests may retain in the gateway.
@@ -231,6 +233,16 @@ pub struct App {
     pub mode: Mode,
     /// The interpreter, if given.
     pub python: Option<PathBuf>,
+    pub recycle: Recycle,
+}
+
+/// When a worker process is replaced that works well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recycle {
+    pub max_requests: Option<usize>,
+    pub max_age: Option<Duration>,
+    /// Resident bytes.
+    pub max_memory: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

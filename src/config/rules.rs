@@ -10,11 +10,21 @@ use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{AppName, Dotted, Host, Size, UnixSocket};
 use super::{
-    AccessLog, App, Bodies, Certificate, Clients, Config, Count, Database, Listen, Outbound, Role,
-    Secret, Slots, Source, Tls, Upstream, Workers,
+    AccessLog, App, Bodies, Certificate, Clients, Config, Count, Database, Listen, Outbound,
+    Recycle, Role, Secret, Slots, Source, Tls, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
+
+/// What says something beside `workers.app` only.
+const BESIDE_APP: [&str; 6] = [
+    "workers.processes",
+    "workers.mode",
+    "workers.python",
+    "workers.max_requests",
+    "workers.max_age",
+    "workers.max_memory",
+];
 
 /// The most hosts with a metric label of their own.
 const MOST_LABELS: usize = 100;
@@ -57,6 +67,7 @@ impl Reader {
             queue: self.one("slots.queue"),
             queue_timeout: self.one("slots.queue_timeout"),
             request_timeout: self.one("slots.request_timeout"),
+            overdue_grace: self.one("slots.overdue_grace"),
             parked: self.one("slots.parked"),
             parked_bytes: self.one::<Size>("slots.parked_bytes").0,
             on_disconnect: self.one("slots.on_disconnect"),
@@ -163,6 +174,13 @@ impl Reader {
         let processes = self.optional("workers.processes");
         let mode = self.one("workers.mode");
         let python = self.optional("workers.python");
+        let recycle = Recycle {
+            max_requests: self.optional("workers.max_requests"),
+            max_age: self.optional("workers.max_age"),
+            max_memory: self
+                .optional::<Size>("workers.max_memory")
+                .map(|size| size.0),
+        };
         let thread_locals = self.list("workers.thread_locals");
 
         let (chosen, layer) = self.chosen(role)?;
@@ -170,7 +188,7 @@ impl Reader {
         let mut idle: Vec<&'static str> =
             CHOICES.into_iter().filter(|key| *key != chosen).collect();
         if chosen != "workers.app" {
-            idle.extend(["workers.processes", "workers.mode", "workers.python"]);
+            idle.extend(BESIDE_APP);
         }
         if chosen == "workers.upstream" {
             idle.push("workers.thread_locals");
@@ -189,6 +207,7 @@ impl Reader {
                 processes,
                 mode,
                 python,
+                recycle,
             }),
             "workers.link" => Source::Link(link?.0),
             _ => Source::Upstream(upstream?),

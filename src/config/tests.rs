@@ -129,6 +129,7 @@ fn the_sample_of_the_contract_is_valid() {
             queue: 1000,
             queue_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(60),
+            overdue_grace: Duration::from_secs(30),
             parked: 10_000,
             parked_bytes: 1 << 30,
             on_disconnect: OnDisconnect::Finish,
@@ -139,6 +140,7 @@ fn the_sample_of_the_contract_is_valid() {
                 processes: Some(2),
                 mode: Mode::Auto,
                 python: None,
+                recycle: Recycle::default(),
             }),
             thread_locals: vec!["myapp.middleware._state".to_owned()],
         },
@@ -969,6 +971,26 @@ fn a_mistake_says_what_to_write() {
             "workers.processes: 9 is more than the slots, slots.count is 8 (default); write at most 8",
         ),
         (
+            "workers = { app = \"a\", max_memory = \"1MiB\" }",
+            "workers.max_memory: \"1MiB\" is too small; write \"16MiB\" to \"1024TiB\"",
+        ),
+        (
+            "workers = { app = \"a\", max_age = 60 }",
+            "workers.max_age: 60 has no unit; write \"60s\"",
+        ),
+        (
+            "workers = { app = \"a\", max_requests = 0 }",
+            "workers.max_requests: 0 is too small; write 1 to 1000000000",
+        ),
+        (
+            "workers = { link = \"unix:/a\", max_age = \"1h\" }",
+            "workers.max_age: says nothing beside workers.link; remove it",
+        ),
+        (
+            "slots.overdue_grace = \"0s\"",
+            "slots.overdue_grace: \"0s\" is too small; write \"1ms\" to \"24h\"",
+        ),
+        (
             "workers = { upstream = \"unix:/a\", thread_locals = [\"m.x\"] }",
             "workers.thread_locals: says nothing beside workers.upstream; remove it",
         ),
@@ -1015,7 +1037,7 @@ fn a_mistake_says_what_to_write() {
         ),
         (
             "slots.colour = 8",
-            "slots.colour: unknown key; in [slots] there are count, queue, queue_timeout, request_timeout, parked, parked_bytes, on_disconnect",
+            "slots.colour: unknown key; in [slots] there are count, queue, queue_timeout, request_timeout, overdue_grace, parked, parked_bytes, on_disconnect",
         ),
         (
             "slot.count = 8",
@@ -1136,7 +1158,7 @@ fn the_start_up_log_has_a_line_for_each_section() {
     assert!(names[5..].iter().all(|name| SECTIONS.contains(name)));
     assert_eq!(
         sections[2].1,
-        "count = 8, queue = 5 (layby.toml:2), queue_timeout = \"5s\", request_timeout = \"60s\", \
+        "count = 8, queue = 5 (layby.toml:2), queue_timeout = \"5s\", request_timeout = \"60s\", overdue_grace = \"30s\", \
          parked = 10000, parked_bytes = \"1GiB\", on_disconnect = \"finish\""
     );
     assert_eq!(

@@ -31,11 +31,11 @@ pub struct Finish {
     /// The connection took all of the answer.
     whole: bool,
     /// None if there is no access log.
-    line: Option<Box<Line>>,
+    entry: Option<Box<Entry>>,
 }
 
 /// What the access log will tell, as far as it is known from the start.
-pub struct Line {
+pub struct Entry {
     pub log: AccessLog,
     pub style: Style,
     pub head: Head,
@@ -50,7 +50,7 @@ impl Finish {
         method: Method,
         record: Arc<Record>,
         arrived: Instant,
-        line: Option<Box<Line>>,
+        entry: Option<Box<Entry>>,
     ) -> Self {
         watch.begun();
         Self {
@@ -63,14 +63,14 @@ impl Finish {
             why: None,
             sent: 0,
             whole: false,
-            line,
+            entry,
         }
     }
 
     /// It goes by the rules of this route.
     pub fn takes(&mut self, route: &str) {
-        if let Some(line) = &mut self.line {
-            line.route = Some(route.into());
+        if let Some(entry) = &mut self.entry {
+            entry.route = Some(route.into());
         }
     }
 
@@ -107,20 +107,20 @@ impl Drop for Finish {
         tracing::debug!(
             request = %self.record.id, method = %self.method, status, elapsed = ?elapsed, "request ended"
         );
-        if let Some(line) = &self.line {
+        if let Some(entry) = &self.entry {
             let ended = Ended {
-                head: &line.head,
+                head: &entry.head,
                 record: &self.record,
                 course: self.record.course(now),
-                arrived: line.arrived,
+                arrived: entry.arrived,
                 seconds: elapsed,
                 status,
                 sent: self.sent,
                 whole: self.whole,
                 why: self.why,
-                route: line.route.as_deref(),
+                route: entry.route.as_deref(),
             };
-            line.log.add(line.style, &ended);
+            entry.log.add(entry.style, &ended);
         }
         self.watch.idles();
     }

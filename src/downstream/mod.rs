@@ -3,7 +3,7 @@
 //! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
-mod access_log;
+pub mod access_log;
 pub(crate) mod answers;
 mod collect;
 mod finish;
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
 use self::collect::collect;
-use self::finish::{Finish, Line};
+use self::finish::{Entry, Finish};
 use self::forwarded::{Peer, Trust};
 use self::framing::{Framed, Heads, MAX_HEAD, Refused};
 use self::head::Target;
@@ -255,8 +255,8 @@ impl Downstream {
         };
         let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
         let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
-        let line = settings.access_log.map(|style| {
-            Box::new(Line {
+        let entry = settings.access_log.map(|style| {
+            Box::new(Entry {
                 log: self.access_log.clone(),
                 style,
                 head: style.head(parts, &client),
@@ -270,7 +270,7 @@ impl Downstream {
             parts.method.clone(),
             Arc::clone(&record),
             arrived,
-            line,
+            entry,
         );
         let visit = Visit {
             client,

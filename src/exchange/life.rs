@@ -26,6 +26,8 @@ use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Times, Work
 
 pub struct Life {
     exchange: Exchange,
+    /// As the slots know it; None until it has been submitted.
+    id: Option<RequestId>,
     client: Client,
     deadline: Instant,
     timeout: Duration,
@@ -84,6 +86,7 @@ impl Life {
         alarm.set(deadline);
         Self {
             exchange: exchange.clone(),
+            id: None,
             client,
             deadline,
             timeout: settings.request_timeout,
@@ -115,6 +118,7 @@ impl Life {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
         };
+        self.id = Some(id);
         loop {
             let step = match self.step(id, &mut turn).await {
                 Some(Ok(step)) => step,
@@ -168,9 +172,10 @@ impl Life {
             };
             match event {
                 Event::Step(step) => return Some(step),
-                Event::Expired => {
-                    self.expired = true;
-                    self.exchange.slots.overdue(id);
+                Event::Expired => self.expire(),
+                // The worker is told to end its answer, and gets the time of a request for that.
+                Event::Left if self.reader.is_some() => {
+                    self.alarm.set(Instant::now() + self.timeout);
                 }
                 _ => {}
             }
@@ -285,7 +290,7 @@ impl Life {
                 () = self.alarm.rang(), if !self.expired => Event::Expired,
             };
             match event {
-                Event::Expired => self.expired = true,
+                Event::Expired => self.expire(),
                 Event::Left => {}
                 // At the deadline a plan ends by itself, a moment before the alarm rings.
                 Event::Results(_)
@@ -293,7 +298,7 @@ impl Life {
                         && !self.expired
                         && Instant::now() >= self.deadline =>
                 {
-                    self.expired = true;
+                    self.expire();
                     return if self.is_moot() { Event::Left } else { event };
                 }
                 _ => return event,
@@ -302,6 +307,14 @@ impl Life {
                 // Dropping the run aborts its safe fetches.
                 return Event::Left;
             }
+        }
+    }
+
+    /// The deadline has passed.
+    fn expire(&mut self) {
+        self.expired = true;
+        if let Some(id) = self.id {
+            self.exchange.slots.overdue(id);
         }
     }
 

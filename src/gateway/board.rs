@@ -56,6 +56,7 @@ impl GatewayBoard {
             .filter(|_| view.request.is_some())
             .map(|activity| admin::Job {
                 request: activity.request.number(),
+                request_id: activity.about.record.id.to_string(),
                 method: activity.about.method.to_string(),
                 path: ShownPath::new(&activity.about.target),
                 seconds: activity.since.elapsed().as_secs_f64(),
@@ -85,6 +86,9 @@ impl Board for GatewayBoard {
             None if self.hub.processes().is_empty() => return not("no worker is connected"),
             _ => {}
         }
+        if !self.hub.serves() {
+            return not("no worker takes new requests");
+        }
         Readiness::Ready
     }
 
@@ -100,11 +104,7 @@ impl Board for GatewayBoard {
             pid: process.pid,
             mode: process.mode.clone(),
             threads: process.threads,
-            state: if self.hub.is_draining(process.id) {
-                "draining"
-            } else {
-                "ready"
-            },
+            state: self.hub.state(process.id),
         };
         let upstream = |upstream: &Arc<Upstream>| {
             let count = upstream.slots().count();

@@ -321,7 +321,7 @@ impl Gateway {
             if linked {
                 expiring.expire();
                 for stuck in expiring.stuck() {
-                    asking.ask_for_stacks(stuck);
+                    asking.look_at(stuck);
                 }
             }
         }));
@@ -593,6 +593,7 @@ fn limits(config: &Config) -> Limits {
         queue_timeout: config.slots.queue_timeout,
         parked: config.slots.parked,
         parked_bytes: config.slots.parked_bytes,
+        overdue_grace: config.slots.overdue_grace,
     }
 }
 
@@ -600,6 +601,8 @@ fn terms(config: &Config) -> Terms {
     Terms {
         fetch_timeout: config.outbound.timeout,
         thread_locals: config.workers.thread_locals.clone(),
+        request_timeout: config.slots.request_timeout,
+        overdue_grace: config.slots.overdue_grace,
     }
 }
 

@@ -13,9 +13,6 @@ use crate::slots::{Limits, Slots};
 use crate::workers::WorkerSlots;
 use crate::workers::http::{Parts, Terms, Upstream};
 
-/// How long a server may go on working on a request that has been answered 504, its slot lost meanwhile.
-const OVERDUE_GRACE: std::time::Duration = std::time::Duration::from_secs(30);
-
 #[derive(Debug)]
 pub struct Upstreams {
     parts: Parts,
@@ -115,6 +112,6 @@ impl Upstreams {
 fn terms(config: &Config) -> Terms {
     Terms {
         tunnel_timeout: config.tunnel_timeout,
-        overdue_grace: OVERDUE_GRACE,
+        overdue_grace: config.slots.overdue_grace,
     }
 }

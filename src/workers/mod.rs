@@ -10,11 +10,12 @@ pub mod local;
 pub mod supervise;
 mod waits;
 
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ::http::Method;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::waits::{Waits, WaitsInPlace};
@@ -178,6 +179,18 @@ pub struct Process {
     pub threads: u16,
     /// Given by the supervisor that started it; empty for others.
     pub token: String,
+    /// Its control thread answers PING, so its silence means something.
+    pub pings: bool,
+    /// At SIGUSR2 it writes down what all its threads do, even if its interpreter is held.
+    pub dumps: bool,
+    /// Requests that it has begun.
+    pub begun: AtomicU64,
+    /// Connections of slots that its end has not closed.
+    pub open: AtomicUsize,
+    /// Wakes whoever can have it write down what its threads do, when it does not answer.
+    pub mute: Notify,
+    /// Cancelled when it is to be replaced, because a slot of it is stuck, or it does not answer.
+    pub condemned: CancellationToken,
     /// Cancelled when the process is dead to us, whatever the reason.
     pub gone: CancellationToken,
 }

@@ -14,6 +14,7 @@ mod lazy;
 mod leaving;
 mod lifecycle;
 mod local;
+mod overdue;
 mod parking;
 mod pinned;
 mod policy;

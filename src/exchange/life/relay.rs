@@ -55,7 +55,7 @@ impl Life {
             // At the deadline the fetch ends by itself, a moment before the alarm rings.
             Opened::Answered(Err(failure)) if Instant::now() < self.deadline => {
                 tracing::warn!(
-                    kind = failure.kind.as_str(), phase = failure.phase.as_str(), url = %failure.url,
+                    request = %self.about.record.id, kind = failure.kind.as_str(), phase = failure.phase.as_str(), url = %failure.url,
                     message = %failure.message, "relay failed"
                 );
                 self.body = Lazy::Not;

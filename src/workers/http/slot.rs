@@ -128,7 +128,7 @@ impl SlotTask {
                         };
                         // A job that came in the same moment goes back to where it waited.
                         if let Closing::Taken(taken) = port.close() {
-                            port.give_back(taken);
+                            port.put_back(taken);
                         }
                         return parted;
                     }
@@ -148,8 +148,10 @@ impl SlotTask {
             let answered = self.answer(taken).await;
             self.upstream.board.set(self.slot, None);
             if let Err((taken, parted)) = answered {
-                taken.job.about.record.enters(Stage::Queue);
-                port.give_back(taken);
+                if !is_over(&taken.job) {
+                    taken.job.about.record.enters(Stage::Queue);
+                    port.put_back(taken);
+                }
                 return parted;
             }
             if self.upstream.main {
@@ -443,6 +445,11 @@ impl SlotTask {
         let over = far.run(line, &self.alarm, idle).await;
         tracing::debug!(upstream = %self.upstream.server, ?over, "tunnel ended");
     }
+}
+
+/// Its client has been told so.
+fn is_over(job: &Job) -> bool {
+    matches!(&job.work, Work::Begin(_, times) if times.deadline <= Instant::now())
 }
 
 /// Who does not wait any more has been answered otherwise, and drops what comes.
