@@ -83,11 +83,10 @@ impl Board for GatewayBoard {
             Some(upstream) if !upstream.is_up() => {
                 return not("the upstream does not accept connections");
             }
+            Some(_) => {}
             None if self.hub.processes().is_empty() => return not("no worker is connected"),
-            _ => {}
-        }
-        if !self.hub.serves() {
-            return not("no worker takes new requests");
+            None if !self.hub.serves() => return not("no worker takes new requests"),
+            None => {}
         }
         Readiness::Ready
     }
