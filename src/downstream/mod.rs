@@ -254,7 +254,11 @@ impl Downstream {
             headers: settings.forwarding_headers,
         };
         let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
-        let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
+        let trace = Trace::take(&mut parts.headers);
+        let record = match settings.access_log {
+            Some(_) => Record::new(id, trace, arrived),
+            None => Record::untimed(id, trace),
+        };
         let entry = settings.access_log.map(|style| {
             Box::new(Entry {
                 log: self.access_log.clone(),
