@@ -134,15 +134,7 @@ impl Downstream {
         let service = service_fn(|request| {
             let refused = heads.next_request();
             // Boxed: its size would be paid by every idle connection.
-            let answered = Arc::clone(&self).handle(request, refused, peer, Arc::clone(&watch));
-            let heads = Arc::clone(&heads);
-            Box::pin(async move {
-                let response = answered.await?;
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    heads.open_tunnel();
-                }
-                Ok::<_, ClientLeft>(response)
-            })
+            Box::pin(Arc::clone(&self).handle(request, refused, peer, Arc::clone(&watch)))
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         // `Framed` has the bound; what it has escaped may be longer than what came.
@@ -159,7 +151,14 @@ impl Downstream {
                         let parts = connection.into_parts();
                         let framed = parts.io.into_inner();
                         if let Some(tunnel) = watch.take_tunnel() {
-                            let line = Resumed { read: parts.read_buf, line: framed };
+                            let Some((watched, rest)) = framed.into_parts() else {
+                                return;
+                            };
+                            let read = [&parts.read_buf[..], &rest[..]].concat().into();
+                            let line = Resumed {
+                                read,
+                                line: watched.stream,
+                            };
                             Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
                         } else if watch.is_unread() {
                             Box::pin(linger(framed.stream.stream)).await;

@@ -37,7 +37,6 @@ pub struct Heads {
     refused: Mutex<Option<Refused>>,
     mid_head: AtomicBool,
     late: AtomicBool,
-    tunnel: AtomicBool,
 }
 
 /// A head that was refused.
@@ -67,11 +66,6 @@ impl Heads {
         let begun = self.is_mid_head();
         self.late.store(begun, Relaxed);
         begun
-    }
-
-    /// From here on, what comes is another protocol's. To be called before the client is heads so (101).
-    pub fn open_tunnel(&self) {
-        self.tunnel.store(true, Relaxed);
     }
 
     fn refused(&self) -> MutexGuard<'_, Option<Refused>> {
@@ -201,6 +195,14 @@ impl<S> Framed<S> {
         }
     }
 
+    /// The stream, and what came of it that hyper was not given, for whoever goes on with another protocol.
+    /// None if that has been read as a request that is none: who speaks it before it is agreed on is cut off.
+    pub fn into_parts(mut self) -> Option<(S, Vec<u8>)> {
+        let mut rest = self.good.split_off(self.given);
+        rest.append(&mut self.held);
+        matches!(self.framing.part, Part::Head(_)).then_some((self.stream, rest))
+    }
+
     /// False if there is nothing to give.
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let there = &self.good[self.given..];
@@ -247,7 +249,9 @@ impl<S> Framed<S> {
     }
 
     fn hold(&mut self, head: Vec<u8>) {
-        self.heads.mid_head.store(!head.is_empty(), Relaxed);
+        // An empty line alone begins nothing.
+        let begun = head.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
+        self.heads.mid_head.store(begun, Relaxed);
         self.held = head;
     }
 
@@ -280,17 +284,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Framed<S> {
         loop {
             if this.give(buf) {
                 return Poll::Ready(Ok(()));
-            }
-            if this.heads.tunnel.load(Relaxed) {
-                if !this.held.is_empty() {
-                    this.good = std::mem::take(&mut this.held);
-                    continue;
-                }
-                return match this.framing.part {
-                    Part::Head(_) => Pin::new(&mut this.stream).poll_read(cx, buf),
-                    // It spoke the other protocol before it was asked to, or is not done with a body.
-                    _ => Poll::Ready(Err(malformed())),
-                };
             }
             match this.framing.part {
                 Part::Broken => return Poll::Ready(Err(malformed())),
