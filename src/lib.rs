@@ -7,6 +7,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod database;
+pub mod descriptors;
 pub mod downstream;
 pub mod exchange;
 #[cfg(fuzzing)]

@@ -6,6 +6,7 @@
 pub mod access_log;
 pub(crate) mod answers;
 mod collect;
+mod crowd;
 mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
@@ -24,6 +25,7 @@ use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -52,6 +54,7 @@ use crate::trace::Trace;
 use crate::tunnel::Resumed;
 
 pub use access_log::{AccessLog, Style};
+pub use crowd::{Crowd, Most};
 pub use listen::{Adopted, Listener, Listeners};
 pub use pace::Rate;
 pub use pages::Pages;
@@ -95,6 +98,7 @@ pub struct Downstream {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub sweeper: Sweeper,
+    pub crowd: Crowd,
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
     pub drain: CancellationToken,
@@ -127,9 +131,48 @@ impl Downstream {
     }
 
     /// Serves one connection to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
+    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, peer: Peer, watch: Arc<Watch>) {
+        let mut read = Bytes::new();
+        loop {
+            let talk = Arc::clone(&self).converse(stream, read, peer, Arc::clone(&watch));
+            // Boxed: while the connection rests, nothing is left of it.
+            let Some(rested) = Box::pin(talk).await else {
+                return;
+            };
+            (stream, read) = rested;
+            if read.is_empty() {
+                // Empty as it is, it may keep a buffer.
+                drop(read);
+                let Some(first) = self.first_byte(&mut stream, &watch).await else {
+                    return;
+                };
+                read = first;
+            }
+        }
+    }
+
+    /// Waits for a request on a connection that rests; none if the connection is to end.
+    async fn first_byte<S: Stream>(&self, stream: &mut S, watch: &Watch) -> Option<Bytes> {
+        let mut byte = [0];
+        tokio::select! {
+            biased; // A request that is there is worth more than a drain that has begun.
+            read = stream.read(&mut byte) => matches!(read, Ok(1)).then(|| Bytes::copy_from_slice(&byte)),
+            () = watch.alarm.rang() => None,
+            () = self.drain_begun() => None,
+        }
+    }
+
+    /// Serves a connection until it ends, or has nothing to say for a while: then it is given back, with what
+    /// has been read of it. hyper keeps its buffers, some 16 KiB, for as long as it has a connection.
+    async fn converse<S: Stream>(
+        self: Arc<Self>,
+        stream: S,
+        read: Bytes,
+        peer: Peer,
+        watch: Arc<Watch>,
+    ) -> Option<(S, Bytes)> {
         let heads = Arc::new(Heads::default());
-        let watched = Watched::new(stream, Arc::clone(&watch));
+        let watched = Watched::new(stream, read, Arc::clone(&watch));
         let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
             let refused = heads.next_request();
@@ -163,7 +206,7 @@ impl Downstream {
                         } else if watch.is_unread() {
                             Box::pin(linger(framed.stream.stream)).await;
                         }
-                        return;
+                        return None;
                     }
                     Err(error) => {
                         tracing::debug!(%error, "connection ended");
@@ -172,6 +215,16 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if watch.rests() {
+                        if heads.is_mid_head() {
+                            // It began to come before the last answer was out.
+                            watch.bytes_came();
+                            continue;
+                        }
+                        let parts = connection.into_parts();
+                        let watched = parts.io.into_inner().stream;
+                        return Some((watched.stream, parts.read_buf));
+                    }
                     if !watch.is_sending() && heads.give_up() {
                         watch.within(LINGER);
                         continue;
@@ -194,6 +247,7 @@ impl Downstream {
             let watched = connection.into_parts().io.into_inner().stream;
             watched.stream.reset();
         }
+        None
     }
 
     /// One request, from its head to the head of its answer.
@@ -320,7 +374,7 @@ impl Downstream {
             record: Arc::clone(&record),
         };
         let (body, later) = if empty {
-            let nothing = spool::Body::Memory(bytes::Bytes::new());
+            let nothing = spool::Body::Memory(Bytes::new());
             (RequestBody::Here(nothing), None)
         } else if lazy {
             let announced = body.size_hint().exact();
@@ -415,7 +469,7 @@ struct Counted {
 }
 
 impl hyper::body::Body for Counted {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(

@@ -26,7 +26,10 @@ use self::notify::Manager;
 use self::upstreams::Upstreams;
 use crate::admin::Admin;
 use crate::config::{Config, Listen, Loaded, Source, Sources};
-use crate::downstream::{self, AccessLog, Downstream, Listener, Listeners, Pages, Routes, Style};
+use crate::descriptors;
+use crate::downstream::{
+    self, AccessLog, Crowd, Downstream, Listener, Listeners, Most, Pages, Routes, Style,
+};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
@@ -265,6 +268,8 @@ struct Gateway {
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
+    /// How many the process may have.
+    descriptors: u64,
     /// Holds the link of supervised workers; removed with everything in it.
     _folder: Option<tempfile::TempDir>,
 }
@@ -276,6 +281,7 @@ impl Gateway {
         reload: bool,
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
+        let descriptors = descriptors::raise_limit();
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
@@ -399,6 +405,7 @@ impl Gateway {
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
+            crowd: Crowd::new(most(&config, descriptors), metrics.clone()),
             metrics,
             access_log,
             sweeper,
@@ -431,6 +438,7 @@ impl Gateway {
             admin,
             limits,
             stop_link,
+            descriptors,
             _folder: folder,
         })
     }
@@ -472,6 +480,7 @@ impl Gateway {
         });
         self.downstream.set(settings(&config, routes, pages));
         self.downstream.spool.set(&config.bodies);
+        self.downstream.crowd.set(most(&config, self.descriptors));
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
@@ -603,6 +612,13 @@ fn terms(config: &Config) -> Terms {
         thread_locals: config.workers.thread_locals.clone(),
         request_timeout: config.slots.request_timeout,
         overdue_grace: config.slots.overdue_grace,
+    }
+}
+
+fn most(config: &Config, descriptors: u64) -> Most {
+    Most {
+        connections: descriptors::connections(descriptors, config.clients.max_connections),
+        per_client: config.clients.max_connections_per_client,
     }
 }
 

@@ -12,8 +12,8 @@ use prometheus::{
 };
 
 use super::labels::{
-    CancelPhase, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason, ShedReason, Shortage,
-    SlotState, WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason,
+    ShedReason, Shortage, SlotState, TurnedAway, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and
@@ -56,6 +56,21 @@ pub const SPOOL_BYTES: Family = gauge(
     "layby_spool_bytes",
     &[],
     "Bytes of request and response bodies held in spool files",
+);
+pub const CONNECTIONS: Family = gauge(
+    "layby_connections",
+    &[of("state", ConnectionState::MEANINGS)],
+    "Connections of clients by state",
+);
+pub const CONNECTIONS_REFUSED: Family = counter(
+    "layby_connections_refused_total",
+    &[of("reason", TurnedAway::MEANINGS)],
+    "Connections that were accepted only to be let go",
+);
+pub const IDLE_CONNECTIONS_CLOSED: Family = counter(
+    "layby_idle_connections_closed_total",
+    &[],
+    "Idle connections that were closed early, to make room for others",
 );
 pub const BODY_MEMORY_BYTES: Family = gauge(
     "layby_body_memory_bytes",
@@ -190,6 +205,9 @@ pub const ALL: &[Family] = &[
     UPSTREAM_SLOTS,
     UPSTREAM_QUEUE_LENGTH,
     WAITING_IN_PLACE,
+    CONNECTIONS,
+    CONNECTIONS_REFUSED,
+    IDLE_CONNECTIONS_CLOSED,
     SPOOL_BYTES,
     BODY_MEMORY_BYTES,
     BODY_SHORTAGES,

@@ -37,6 +37,7 @@ pub struct Heads {
     refused: Mutex<Option<Refused>>,
     mid_head: AtomicBool,
     late: AtomicBool,
+    tunnel: AtomicBool,
 }
 
 /// A head that was refused.
@@ -66,6 +67,11 @@ impl Heads {
         let begun = self.is_mid_head();
         self.late.store(begun, Relaxed);
         begun
+    }
+
+    /// From here on, what comes is another protocol's. To be called before the client is heads so (101).
+    pub fn open_tunnel(&self) {
+        self.tunnel.store(true, Relaxed);
     }
 
     fn refused(&self) -> MutexGuard<'_, Option<Refused>> {
@@ -284,6 +290,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Framed<S> {
         loop {
             if this.give(buf) {
                 return Poll::Ready(Ok(()));
+            }
+            if this.heads.tunnel.load(Relaxed) {
+                if !this.held.is_empty() {
+                    this.good = std::mem::take(&mut this.held);
+                    continue;
+                }
+                return match this.framing.part {
+                    Part::Head(_) => Pin::new(&mut this.stream).poll_read(cx, buf),
+                    // It spoke the other protocol before it was asked to, or is not done with a body.
+                    _ => Poll::Ready(Err(malformed())),
+                };
             }
             match this.framing.part {
                 Part::Broken => return Poll::Ready(Err(malformed())),

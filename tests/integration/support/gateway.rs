@@ -409,10 +409,6 @@ impl Gateway {
 
     // The admin listener ---------------------------------------------------------------
 
-    pub async fn connect_admin(&self) -> Connection {
-        Connection::open(&self.admin).await
-    }
-
     pub async fn admin(&self, target: &str) -> Response {
         self.admin_as("localhost", target).await
     }
