@@ -23,5 +23,6 @@ pub mod spool;
 pub mod sweeper;
 pub mod tools;
 pub mod trace;
+pub mod tunnel;
 pub mod unix_socket;
 pub mod workers;

@@ -164,7 +164,7 @@ impl Accepted {
 }
 
 /// A connection's bytes.
-pub trait Stream: AsyncRead + AsyncWrite + AsFd + Unpin {
+pub trait Stream: AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static {
     /// Ends it so that the client cannot take it for a regular end.
     fn reset(self);
 }

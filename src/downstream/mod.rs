@@ -17,6 +17,7 @@ mod pages;
 pub(crate) mod proxy;
 mod routes;
 mod seldom;
+mod upgrade;
 mod watch;
 
 use std::pin::Pin;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -50,13 +51,14 @@ use crate::record::Record;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
+use crate::tunnel::Resumed;
 
 pub use access_log::{AccessLog, Style};
 pub use crowd::{Crowd, Most};
 pub use listen::{Adopted, Listener, Listeners};
 pub use pace::Rate;
 pub use pages::Pages;
-pub use routes::Routes;
+pub use routes::{Route, Routes};
 pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
@@ -100,6 +102,8 @@ pub struct Downstream {
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
     pub drain: CancellationToken,
+    /// Tunnels end, however much they carry.
+    pub end_tunnels: CancellationToken,
 }
 
 impl Downstream {
@@ -187,9 +191,20 @@ impl Downstream {
                 biased;
                 ended = &mut connection => match ended {
                     Ok(()) => {
-                        if watch.is_unread() {
-                            let watched = connection.into_parts().io.into_inner().stream;
-                            Box::pin(linger(watched.stream)).await;
+                        let parts = connection.into_parts();
+                        let framed = parts.io.into_inner();
+                        if let Some(tunnel) = watch.take_tunnel() {
+                            let Some((watched, rest)) = framed.into_parts() else {
+                                return;
+                            };
+                            let read = [&parts.read_buf[..], &rest[..]].concat().into();
+                            let line = Resumed {
+                                read,
+                                line: watched.stream,
+                            };
+                            Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
+                        } else if watch.is_unread() {
+                            Box::pin(linger(framed.stream.stream)).await;
                         }
                         return None;
                     }
@@ -246,6 +261,7 @@ impl Downstream {
         let settings = self.settings();
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
+        let upgrade = upgrade::asked(&parts);
         let vetted = match refused {
             // It stands for what came instead, and what comes behind that is not read as anything.
             Some(refused) => {
@@ -256,13 +272,14 @@ impl Downstream {
             None => head::vet(&mut parts),
         };
         let (mut visit, told) = self.identify(&mut parts, peer, &settings, &watch);
+        visit.upgrade = upgrade;
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
             let target = target.map_err(Trouble::Refused)?;
-            let (request, later) = self
+            let (request, later, exchange) = self
                 .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
-            self.exchange(request, later, &watch, &settings).await
+            pass(exchange, request, later, &watch, &settings).await
         };
         match answered.await {
             Ok(Some(response)) => Ok(self.finish(response, visit, &watch)),
@@ -318,24 +335,29 @@ impl Downstream {
             wants_json: answers::wants_json(&parts.headers),
             record,
             finish,
+            upgrade: None,
         };
         (visit, told)
     }
 
-    /// Takes in the whole body, or leaves it where it is if its route says so.
-    async fn receive(
-        &self,
+    /// Takes in the whole body, or leaves it where it is if its route says so. Also tells where the request is
+    /// to go.
+    async fn receive<'a>(
+        &'a self,
         mut parts: Parts,
         target: Target,
         body: Incoming,
         visit: &mut Visit,
         watch: &Arc<Watch>,
-        settings: &Settings,
-    ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
+        settings: &'a Settings,
+    ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
         let (client, record) = (visit.client.clone(), Arc::clone(&visit.record));
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
+        let upstream = route.and_then(|route| route.upstream.as_ref());
+        let exchange = upstream.unwrap_or(&self.exchange);
+        let route = route.map(|route| &route.rules);
         if let Some(route) = route {
             visit.finish.takes(&route.path);
         }
@@ -374,32 +396,9 @@ impl Downstream {
             client,
             record,
             body,
+            upgrade: visit.upgrade.clone().filter(|_| exchange.may_upgrade()),
         };
-        Ok((request, later))
-    }
-
-    /// Has the application answer; None if the client left meanwhile.
-    async fn exchange(
-        &self,
-        request: message::Request,
-        later: Option<LaterBody>,
-        watch: &Watch,
-        settings: &Settings,
-    ) -> Result<Option<Response<Body>>, Trouble> {
-        watch.in_hand();
-        let method = request.method.clone();
-        let lazy = later.is_some();
-        let outcome = self.exchange.run(request, later, settings.exchange);
-        let answer = if lazy {
-            // hyper looks for the client's leaving only while it reads.
-            tokio::select! {
-                answer = outcome => answer,
-                () = Box::pin(watch.hung_up()) => return Ok(None),
-            }
-        } else {
-            outcome.await
-        };
-        answers::passed_on(answer.map_err(Trouble::Exchange)?, &method).map(Some)
+        Ok((request, later, exchange))
     }
 
     /// What every answer has, whoever gave it.
@@ -409,8 +408,10 @@ impl Downstream {
         headers
             .entry(REQUEST_ID)
             .or_insert_with(|| visit.record.id.header());
-        if self.drain.is_cancelled() || watch.is_unread() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        let closes = self.drain.is_cancelled() || watch.is_unread();
+        if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
         let Visit {
             mut finish, method, ..
@@ -422,6 +423,34 @@ impl Downstream {
     }
 }
 
+/// Has the application answer; None if the client left meanwhile.
+async fn pass(
+    exchange: &Exchange,
+    request: message::Request,
+    later: Option<LaterBody>,
+    watch: &Watch,
+    settings: &Settings,
+) -> Result<Option<Response<Body>>, Trouble> {
+    watch.in_hand();
+    let method = request.method.clone();
+    let lazy = later.is_some();
+    let outcome = exchange.run(request, later, settings.exchange);
+    let answer = if lazy {
+        // hyper looks for the client's leaving only while it reads.
+        tokio::select! {
+            answer = outcome => answer,
+            () = Box::pin(watch.hung_up()) => return Ok(None),
+        }
+    } else {
+        outcome.await
+    };
+    let (response, tunnel) = answers::passed_on(answer.map_err(Trouble::Exchange)?, &method)?;
+    if let Some(tunnel) = tunnel {
+        watch.set_tunnel(tunnel);
+    }
+    Ok(Some(response))
+}
+
 /// What is known of a request as soon as its head is there.
 struct Visit {
     client: Client,
@@ -429,6 +458,8 @@ struct Visit {
     wants_json: bool,
     record: Arc<Record>,
     finish: Finish,
+    /// The protocol that the client would like to change to.
+    upgrade: Option<HeaderValue>,
 }
 
 /// A request's body, whose bytes are counted as they come.

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use super::pace::{Credit, Rate};
 use crate::sweeper::Alarm;
+use crate::tunnel::Tunnel;
 
 /// What the kernel takes of an answer before its client does, about. [`super::listen`] keeps it from taking
 /// more of what cannot be sent.
@@ -75,6 +76,8 @@ pub struct Watch {
     /// Somebody asks for the connection's descriptor.
     wanted: AtomicBool,
     asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
+    /// What the connection becomes once the answer under way is sent.
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 #[derive(Debug)]
@@ -119,6 +122,7 @@ impl Watch {
             unread: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
+            tunnel: Mutex::default(),
         };
         watch.idle();
         Arc::new(watch)
@@ -278,6 +282,20 @@ impl Watch {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+
+    pub fn set_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel() = Some(tunnel);
+    }
+
+    pub fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel().take()
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Option<Tunnel>> {
+        self.tunnel
             .lock()
             .expect("no code that holds this lock panics")
     }

@@ -37,6 +37,16 @@ pub const PARKED_REQUESTS: Family = gauge(
     &[],
     "Requests that wait, for their fetches, their body, their own process or the end of a relay, and hold no slot",
 );
+pub const UPSTREAM_SLOTS: Family = gauge(
+    "layby_upstream_slots",
+    &[UPSTREAM, of("state", SlotState::MEANINGS)],
+    "Connections to the upstream of a `[[route]]` by state, as `layby_slots`; they add up to its `connections`",
+);
+pub const UPSTREAM_QUEUE_LENGTH: Family = gauge(
+    "layby_upstream_queue_length",
+    &[UPSTREAM],
+    "Requests waiting for a connection to the upstream of a `[[route]]`",
+);
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
     &[],
@@ -180,6 +190,8 @@ pub const PROCESS_START_TIME_SECONDS: Family = gauge(
     "When the gateway started, in seconds since 1970",
 );
 
+const UPSTREAM: Label = open("upstream", "as `upstream` of the `[[route]]` says it");
+
 const ORIGIN: Label = open(
     "origin",
     "a host named in `[outbound] label`; `other` for the rest",
@@ -190,6 +202,8 @@ pub const ALL: &[Family] = &[
     SLOTS,
     QUEUE_LENGTH,
     PARKED_REQUESTS,
+    UPSTREAM_SLOTS,
+    UPSTREAM_QUEUE_LENGTH,
     WAITING_IN_PLACE,
     CONNECTIONS,
     CONNECTIONS_REFUSED,
@@ -246,6 +260,7 @@ pub enum Values {
 }
 
 /// One handle per value of an enum label, all there from the start.
+#[derive(Debug)]
 pub struct PerLabel<L, H> {
     handles: Vec<H>,
     label: PhantomData<fn(L)>,

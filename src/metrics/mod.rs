@@ -7,6 +7,7 @@
 
 pub mod families;
 mod labels;
+mod pool;
 mod process;
 
 use std::collections::HashMap;
@@ -15,11 +16,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::Method;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 
 use families::PerLabel;
 use labels::{LabelSet as _, MethodLabel, SlotState};
 use process::Process;
+
+pub use pool::Pool;
 
 pub use labels::{
     CancelPhase, ConnectionState, FetchOutcome, RestartReason, ShedReason, Shortage, TurnedAway,
@@ -48,6 +53,8 @@ struct Series {
     slots: Slots,
     queue_length: IntGauge,
     parked_requests: IntGauge,
+    upstream_slots: IntGaugeVec,
+    upstream_queue_length: IntGaugeVec,
     waiting_in_place: IntGauge,
     spool_bytes: IntGauge,
     body_memory_bytes: IntGauge,
@@ -118,6 +125,8 @@ impl Metrics {
             slots: Slots::new(&registry),
             queue_length: families::QUEUE_LENGTH.int_gauge(&registry),
             parked_requests: families::PARKED_REQUESTS.int_gauge(&registry),
+            upstream_slots: families::UPSTREAM_SLOTS.int_gauges(&registry),
+            upstream_queue_length: families::UPSTREAM_QUEUE_LENGTH.int_gauges(&registry),
             waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
             spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
             body_memory_bytes: families::BODY_MEMORY_BYTES.int_gauge(&registry),
@@ -368,7 +377,10 @@ mod tests {
 
     #[test]
     fn every_family_is_on_the_first_page() {
-        let page = metrics().render();
+        let metrics = metrics();
+        // Those of upstreams are there when one is configured.
+        let _pool = metrics.upstream_pool("unix:/run/app.sock");
+        let page = metrics.render();
         let mut rendered: Vec<&str> = page
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

@@ -26,5 +26,7 @@ mod slow;
 mod storm;
 mod streams;
 mod support;
+mod tunnels;
 mod upgrade;
+mod upstreams;
 mod workers;

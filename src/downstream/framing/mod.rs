@@ -70,10 +70,6 @@ impl Heads {
     }
 
     /// From here on, what comes is another protocol's. To be called before the client is heads so (101).
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "no route leads to an upgrade yet")
-    )]
     pub fn open_tunnel(&self) {
         self.tunnel.store(true, Relaxed);
     }
@@ -203,6 +199,14 @@ impl<S> Framed<S> {
             good: Vec::new(),
             given: 0,
         }
+    }
+
+    /// The stream, and what came of it that hyper was not given, for whoever goes on with another protocol.
+    /// None if that has been read as a request that is none: who speaks it before it is agreed on is cut off.
+    pub fn into_parts(mut self) -> Option<(S, Vec<u8>)> {
+        let mut rest = self.good.split_off(self.given);
+        rest.append(&mut self.held);
+        matches!(self.framing.part, Part::Head(_)).then_some((self.stream, rest))
     }
 
     /// False if there is nothing to give.

@@ -8,6 +8,7 @@ pub mod http;
 pub mod origin;
 pub mod plan;
 pub mod postgres;
+pub mod upstream;
 pub mod worker;
 
 use std::future::Future;
