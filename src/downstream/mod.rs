@@ -195,7 +195,7 @@ impl Downstream {
                         let framed = parts.io.into_inner();
                         if let Some(tunnel) = watch.take_tunnel() {
                             let Some((watched, rest)) = framed.into_parts() else {
-                                return;
+                                return None;
                             };
                             let read = [&parts.read_buf[..], &rest[..]].concat().into();
                             let line = Resumed {
