@@ -78,7 +78,7 @@ test-docs: python debug ## What the documents say, tried out
 	$(PYTEST) tests/docs
 
 .PHONY: test-e2e
-test-e2e: python postgresql prometheus debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus slowhttptest node debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
@@ -140,6 +140,12 @@ prometheus:
 .PHONY: clients
 clients:
 	@scripts/need-clients
+.PHONY: node
+node:
+	@scripts/need-node
+.PHONY: slowhttptest
+slowhttptest:
+	@scripts/need-slowhttptest
 
 .PHONY: debug release
 debug:

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod database;
+pub mod descriptors;
 pub mod downstream;
 pub mod exchange;
 #[cfg(fuzzing)]
@@ -22,5 +23,6 @@ pub mod spool;
 pub mod sweeper;
 pub mod tools;
 pub mod trace;
+pub mod tunnel;
 pub mod unix_socket;
 pub mod workers;

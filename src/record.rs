@@ -61,7 +61,8 @@ pub struct Course {
 pub struct Record {
     pub id: Id,
     pub trace: Option<Trace>,
-    now: Mutex<Now>,
+    /// None if nobody will ask: reading the clock at every turn is most of what a record costs.
+    now: Option<Mutex<Now>>,
 }
 
 #[derive(Debug)]
@@ -73,43 +74,55 @@ struct Now {
 
 impl Record {
     pub fn new(id: Id, trace: Option<Trace>, arrived: Instant) -> Arc<Self> {
-        let now = Mutex::new(Now {
+        let now = Some(Mutex::new(Now {
             stage: Stage::Body,
             since: arrived,
             course: Course::default(),
-        });
+        }));
+        Arc::new(Self { id, trace, now })
+    }
+
+    /// One whose course is not kept.
+    pub fn untimed(id: Id, trace: Option<Trace>) -> Arc<Self> {
+        let now = None;
         Arc::new(Self { id, trace, now })
     }
 
     /// The request is in this stage from now on.
     pub fn enters(&self, stage: Stage) {
-        self.now().enters(stage, Instant::now());
+        if let Some(mut now) = self.now() {
+            now.enters(stage, Instant::now());
+        }
     }
 
     /// A slot has taken it.
     pub fn runs(&self, slot: SlotId, pid: u32, since: Instant) {
-        let mut now = self.now();
-        now.course.slot = Some((slot, pid));
-        now.enters(Stage::Run, since);
+        if let Some(mut now) = self.now() {
+            now.course.slot = Some((slot, pid));
+            now.enters(Stage::Run, since);
+        }
     }
 
     /// So many bytes of its body have come.
     pub fn received(&self, bytes: usize) {
-        self.now().course.received += bytes as u64;
+        if let Some(mut now) = self.now() {
+            now.course.received += bytes as u64;
+        }
     }
 
-    /// How it went until now.
+    /// How it went until now, as far as that is kept.
     pub fn course(&self, until: Instant) -> Course {
-        let mut now = self.now();
+        let Some(mut now) = self.now() else {
+            return Course::default();
+        };
         let stage = now.stage;
         now.enters(stage, until);
         now.course
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now
-            .lock()
-            .expect("no code that holds this lock panics")
+    fn now(&self) -> Option<MutexGuard<'_, Now>> {
+        let now = self.now.as_ref()?;
+        Some(now.lock().expect("no code that holds this lock panics"))
     }
 }
 
@@ -245,19 +258,20 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let ms = Duration::from_millis;
         let record = Record::new(Id::new(), None, start);
+        let enters = |stage, at| record.now().expect("it is timed").enters(stage, at);
         record.received(10);
         record.received(5);
-        record.now().enters(Stage::Queue, at(1));
+        enters(Stage::Queue, at(1));
         record.runs(SlotId(3), 77, at(3));
-        record.now().enters(Stage::Park, at(7));
-        record.now().enters(Stage::Resume, at(15));
+        enters(Stage::Park, at(7));
+        enters(Stage::Resume, at(15));
         record.runs(SlotId(4), 78, at(31));
-        record.now().enters(Stage::Park, at(63));
-        record.now().enters(Stage::Resume, at(63));
+        enters(Stage::Park, at(63));
+        enters(Stage::Resume, at(63));
         record.runs(SlotId(4), 78, at(63));
-        record.now().enters(Stage::Answer, at(64));
+        enters(Stage::Answer, at(64));
         // What goes on behind the head of the answer belongs to the answer.
-        record.now().enters(Stage::Park, at(70));
+        enters(Stage::Park, at(70));
         record.runs(SlotId(5), 79, at(80));
         let expected = Course {
             body: ms(1),
@@ -271,5 +285,10 @@ mod tests {
             received: 15,
         };
         assert_eq!(record.course(at(100)), expected);
+
+        let untimed = Record::untimed(Id::new(), None);
+        untimed.runs(SlotId(3), 77, at(3));
+        untimed.received(10);
+        assert_eq!(untimed.course(at(100)), Course::default());
     }
 }

@@ -121,9 +121,14 @@ fn claimed(way: &Way, claims: Claims<'_>, headers: &HeaderMap) -> Client {
         Peer::Unix => "localhost".to_owned(),
     });
     let (address, port) = claims.client.unwrap_or_else(|| peer.hop());
+    let peer = match peer {
+        Peer::Tcp { peer, .. } => Some(peer.ip().to_canonical()),
+        Peer::Unix => None,
+    };
     Client {
         address,
         port,
+        peer,
         scheme,
         server_name,
         server_port,

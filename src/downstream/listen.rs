@@ -4,28 +4,35 @@
 //! socket comes from (bound here, held by systemd, handed over by a predecessor) makes no difference after that.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Downstream;
+use super::crowd::{self, Crowd};
 use super::forwarded::Peer;
 use super::proxy;
 use super::tls::Tls;
 use super::watch::Watch;
+use super::{Downstream, Settings};
 use crate::config::Listen;
+use crate::descriptors;
 use crate::unix_socket::{BACKLOG, UnixSocket};
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
 /// would only turn the wheel.
 const BREATHER: Duration = Duration::from_millis(50);
+
+/// Of an answer, so much waits in the kernel at most beside what is under way on the line.
+const UNSENT: u32 = 64 * 1024;
 
 /// A bound listener.
 pub struct Listener {
@@ -111,6 +118,16 @@ impl Listener {
         }
     }
 
+    /// Keeps the kernel from taking more of an answer than it can soon send: what waits there cannot be seen
+    /// to stand still. Connections inherit it.
+    fn take_little(&self) {
+        if let Socket::Tcp(listener) = &self.socket
+            && let Err(error) = SockRef::from(listener).set_tcp_notsent_lowat(UNSENT)
+        {
+            tracing::debug!(%error, "the kernel takes answers as it likes");
+        }
+    }
+
     async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         match &self.socket {
             Socket::Tcp(listener) => {
@@ -136,6 +153,16 @@ impl Listener {
 enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Accepted {
+    fn refuse(self) {
+        // A connection that is gone needs no answer.
+        match self {
+            Self::Tcp(stream) => _ = stream.into_std().map(crowd::refuse),
+            Self::Unix(stream) => _ = stream.into_std().map(crowd::refuse),
+        }
+    }
 }
 
 /// A connection's bytes.
@@ -210,6 +237,7 @@ impl Listeners {
     /// Accepts on this listener until the drain has begun, or it is closed. With `tls`, connections begin
     /// with a handshake.
     pub fn add(&mut self, listener: Listener, tls: Option<Arc<Tls>>, downstream: Arc<Downstream>) {
+        listener.take_little();
         let door = Door {
             listener: Arc::new(listener),
             tls: tls.is_some(),
@@ -238,10 +266,11 @@ impl Listeners {
                         let (downstream, tls) = (Arc::clone(&downstream), tls.clone());
                         connections.spawn(connection(downstream, stream, peer, tls));
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(BREATHER).await;
+                    Err(error) if descriptors::is_shortage(&error) => {
+                        make_do(&listener, &downstream.crowd, &error).await;
                     }
+                    // That connection is gone already; the next one may be there.
+                    Err(error) => tracing::debug!(%error, "cannot accept a connection"),
                 }
             }
             // The runtime looks at its sockets once more: who is in the kernel's queue has come in time.
@@ -314,13 +343,43 @@ impl Kept {
     }
 }
 
+/// Goes on without descriptors: the connections that have been idle longest give theirs, and if there are
+/// none, whoever waits at the door is let go.
+async fn make_do(listener: &Listener, crowd: &Crowd, error: &io::Error) {
+    if crowd.make_room() > 0 {
+        // They leave in tasks of their own, which run before this one goes on.
+        return tokio::task::yield_now().await;
+    }
+    let accept = || listener.accept().now_or_never()?.ok();
+    if crowd.turn_away(accept, |(stream, _)| stream.refuse()) {
+        return tokio::task::yield_now().await;
+    }
+    // Somebody else has taken even the one that was kept back.
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(BREATHER).await;
+}
+
+/// Whom a connection counts for, if for anybody: not a proxy, which speaks for many.
+fn counted(peer: Peer, settings: &Settings) -> Option<IpAddr> {
+    let speaks_for_many = peer.among(&settings.trusted) || peer.among(&settings.proxied);
+    match peer {
+        Peer::Tcp { peer, .. } if !speaks_for_many => Some(peer.ip()),
+        Peer::Tcp { .. } | Peer::Unix => None,
+    }
+}
+
 async fn connection(
     downstream: Arc<Downstream>,
     stream: Accepted,
     peer: Peer,
     tls: Option<Arc<Tls>>,
 ) {
-    let watch = Watch::new(downstream.sweeper.alarm(), downstream.settings().bounds);
+    let settings = downstream.settings();
+    let watch = Watch::new(downstream.sweeper.alarm(), settings.bounds);
+    let Ok(_place) = downstream.crowd.enter(&watch, counted(peer, &settings)) else {
+        return stream.refuse();
+    };
+    drop(settings);
     // hyper takes its buffers at once; a connection that says nothing should cost nothing.
     let readable = async {
         match &stream {

@@ -6,6 +6,7 @@
 pub mod access_log;
 pub(crate) mod answers;
 mod collect;
+mod crowd;
 mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
@@ -19,6 +20,7 @@ pub(crate) mod proxy;
 mod routes;
 mod seldom;
 pub mod tls;
+mod upgrade;
 mod watch;
 mod way;
 
@@ -27,9 +29,10 @@ use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -53,12 +56,14 @@ use crate::record::Record;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
+use crate::tunnel::Resumed;
 
 pub use access_log::{AccessLog, Style};
+pub use crowd::{Crowd, Most};
 pub use listen::{Adopted, Listener, Listeners};
 pub use pace::Rate;
 pub use pages::Pages;
-pub use routes::Routes;
+pub use routes::{Route, Routes};
 pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
@@ -100,9 +105,12 @@ pub struct Downstream {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub sweeper: Sweeper,
+    pub crowd: Crowd,
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
     pub drain: CancellationToken,
+    /// Tunnels end, however much they carry.
+    pub end_tunnels: CancellationToken,
 }
 
 impl Downstream {
@@ -130,9 +138,48 @@ impl Downstream {
     }
 
     /// Serves one connection of HTTP/1 to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, stream: S, way: Way, watch: Arc<Watch>) {
+    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, way: Way, watch: Arc<Watch>) {
+        let mut read = Bytes::new();
+        loop {
+            let talk = Arc::clone(&self).converse(stream, read, way.clone(), Arc::clone(&watch));
+            // Boxed: while the connection rests, nothing is left of it.
+            let Some(rested) = Box::pin(talk).await else {
+                return;
+            };
+            (stream, read) = rested;
+            if read.is_empty() {
+                // Empty as it is, it may keep a buffer.
+                drop(read);
+                let Some(first) = self.first_byte(&mut stream, &watch).await else {
+                    return;
+                };
+                read = first;
+            }
+        }
+    }
+
+    /// Waits for a request on a connection that rests; none if the connection is to end.
+    async fn first_byte<S: Stream>(&self, stream: &mut S, watch: &Watch) -> Option<Bytes> {
+        let mut byte = [0];
+        tokio::select! {
+            biased; // A request that is there is worth more than a drain that has begun.
+            read = stream.read(&mut byte) => matches!(read, Ok(1)).then(|| Bytes::copy_from_slice(&byte)),
+            () = watch.alarm.rang() => None,
+            () = self.drain_begun() => None,
+        }
+    }
+
+    /// Serves a connection until it ends, or has nothing to say for a while: then it is given back, with what
+    /// has been read of it. hyper keeps its buffers, some 16 KiB, for as long as it has a connection.
+    async fn converse<S: Stream>(
+        self: Arc<Self>,
+        stream: S,
+        read: Bytes,
+        way: Way,
+        watch: Arc<Watch>,
+    ) -> Option<(S, Bytes)> {
         let heads = Arc::new(Heads::default());
-        let watched = Watched::new(stream, Arc::clone(&watch));
+        let watched = Watched::new(stream, read, Arc::clone(&watch));
         let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
             let refused = heads.next_request();
@@ -151,11 +198,22 @@ impl Downstream {
                 biased;
                 ended = &mut connection => match ended {
                     Ok(()) => {
-                        if watch.is_unread() {
-                            let watched = connection.into_parts().io.into_inner().stream;
-                            Box::pin(linger(watched.stream)).await;
+                        let parts = connection.into_parts();
+                        let framed = parts.io.into_inner();
+                        if let Some(tunnel) = watch.take_tunnel() {
+                            let Some((watched, rest)) = framed.into_parts() else {
+                                return None;
+                            };
+                            let read = [&parts.read_buf[..], &rest[..]].concat().into();
+                            let line = Resumed {
+                                read,
+                                line: watched.stream,
+                            };
+                            Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
+                        } else if watch.is_unread() {
+                            Box::pin(linger(framed.stream.stream)).await;
                         }
-                        return;
+                        return None;
                     }
                     Err(error) => {
                         tracing::debug!(%error, "connection ended");
@@ -164,6 +222,16 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if watch.rests() {
+                        if heads.is_mid_head() {
+                            // It began to come before the last answer was out.
+                            watch.bytes_came();
+                            continue;
+                        }
+                        let parts = connection.into_parts();
+                        let watched = parts.io.into_inner().stream;
+                        return Some((watched.stream, parts.read_buf));
+                    }
                     if !watch.is_sending() && heads.give_up() {
                         watch.within(LINGER);
                         continue;
@@ -186,6 +254,7 @@ impl Downstream {
             let watched = connection.into_parts().io.into_inner().stream;
             watched.stream.reset();
         }
+        None
     }
 
     /// One request, from its head to the head of its answer.
@@ -199,6 +268,7 @@ impl Downstream {
         let settings = self.settings();
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
+        let upgrade = upgrade::asked(&parts);
         let vetted = match refused {
             // It stands for what came instead, and what comes behind that is not read as anything.
             Some(refused) => {
@@ -209,13 +279,14 @@ impl Downstream {
             None => head::vet(&mut parts),
         };
         let (mut visit, told) = self.identify(&mut parts, &way, &settings, &watch);
+        visit.upgrade = upgrade;
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
             let target = target.map_err(Trouble::Refused)?;
-            let (request, later) = self
+            let (request, later, exchange) = self
                 .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
-            self.exchange(request, later, &watch, &settings).await
+            pass(exchange, request, later, &watch, &settings).await
         };
         match answered.await {
             Ok(Some(response)) => Ok(self.finish(response, visit, &watch)),
@@ -243,7 +314,11 @@ impl Downstream {
             headers: settings.forwarding_headers,
         };
         let (client, told) = forwarded::client(way, trust, &mut parts.headers);
-        let record = Record::new(id, Trace::take(&mut parts.headers), arrived);
+        let trace = Trace::take(&mut parts.headers);
+        let record = match settings.access_log {
+            Some(_) => Record::new(id, trace, arrived),
+            None => Record::untimed(id, trace),
+        };
         let entry = settings.access_log.map(|style| {
             Box::new(Entry {
                 log: self.access_log.clone(),
@@ -267,24 +342,29 @@ impl Downstream {
             wants_json: answers::wants_json(&parts.headers),
             record,
             finish,
+            upgrade: None,
         };
         (visit, told)
     }
 
-    /// Takes in the whole body, or leaves it where it is if its route says so.
-    async fn receive(
-        &self,
+    /// Takes in the whole body, or leaves it where it is if its route says so. Also tells where the request is
+    /// to go.
+    async fn receive<'a>(
+        &'a self,
         mut parts: Parts,
         target: Target,
         body: impl RequestStream,
         visit: &mut Visit,
         watch: &Arc<Watch>,
-        settings: &Settings,
-    ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
+        settings: &'a Settings,
+    ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
         let (client, record) = (visit.client.clone(), Arc::clone(&visit.record));
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
+        let upstream = route.and_then(|route| route.upstream.as_ref());
+        let exchange = upstream.unwrap_or(&self.exchange);
+        let route = route.map(|route| &route.rules);
         if let Some(route) = route {
             visit.finish.takes(&route.path);
         }
@@ -301,7 +381,7 @@ impl Downstream {
             record: Arc::clone(&record),
         };
         let (body, later) = if empty {
-            let nothing = spool::Body::Memory(bytes::Bytes::new());
+            let nothing = spool::Body::Memory(Bytes::new());
             (RequestBody::Here(nothing), None)
         } else if lazy {
             let announced = body.size_hint().exact();
@@ -323,32 +403,9 @@ impl Downstream {
             client,
             record,
             body,
+            upgrade: visit.upgrade.clone().filter(|_| exchange.may_upgrade()),
         };
-        Ok((request, later))
-    }
-
-    /// Has the application answer; None if the client left meanwhile.
-    async fn exchange(
-        &self,
-        request: message::Request,
-        later: Option<LaterBody>,
-        watch: &Watch,
-        settings: &Settings,
-    ) -> Result<Option<Response<Body>>, Trouble> {
-        watch.in_hand();
-        let method = request.method.clone();
-        let lazy = later.is_some();
-        let outcome = self.exchange.run(request, later, settings.exchange);
-        let answer = if lazy {
-            // hyper looks for the client's leaving only while it reads.
-            tokio::select! {
-                answer = outcome => answer,
-                () = Box::pin(watch.hung_up()) => return Ok(None),
-            }
-        } else {
-            outcome.await
-        };
-        answers::passed_on(answer.map_err(Trouble::Exchange)?, &method).map(Some)
+        Ok((request, later, exchange))
     }
 
     /// What every answer has, whoever gave it.
@@ -358,8 +415,10 @@ impl Downstream {
         headers
             .entry(REQUEST_ID)
             .or_insert_with(|| visit.record.id.header());
-        if self.drain.is_cancelled() || watch.is_unread() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        let closes = self.drain.is_cancelled() || watch.is_unread();
+        if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
         let Visit {
             mut finish, method, ..
@@ -371,6 +430,34 @@ impl Downstream {
     }
 }
 
+/// Has the application answer; None if the client left meanwhile.
+async fn pass(
+    exchange: &Exchange,
+    request: message::Request,
+    later: Option<LaterBody>,
+    watch: &Watch,
+    settings: &Settings,
+) -> Result<Option<Response<Body>>, Trouble> {
+    watch.in_hand();
+    let method = request.method.clone();
+    let lazy = later.is_some();
+    let outcome = exchange.run(request, later, settings.exchange);
+    let answer = if lazy {
+        // hyper looks for the client's leaving only while it reads.
+        tokio::select! {
+            answer = outcome => answer,
+            () = Box::pin(watch.hung_up()) => return Ok(None),
+        }
+    } else {
+        outcome.await
+    };
+    let (response, tunnel) = answers::passed_on(answer.map_err(Trouble::Exchange)?, &method)?;
+    if let Some(tunnel) = tunnel {
+        watch.set_tunnel(tunnel);
+    }
+    Ok(Some(response))
+}
+
 /// What is known of a request as soon as its head is there.
 struct Visit {
     client: Client,
@@ -378,6 +465,8 @@ struct Visit {
     wants_json: bool,
     record: Arc<Record>,
     finish: Finish,
+    /// The protocol that the client would like to change to.
+    upgrade: Option<HeaderValue>,
 }
 
 /// A request's body, whose bytes are counted as they come.

@@ -243,6 +243,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{SocketAddrV4, SocketAddrV6};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -388,21 +390,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_pair_of_ends_survives(peer: SocketAddr, local: SocketAddr) {
-            prop_assume!(peer.is_ipv4() == local.is_ipv4());
-            let (family, name) = if peer.is_ipv4() { (0x11, "TCP4") } else { (0x21, "TCP6") };
-            let bytes = |address: IpAddr| match address {
+        fn every_pair_of_ends_survives(four: [SocketAddrV4; 2], six: [SocketAddrV6; 2]) {
+            let bytes = |address: SocketAddr| match address.ip() {
                 IpAddr::V4(address) => address.octets().to_vec(),
                 IpAddr::V6(address) => address.octets().to_vec(),
             };
-            let rest = [
-                bytes(peer.ip()), bytes(local.ip()),
-                peer.port().to_be_bytes().to_vec(), local.port().to_be_bytes().to_vec(),
-            ].concat();
-            let known = told(&without_scope(peer).to_string(), &without_scope(local).to_string());
-            prop_assert_eq!(parse(&packed_header(0x21, family, &rest)), known);
-            let line = format!("PROXY {name} {} {} {} {}\r\n", peer.ip(), local.ip(), peer.port(), local.port());
-            prop_assert_eq!(parse(line.as_bytes()), known);
+            for (family, name, [peer, local]) in [
+                (0x11, "TCP4", four.map(SocketAddr::V4)),
+                (0x21, "TCP6", six.map(SocketAddr::V6)),
+            ] {
+                // Neither version knows of scopes.
+                let ends = [peer, local].map(|end| SocketAddr::new(end.ip(), end.port()));
+                let known = Parsed::Header(Some(Ends { peer: ends[0], local: ends[1] }));
+                let ports = [peer.port().to_be_bytes(), local.port().to_be_bytes()].concat();
+                let rest = [bytes(peer), bytes(local), ports].concat();
+                prop_assert_eq!(parse(&packed_header(0x21, family, &rest)), known);
+                let (from, to) = (peer.ip(), local.ip());
+                let line = format!("PROXY {name} {from} {to} {} {}\r\n", peer.port(), local.port());
+                prop_assert_eq!(parse(line.as_bytes()), known);
+            }
         }
 
         #[test]
@@ -429,9 +435,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    fn without_scope(address: SocketAddr) -> SocketAddr {
-        SocketAddr::new(address.ip(), address.port())
     }
 }

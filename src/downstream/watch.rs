@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -24,10 +25,14 @@ use tokio::sync::oneshot;
 use super::listen::Stream;
 use super::pace::{Credit, Rate};
 use crate::sweeper::Alarm;
+use crate::tunnel::Tunnel;
 
 /// What the kernel takes of an answer before its client does, about. [`super::listen`] keeps it from taking
 /// more of what cannot be sent.
 const KERNEL: u64 = 128 * 1024;
+
+/// A connection that has been idle for so long does without its buffers until the next request.
+const REST: Duration = Duration::from_secs(1);
 
 /// What a client may do with its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +58,15 @@ enum Phase {
     Sending,
 }
 
+/// What a connection is about, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    Idle,
+    Reading,
+    Waiting,
+    Writing,
+}
+
 #[derive(Debug)]
 pub struct Watch {
     pub alarm: Alarm,
@@ -63,6 +77,8 @@ pub struct Watch {
     /// Somebody asks for the connection's descriptor.
     wanted: AtomicBool,
     asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
+    /// What the connection becomes once the answer under way is sent.
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 #[derive(Debug)]
@@ -70,14 +86,21 @@ struct State {
     phase: Phase,
     /// When the phase has lasted too long.
     until: Option<Instant>,
+    /// When the connection has been idle for long enough to rest.
+    rest: Option<Instant>,
     taking: Credit,
     sending: Credit,
 }
 
 impl State {
     fn due(&self) -> Option<Instant> {
-        let all = [self.until, self.taking.due(), self.sending.due()];
+        let all = [self.until, self.rest, self.taking.due(), self.sending.due()];
         all.into_iter().flatten().min()
+    }
+
+    fn idle(&mut self, now: Instant, bounds: &Bounds) {
+        self.until = Some(now + bounds.idle);
+        self.rest = Some(now + REST);
     }
 
     fn is_behind(&self) -> bool {
@@ -93,12 +116,14 @@ impl Watch {
             state: Mutex::new(State {
                 phase: Phase::Idle,
                 until: None,
+                rest: None,
                 taking: Credit::new(bounds.rate),
                 sending: Credit::behind(bounds.rate, KERNEL),
             }),
             unread: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
+            tunnel: Mutex::default(),
         };
         watch.idle();
         Arc::new(watch)
@@ -129,6 +154,7 @@ impl Watch {
         self.change(|state| {
             state.phase = Phase::InHand;
             state.until = None;
+            state.rest = None;
             state.taking = Credit::new(self.bounds.rate);
         });
     }
@@ -180,7 +206,7 @@ impl Watch {
         self.change(|state| {
             state.sending.rest(Instant::now());
             if state.phase == Phase::Idle && state.until.is_none() {
-                state.until = Some(Instant::now() + self.bounds.idle);
+                state.idle(Instant::now(), &self.bounds);
             }
         });
     }
@@ -189,8 +215,10 @@ impl Watch {
     pub fn idles(&self) {
         self.change(|state| {
             state.phase = Phase::Idle;
-            let behind = state.is_behind();
-            state.until = (!behind).then(|| Instant::now() + self.bounds.idle);
+            state.until = None;
+            if !state.is_behind() {
+                state.idle(Instant::now(), &self.bounds);
+            }
         });
     }
 
@@ -200,10 +228,54 @@ impl Watch {
         state.phase == Phase::Sending || state.is_behind()
     }
 
-    fn bytes_came(&self) {
+    pub fn activity(&self) -> Activity {
+        let state = self.state();
+        match state.phase {
+            _ if state.is_behind() => Activity::Writing,
+            Phase::Idle => Activity::Idle,
+            Phase::Head => Activity::Reading,
+            Phase::InHand if state.taking.due().is_some() => Activity::Reading,
+            Phase::InHand => Activity::Waiting,
+            Phase::Sending => Activity::Writing,
+        }
+    }
+
+    /// True once, when an idle connection is to do without its buffers.
+    pub fn rests(&self) -> bool {
+        self.change(|state| {
+            let now = Instant::now();
+            let rests = state.phase == Phase::Idle
+                && state.rest.is_some_and(|rest| rest <= now)
+                && state.until.is_some_and(|until| until > now);
+            if rests {
+                state.rest = None;
+            }
+            rests
+        })
+    }
+
+    /// Until when the connection may be idle, if it is: the longer it has been, the earlier.
+    pub fn idle_until(&self) -> Option<Instant> {
+        let state = self.state();
+        state.until.filter(|_| state.phase == Phase::Idle)
+    }
+
+    /// Has an idle connection end. One whose next request is there by then stays.
+    pub fn leave(&self) {
+        self.change(|state| {
+            if state.phase == Phase::Idle {
+                state.until = Some(Instant::now());
+            }
+        });
+        self.alarm.ring();
+    }
+
+    /// On a connection that was idle, a request begins.
+    pub fn bytes_came(&self) {
         let mut state = self.state();
         if state.phase == Phase::Idle {
             state.phase = Phase::Head;
+            state.rest = None;
             drop(state);
             self.within(self.bounds.head);
         }
@@ -211,6 +283,20 @@ impl Watch {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+
+    pub fn set_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel() = Some(tunnel);
+    }
+
+    pub fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel().take()
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Option<Tunnel>> {
+        self.tunnel
             .lock()
             .expect("no code that holds this lock panics")
     }
@@ -268,15 +354,18 @@ impl Watch {
 /// Tells the watch when bytes come and go.
 pub struct Watched<S> {
     pub stream: S,
+    /// What has been read of it already.
+    read: Bytes,
     watch: Arc<Watch>,
     /// There was something that the stream did not take.
     behind: bool,
 }
 
 impl<S> Watched<S> {
-    pub fn new(stream: S, watch: Arc<Watch>) -> Self {
+    pub fn new(stream: S, read: Bytes, watch: Arc<Watch>) -> Self {
         Self {
             stream,
+            read,
             watch,
             behind: false,
         }
@@ -301,7 +390,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
-        let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let poll = if self.read.is_empty() {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        } else {
+            let len = self.read.len().min(buf.remaining());
+            buf.put_slice(&self.read.split_to(len));
+            Poll::Ready(Ok(()))
+        };
         if buf.filled().len() > before {
             self.watch.bytes_came();
         }

@@ -8,6 +8,7 @@ mod handover;
 mod log;
 mod notify;
 mod sizing;
+mod upstreams;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -22,10 +23,14 @@ use tokio_util::sync::CancellationToken;
 use self::board::GatewayBoard;
 use self::handover::{Inherited, Program};
 use self::notify::Manager;
+use self::upstreams::Upstreams;
 use crate::admin::Admin;
 use crate::config::{Config, Listen, Loaded, Source, Sources};
+use crate::descriptors;
 use crate::downstream::tls::{self, Tls, Wanted};
-use crate::downstream::{self, AccessLog, Downstream, Listener, Listeners, Pages, Routes, Style};
+use crate::downstream::{
+    self, AccessLog, Crowd, Downstream, Listener, Listeners, Most, Pages, Routes, Style,
+};
 use crate::exchange::{self, Exchange};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
@@ -33,6 +38,7 @@ use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spool::Spool;
 use crate::sweeper::Sweeper;
 use crate::unix_socket::UnixSocket;
+use crate::workers::http;
 use crate::workers::link::{Hub, Terms};
 use crate::workers::supervise::{Plan, Supervisor};
 use crate::workers::{Waits, WorkerSlots};
@@ -45,6 +51,9 @@ const FILE_THREADS: usize = 4;
 
 /// What is left of the drain's time for answers to requests that are shed at its end.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Tunnels that are told to end do so within this time.
+const TUNNEL_ENDS: Duration = Duration::from_millis(100);
 
 /// Why the gateway cannot start, in one line.
 #[derive(Debug)]
@@ -251,6 +260,7 @@ struct Gateway {
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
     hub: Arc<Hub>,
+    upstreams: Arc<Upstreams>,
     supervisor: Option<Supervisor>,
     downstream: Arc<Downstream>,
     exchange: Exchange,
@@ -260,6 +270,8 @@ struct Gateway {
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
+    /// How many the process may have.
+    descriptors: u64,
     /// Holds the link of supervised workers; removed with everything in it.
     _folder: Option<tempfile::TempDir>,
 }
@@ -271,6 +283,7 @@ impl Gateway {
         reload: bool,
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
+        let descriptors = descriptors::raise_limit();
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
@@ -321,13 +334,23 @@ impl Gateway {
         );
         let asking = Arc::clone(&hub);
         let ticking = access_log.clone();
+        // An upstream looks after its slots itself.
+        let linked = !matches!(config.workers.source, Source::Upstream(_));
         tokio::spawn(sweeper.clone().run(move || {
-            expiring.expire();
             ticking.tick();
-            for stuck in expiring.stuck() {
-                asking.look_at(stuck);
+            if linked {
+                expiring.expire();
+                for stuck in expiring.stuck() {
+                    asking.look_at(stuck);
+                }
             }
         }));
+        let parts = http::Parts {
+            spool: spool.clone(),
+            metrics: metrics.clone(),
+            sweeper: sweeper.clone(),
+        };
+        let upstreams = Arc::new(Upstreams::start(&config, &slots, parts));
         let exchange = Exchange::new(
             Arc::clone(&slots),
             outbound.clone(),
@@ -335,8 +358,12 @@ impl Gateway {
             metrics.clone(),
             waits,
         );
+        let exchange = match upstreams.main() {
+            Some(upstream) => exchange.beside(Arc::clone(upstream)),
+            None => exchange,
+        };
         let state = Arc::new(State::default());
-        let board = GatewayBoard::new(&state, &slots, &hub, &exchange, &limits);
+        let board = GatewayBoard::new(&state, &slots, &hub, &upstreams, &exchange, &limits);
         let admin = Admin::start(
             config.admin,
             config.probes,
@@ -345,13 +372,22 @@ impl Gateway {
         )
         .map_err(|error| StartError(error.to_string()))?;
 
-        let (path, folder) = link_path(&config)?;
-        let link = UnixSocket::bind(&path, LINK_MODE)
-            .map_err(cannot(format_args!("listen on {}", path.display())))?;
         let stop_link = CancellationToken::new();
-        tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+        let accept = |path: &Path| {
+            let link = UnixSocket::bind(path, LINK_MODE)
+                .map_err(cannot(format_args!("listen on {}", path.display())))?;
+            tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+            Ok(())
+        };
+        let mut folder = None;
         let supervisor = match &config.workers.source {
             Source::App(app) => {
+                let made = tempfile::Builder::new()
+                    .prefix("layby-")
+                    .tempdir()
+                    .map_err(cannot("make a folder for the link"))?;
+                let path = folder.insert(made).path().join("link.sock");
+                accept(&path)?;
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
@@ -363,20 +399,33 @@ impl Gateway {
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {
+                accept(path)?;
                 tracing::info!(link = %path.display(), slots = count, "waiting for workers");
                 None
             }
-            Source::Upstream(_) => unreachable!("refused by link_path"),
+            Source::Upstream(upstream) => {
+                tracing::info!(%upstream, slots = count, "handing requests to an upstream");
+                None
+            }
         };
 
+        let routes = {
+            let limits = limits
+                .read()
+                .expect("no code that holds this lock panics")
+                .clone();
+            upstreams.routes(&config, &limits, &exchange)
+        };
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
+            crowd: Crowd::new(most(&config, descriptors), metrics.clone()),
             metrics,
             access_log,
             sweeper,
-            settings: RwLock::new(Arc::new(settings(&config, pages))),
+            settings: RwLock::new(Arc::new(settings(&config, routes, pages))),
             drain: CancellationToken::new(),
+            end_tunnels: CancellationToken::new(),
         });
         let mut listeners = Listeners::default();
         let (mut listen, mut secure) = (Vec::new(), Vec::new());
@@ -404,6 +453,7 @@ impl Gateway {
             slots,
             outbound,
             hub,
+            upstreams,
             supervisor,
             downstream,
             exchange,
@@ -413,6 +463,7 @@ impl Gateway {
             admin,
             limits,
             stop_link,
+            descriptors,
             _folder: folder,
         })
     }
@@ -443,21 +494,23 @@ impl Gateway {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
         let config = loaded.config;
-        let limits = limits(&config);
-        self.slots.set_limits(limits.clone());
+        let new_limits = limits(&config);
+        self.slots.set_limits(new_limits.clone());
         *self
             .limits
             .write()
-            .expect("no code that holds this lock panics") = limits;
+            .expect("no code that holds this lock panics") = new_limits.clone();
         if let (Some(tls), Some(ready)) = (&self.tls, ready) {
             tls.set(ready);
         }
+        let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
         let pages = pages(&config).unwrap_or_else(|error| {
             tracing::error!("{error}; the old ones stay");
             self.downstream.settings().pages.clone()
         });
-        self.downstream.set(settings(&config, pages));
+        self.downstream.set(settings(&config, routes, pages));
         self.downstream.spool.set(&config.bodies);
+        self.downstream.crowd.set(most(&config, self.descriptors));
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
@@ -523,7 +576,10 @@ impl Gateway {
             self.listeners.finished().await;
             self.exchange.finished().await;
         };
-        let clean = tokio::time::timeout(grace, over).await.is_ok();
+        let mut clean = tokio::time::timeout(grace, over).await.is_ok();
+        if !clean {
+            clean = self.end_tunnels().await;
+        }
         if !clean {
             tracing::warn!(
                 connections = self.listeners.connections(),
@@ -531,6 +587,7 @@ impl Gateway {
                 "drain timeout: the rest is cut"
             );
             self.slots.drain();
+            self.upstreams.drain();
             // Those who still wait in the queue get their 503.
             let _ = tokio::time::timeout(LAST_ANSWERS, self.listeners.finished()).await;
         }
@@ -555,6 +612,19 @@ impl Gateway {
         } else {
             ExitCode::FAILURE
         }
+    }
+}
+
+impl Gateway {
+    /// The grace is over. Tunnels may last for ever, so that they end now is no fault: true if nothing else was
+    /// left.
+    async fn end_tunnels(&self) -> bool {
+        self.downstream.end_tunnels.cancel();
+        let over = async {
+            self.listeners.finished().await;
+            self.exchange.finished().await;
+        };
+        tokio::time::timeout(TUNNEL_ENDS, over).await.is_ok()
     }
 }
 
@@ -589,6 +659,13 @@ fn wanted(config: &Config) -> Wanted {
     }
 }
 
+fn most(config: &Config, descriptors: u64) -> Most {
+    Most {
+        connections: descriptors::connections(descriptors, config.clients.max_connections),
+        per_client: config.clients.max_connections_per_client,
+    }
+}
+
 /// Where the access log goes. What is off touches no file.
 fn access_log_path(config: &Config) -> Option<PathBuf> {
     Style::new(&config.access_log).and(config.access_log.path.clone())
@@ -602,7 +679,7 @@ fn pages(config: &Config) -> Result<Pages, String> {
     Pages::read(folder).map_err(what)
 }
 
-fn settings(config: &Config, pages: Pages) -> downstream::Settings {
+fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         forwarding_headers: config.forwarding_headers,
@@ -617,7 +694,7 @@ fn settings(config: &Config, pages: Pages) -> downstream::Settings {
                 least: config.clients.min_rate,
             },
         },
-        routes: Routes::new(config.routes.clone()),
+        routes,
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,
             on_disconnect: config.slots.on_disconnect,
@@ -625,22 +702,5 @@ fn settings(config: &Config, pages: Pages) -> downstream::Settings {
         retry_after: config.slots.queue_timeout,
         pages,
         access_log: Style::new(&config.access_log),
-    }
-}
-
-/// Where workers connect: the configured socket, or one in a folder of our own.
-fn link_path(config: &Config) -> Result<(PathBuf, Option<tempfile::TempDir>), StartError> {
-    match &config.workers.source {
-        Source::Link(path) => Ok((path.clone(), None)),
-        Source::App(_) => {
-            let folder = tempfile::Builder::new()
-                .prefix("layby-")
-                .tempdir()
-                .map_err(cannot("make a folder for the link"))?;
-            Ok((Path::new(folder.path()).join("link.sock"), Some(folder)))
-        }
-        Source::Upstream(upstream) => Err(StartError(format!(
-            "cannot proxy to {upstream}: HTTP upstreams are not part of this version; use workers.link"
-        ))),
     }
 }

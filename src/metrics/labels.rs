@@ -71,6 +71,25 @@ label_set! {
 }
 
 label_set! {
+    /// What a client's connection is about.
+    ConnectionState {
+        Idle = "idle": "between two requests, or before the first",
+        Reading = "reading": "a request, or its body, is on its way in",
+        Waiting = "waiting": "the request is in the queue, with the application, or parked",
+        Writing = "writing": "an answer is on its way out",
+    }
+}
+
+label_set! {
+    /// Why a connection was let go at once.
+    TurnedAway {
+        Limit = "limit": "there were as many as there may be, and none of them was idle",
+        ClientLimit = "client_limit": "there were as many of that client as there may be",
+        Descriptors = "descriptors": "there was no file descriptor for it",
+    }
+}
+
+label_set! {
     /// What kind of room a body did not find.
     Shortage {
         Memory = "memory": "the memory limit was reached: it went to disk instead",

@@ -7,6 +7,7 @@
 
 pub mod families;
 mod labels;
+mod pool;
 mod process;
 
 use std::collections::HashMap;
@@ -15,14 +16,19 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::Method;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 
 use families::PerLabel;
 use labels::{LabelSet as _, MethodLabel, SlotState};
 use process::Process;
 
+pub use pool::Pool;
+
 pub use labels::{
-    CancelPhase, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason, Shortage, WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason, Shortage, TurnedAway,
+    WaitReason,
 };
 
 /// The media type of [`Metrics::render`].
@@ -47,9 +53,14 @@ struct Series {
     slots: Slots,
     queue_length: IntGauge,
     parked_requests: IntGauge,
+    upstream_slots: IntGaugeVec,
+    upstream_queue_length: IntGaugeVec,
     waiting_in_place: IntGauge,
     spool_bytes: IntGauge,
     body_memory_bytes: IntGauge,
+    connections: PerLabel<ConnectionState, IntGauge>,
+    connections_refused: PerLabel<TurnedAway, IntCounter>,
+    idle_connections_closed: IntCounter,
     body_shortages: PerLabel<Shortage, IntCounter>,
     requests: Requests,
     request_seconds: Histogram,
@@ -67,9 +78,13 @@ struct Series {
     worker_restarts: PerLabel<RestartReason, IntCounter>,
     tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
     tls_certificate_expiry: IntGauge,
+    before_each_page: Mutex<Vec<Refresh>>,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
     process: Mutex<Process>,
 }
+
+/// Sets what is counted only when somebody asks.
+type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 /// The three states in one word, so that no page shows a slot twice or not at all.
 struct Slots {
@@ -103,10 +118,17 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
 
+        let connections = families::CONNECTIONS.int_gauges(&registry);
         Self(Arc::new(Series {
+            connections: PerLabel::new(|state| connections.with_label_values(&[state])),
+            connections_refused: families::CONNECTIONS_REFUSED.per_label(&registry),
+            idle_connections_closed: families::IDLE_CONNECTIONS_CLOSED.int_counter(&registry),
+            before_each_page: Mutex::default(),
             slots: Slots::new(&registry),
             queue_length: families::QUEUE_LENGTH.int_gauge(&registry),
             parked_requests: families::PARKED_REQUESTS.int_gauge(&registry),
+            upstream_slots: families::UPSTREAM_SLOTS.int_gauges(&registry),
+            upstream_queue_length: families::UPSTREAM_QUEUE_LENGTH.int_gauges(&registry),
             waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
             spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
             body_memory_bytes: families::BODY_MEMORY_BYTES.int_gauge(&registry),
@@ -200,6 +222,27 @@ impl Metrics {
         self.0.body_shortages.of(shortage).inc();
     }
 
+    /// How many connections are in this state now.
+    pub fn connections(&self, state: ConnectionState, count: usize) {
+        self.0.connections.of(state).set(gauge_value(count));
+    }
+
+    pub fn turned_away(&self, why: TurnedAway) {
+        self.0.connections_refused.of(why).inc();
+    }
+
+    /// So many idle connections were told to leave.
+    pub fn made_room(&self, connections: usize) {
+        self.0.idle_connections_closed.inc_by(connections as u64);
+    }
+
+    /// For what costs less to look up now and then than to follow.
+    pub fn before_each_page(&self, refresh: impl Fn(&Metrics) + Send + Sync + 'static) {
+        let mut all = self.0.before_each_page.lock();
+        let all = all.as_mut().expect("no code that holds this lock panics");
+        all.push(Box::new(refresh));
+    }
+
     /// A slot has to wait for a slow client. Once per answer.
     pub fn answer_backpressure(&self) {
         self.0.answer_backpressure.inc();
@@ -245,6 +288,11 @@ impl Metrics {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         process.refresh();
+        let refresh = self.0.before_each_page.lock();
+        for refresh in refresh.iter().flat_map(|all| all.iter()) {
+            refresh(self);
+        }
+        drop(refresh);
         self.0.slots.refresh();
         TextEncoder::new()
             .encode_to_string(&self.0.registry.gather())
@@ -343,7 +391,10 @@ mod tests {
 
     #[test]
     fn every_family_is_on_the_first_page() {
-        let page = metrics().render();
+        let metrics = metrics();
+        // Those of upstreams are there when one is configured.
+        let _pool = metrics.upstream_pool("unix:/run/app.sock");
+        let page = metrics.render();
         let mut rendered: Vec<&str> = page
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

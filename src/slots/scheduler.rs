@@ -31,7 +31,8 @@ pub const ENDING_EVERY: u32 = 8;
 const ENDING_SHARE: usize = 8;
 
 /// A pinned request that has waited this long for its slot, busy all the while with one job, is worth a
-/// look at what the slot is doing.
+/// look at what the slot is doing. So is a slot this long after the time of its request, when a quarter of the
+/// grace is not sooner: on a busy day many are late by a little.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A slot's number, below the configured count.
@@ -90,7 +91,7 @@ pub enum Shed {
 enum Phase {
     /// → Running, withdrawn, shed
     Queued,
-    /// → Parked, done
+    /// → Parked, Queued (given back unseen), done
     Running(SlotId),
     /// → Resuming, Ending
     Parked(Home),
@@ -152,7 +153,7 @@ enum Overtime {
     /// The time was over before the job began: it unwinds the request, or finishes it unwatched. So it has
     /// the grace to itself first. → Overdue
     Late(Instant),
-    /// The time ended while the slot worked, so it counts as lost until it is ready. → Told
+    /// The time ended while the slot worked, so it counts as lost until it is ready. → Told, after a moment
     Overdue(Instant),
     /// → Spent
     Told(Instant),
@@ -509,13 +510,14 @@ impl<J> Scheduler<J> {
                     why,
                 });
             };
-            let over = |since: Instant| now.saturating_duration_since(since) >= grace;
+            let overdue_for = |since: Instant| now.saturating_duration_since(since);
+            let over = |since: Instant| overdue_for(since) >= grace;
             spell.overtime = match spell.overtime {
                 Overtime::No if self.requests[spell.request.place()].over.is_some() => {
                     Overtime::Late(now)
                 }
                 Overtime::Late(since) if over(since) => Overtime::Overdue(now),
-                Overtime::Overdue(since) => {
+                Overtime::Overdue(since) if overdue_for(since) >= PATIENCE.min(grace / 4) => {
                     tell(Why::Overdue);
                     Overtime::Told(since)
                 }

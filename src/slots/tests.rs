@@ -868,13 +868,16 @@ fn an_overdue_slot_is_told_of_once() {
     let (slot, ..) = scheduler.place().expect("both are idle");
     assert_eq!(scheduler.stuck(now), []);
     scheduler.overdue(call, now);
+    assert_eq!(scheduler.count().lost, 1, "at once");
+    assert_eq!(scheduler.stuck(now), [], "it may come back in a moment");
     let stuck = Stuck {
         slot,
         process: ProcessId(1),
         why: Why::Overdue,
     };
-    assert_eq!(scheduler.stuck(now), [stuck]);
-    assert_eq!(scheduler.stuck(now), []);
+    let later = now + Duration::from_secs(1);
+    assert_eq!(scheduler.stuck(later), [stuck]);
+    assert_eq!(scheduler.stuck(later), []);
     assert_eq!(scheduler.count().lost, 1);
 }
 
@@ -899,7 +902,7 @@ fn a_slot_is_spent_when_the_grace_after_its_time_is_over() {
     scheduler.place().expect("the slot is idle");
     assert!(scheduler.has_time(ProcessId(1), now));
     scheduler.overdue(id, now);
-    let spent = [(0, Why::Overdue), (GRACE.as_secs(), Why::Spent)];
+    let spent = [(1, Why::Overdue), (GRACE.as_secs(), Why::Spent)];
     assert_eq!(told(&mut scheduler, now, 20), spent);
     assert!(!scheduler.has_time(ProcessId(1), now + GRACE));
     assert_eq!(scheduler.count().lost, 1);

@@ -50,8 +50,8 @@ def accounted_for(gateway: Gateway, slots: int) -> Iterator[None]:
 HASTY = f"""
 [slots]
 count = 4
-request_timeout = "1s"
-overdue_grace = "1500ms"
+request_timeout = "2s"
+overdue_grace = "2500ms"
 
 [workers]
 processes = 2
@@ -106,7 +106,7 @@ async def test_a_process_with_a_stuck_request_is_replaced_and_costs_that_one_alo
         await connection.ask("GET", "/products/teapot/")
         stuck = await connection.ask("GET", path)
         assert stuck.status == 504
-        assert 0.75 <= stuck.seconds <= 1.25, stuck.seconds
+        assert 1.75 <= stuck.seconds <= 2.25, stuck.seconds
         buying = [asyncio.create_task(buy(client)) for client in range(4)]
         await eventually("it is not replaced", replaced, 20)
         await eventually("its slots are not there", whole, 20)
@@ -149,13 +149,13 @@ async def test_a_stopped_process_is_replaced_and_the_others_go_on(
             answer = await check_out(connection, reference)
             answers[reference] = answer.status
             if answer.status == 504:
-                assert 0.75 <= answer.seconds <= 1.5, answer.seconds
+                assert 1.75 <= answer.seconds <= 2.5, answer.seconds
             turn += 1
             await asyncio.sleep(0.05)
 
     with watching(postgres) as watch, accounted_for(gateway, 4):
-        buying = [asyncio.create_task(buy(client)) for client in range(8)]
-        await eventually("nobody parks", lambda: gateway.parked() > 2, 10)
+        buying = [asyncio.create_task(buy(client)) for client in range(6)]
+        await eventually("nobody parks", lambda: gateway.parked() > 1, 10)
         os.kill(victim, signal.SIGSTOP)
         # By its silence, or by what the slots are at that it had when it was stopped.
         await eventually("it is not noticed", lambda: gateway.lines_with("worker overdue"), 15)
@@ -172,7 +172,7 @@ async def test_a_stopped_process_is_replaced_and_the_others_go_on(
     statuses = Counter(answers.values())
     # What the stopped one had is told so on time; 502 for who waited for it when it was killed.
     assert set(statuses) <= {200, 502, 504}, statuses
-    assert statuses[200] > 50, statuses
+    assert statuses[200] > 20, statuses
     ledger, charges = shop.ledger("stopped-"), stub.charges()
     for reference, status in answers.items():
         traces = ledger.get(reference)
@@ -216,7 +216,7 @@ async def test_recycling_under_load_loses_no_parked_request(
             turn += 1
 
     def recycled() -> bool:
-        return gateway.metric("layby_worker_restarts_total", reason="recycled") >= 3
+        return gateway.metric("layby_worker_restarts_total", reason="recycled") >= 2
 
     with watching(postgres) as watch, accounted_for(gateway, 8):
         buying = [asyncio.create_task(buy(client)) for client in range(24)]

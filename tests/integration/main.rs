@@ -28,5 +28,7 @@ mod storm;
 mod streams;
 mod support;
 mod tls;
+mod tunnels;
 mod upgrade;
+mod upstreams;
 mod workers;

@@ -70,10 +70,6 @@ impl Heads {
     }
 
     /// From here on, what comes is another protocol's. To be called before the client is heads so (101).
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "no route leads to an upgrade yet")
-    )]
     pub fn open_tunnel(&self) {
         self.tunnel.store(true, Relaxed);
     }
@@ -205,6 +201,14 @@ impl<S> Framed<S> {
         }
     }
 
+    /// The stream, and what came of it that hyper was not given, for whoever goes on with another protocol.
+    /// None if that has been read as a request that is none: who speaks it before it is agreed on is cut off.
+    pub fn into_parts(mut self) -> Option<(S, Vec<u8>)> {
+        let mut rest = self.good.split_off(self.given);
+        rest.append(&mut self.held);
+        matches!(self.framing.part, Part::Head(_)).then_some((self.stream, rest))
+    }
+
     /// False if there is nothing to give.
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let there = &self.good[self.given..];
@@ -251,7 +255,9 @@ impl<S> Framed<S> {
     }
 
     fn hold(&mut self, head: Vec<u8>) {
-        self.heads.mid_head.store(!head.is_empty(), Relaxed);
+        // An empty line alone begins nothing.
+        let begun = head.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
+        self.heads.mid_head.store(begun, Relaxed);
         self.held = head;
     }
 

@@ -158,6 +158,7 @@ mod tests {
             client: Client {
                 address: Some([192, 0, 2, 7].into()),
                 port: Some(4711),
+                peer: None,
                 scheme: Scheme::Https,
                 server_name: "shop.example".into(),
                 server_port: 443,
@@ -170,6 +171,7 @@ mod tests {
             },
             record: Record::new(Id::new(), None, Instant::now()),
             body: RequestBody::Here(Body::Memory(Bytes::from_static(body))),
+            upgrade: None,
         };
         let mut block = BytesMut::new();
         let pairs = encode(&request, &mut block);

@@ -19,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::http::{Address, Connection, Request, Response};
+use super::upstream::Upstream;
 use super::within;
 
 /// Everything that is not given is what makes a test short and self-contained.
@@ -42,6 +43,11 @@ pub fn new(slots: u16) -> Builder {
     let builder = Builder::of("serve", slots);
     let link = builder.folder.path().join("link.sock");
     builder.set("workers.link", format!("unix:{}", link.display()))
+}
+
+/// A gateway in front of an HTTP server.
+pub fn before(upstream: &Upstream, slots: u16) -> Builder {
+    Builder::of("serve", slots).set("workers.upstream", upstream.url())
 }
 
 /// A gateway with supervised workers: `layby run APP`.
@@ -411,10 +417,6 @@ impl Gateway {
     }
 
     // The admin listener ---------------------------------------------------------------
-
-    pub async fn connect_admin(&self) -> Connection {
-        Connection::open(&self.admin).await
-    }
 
     pub async fn admin(&self, target: &str) -> Response {
         self.admin_as("localhost", target).await

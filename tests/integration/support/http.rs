@@ -175,7 +175,7 @@ impl Connection {
     }
 
     /// None if the connection ends before anything comes.
-    async fn try_head(&mut self) -> Option<Head> {
+    pub async fn try_head(&mut self) -> Option<Head> {
         let end = loop {
             if let Some(end) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n") {
                 break end;

@@ -10,6 +10,7 @@ pub mod origin;
 pub mod plan;
 pub mod postgres;
 pub mod tls;
+pub mod upstream;
 pub mod worker;
 
 use std::future::Future;
