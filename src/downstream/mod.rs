@@ -183,8 +183,17 @@ impl Downstream {
         let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
             let refused = heads.next_request();
+            let answered =
+                Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch));
+            let heads = Arc::clone(&heads);
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch)))
+            Box::pin(async move {
+                let response = answered.await?;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    heads.open_tunnel();
+                }
+                Ok::<_, ClientLeft>(response)
+            })
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         // `Framed` has the bound; what it has escaped may be longer than what came.
@@ -201,13 +210,9 @@ impl Downstream {
                         let parts = connection.into_parts();
                         let framed = parts.io.into_inner();
                         if let Some(tunnel) = watch.take_tunnel() {
-                            let Some((watched, rest)) = framed.into_parts() else {
-                                return None;
-                            };
-                            let read = [&parts.read_buf[..], &rest[..]].concat().into();
                             let line = Resumed {
-                                read,
-                                line: watched.stream,
+                                read: parts.read_buf,
+                                line: framed,
                             };
                             Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
                         } else if watch.is_unread() {

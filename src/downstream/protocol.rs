@@ -89,7 +89,7 @@ impl Downstream {
         let http2 = begun == PREFACE;
         let stream = Begun { begun, stream };
         if http2 {
-            http2::serve(self, stream, way, &watch.alarm).await;
+            http2::serve(self, stream, way, &watch).await;
         } else {
             self.serve(stream, way, watch).await;
         }
@@ -106,7 +106,7 @@ impl Downstream {
             return;
         };
         if begun == PREFACE {
-            http2::serve(self, Begun { begun, stream }, way, &watch.alarm).await;
+            http2::serve(self, Begun { begun, stream }, way, &watch).await;
         } else if !begun.is_empty() && http2::refuse(&mut stream).await.is_ok() {
             linger(stream).await;
         }

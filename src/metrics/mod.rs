@@ -27,8 +27,8 @@ use process::Process;
 pub use pool::Pool;
 
 pub use labels::{
-    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason, Shortage, TurnedAway,
-    WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason,
+    Shortage, TurnedAway, WaitReason,
 };
 
 /// The media type of [`Metrics::render`].

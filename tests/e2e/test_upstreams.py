@@ -45,7 +45,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Server(NamedTuple):
-    """How it is started, with the path of its socket at the end, and how much it works on at once."""
+    """How it is started, its socket coming last, and how much it works on at once."""
 
     command: list[str]
     ready: str
@@ -100,7 +100,9 @@ class Exchange(NamedTuple):
 
 def exchange(chance: random.Random) -> Exchange:
     """One of those that browsers, scripts and other services have with an application."""
-    method = chance.choice(["GET"] * 6 + ["POST"] * 4 + ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    method = chance.choice(
+        ["GET"] * 6 + ["POST"] * 4 + ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    )
     query = [f"q={chance.randrange(10**6)}"]
     size = chance.choice([0, 0, 300, 5_000, 70_000, 400_000])
     query.append(f"size={size}")
@@ -112,7 +114,9 @@ def exchange(chance: random.Random) -> Exchange:
         query.append("status=302%20Found&to=/elsewhere%3Fa%3Db%26c")
     elif chance.random() < 0.2:
         statuses = ["204%20No%20Content", "304%20Not%20Modified", "404%20Not%20Found"]
-        query.append("status=" + chance.choice([*statuses, "500%20Oops", "418%20Short%20and%20stout"]))
+        query.append(
+            "status=" + chance.choice([*statuses, "500%20Oops", "418%20Short%20and%20stout"])
+        )
     path = chance.choice(["/", "/a%20b", "/%C3%A4/x", "/a//b", "/a;b=c", "/%2F%25"])
     headers = [("Accept", "text/html, */*;q=0.8"), ("Cookie", "a=1; b=2"), ("X-Empty", "")]
     if chance.random() < 0.15:
@@ -200,7 +204,7 @@ def test_exchanges_are_the_same_as_without_the_gateway(name: str, tmp_path: Path
 def test_a_restart_of_gunicorn_is_a_wait_and_no_error(tmp_path: Path) -> None:
     folder = Path(f"/tmp/layby-{os.getpid()}-restart")
     folder.mkdir()
-    with served("gthread", folder) as (app, path, gateway):
+    with served("gthread", folder) as (app, _, gateway):
         over = threading.Event()
 
         def client(_: int) -> list[int]:
@@ -227,7 +231,9 @@ def test_a_restart_of_gunicorn_is_a_wait_and_no_error(tmp_path: Path) -> None:
             statuses = [status for one in running for status in one.result()]
         assert len(statuses) > 200
         # A request may be in the hands of a worker at its end; nothing else goes wrong.
-        assert statuses.count(200) >= len(statuses) - 4, {each: statuses.count(each) for each in {*statuses}}
+        assert statuses.count(200) >= len(statuses) - 4, {
+            each: statuses.count(each) for each in {*statuses}
+        }
         gateway.settles(4)
     shutil.rmtree(folder)
 

@@ -201,14 +201,6 @@ impl<S> Framed<S> {
         }
     }
 
-    /// The stream, and what came of it that hyper was not given, for whoever goes on with another protocol.
-    /// None if that has been read as a request that is none: who speaks it before it is agreed on is cut off.
-    pub fn into_parts(mut self) -> Option<(S, Vec<u8>)> {
-        let mut rest = self.good.split_off(self.given);
-        rest.append(&mut self.held);
-        matches!(self.framing.part, Part::Head(_)).then_some((self.stream, rest))
-    }
-
     /// False if there is nothing to give.
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let there = &self.good[self.given..];

@@ -31,8 +31,8 @@ use self::patience::{Metered, Patience};
 use super::Downstream;
 use super::framing::MAX_HEAD;
 use super::listen::Stream;
+use super::watch::Watch;
 use super::way::Way;
-use crate::sweeper::Alarm;
 
 /// What every client that knows HTTP/2 sends first (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -83,7 +83,8 @@ enum Phase {
 }
 
 /// Serves one connection whose preface has been read. Dropping the future leaves all of its clients.
-pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, way: Way, alarm: &Alarm) {
+pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, way: Way, watch: &Watch) {
+    let alarm = &watch.alarm;
     let patience = Arc::new(Patience::default());
     let io = Metered::new(stream, Arc::clone(&patience));
     let mut settings = Builder::new();
@@ -162,6 +163,12 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, way: Way, 
             }
         }
         if before != (phase, streams.is_empty()) {
+            // One that works is not among those that make room for others.
+            if streams.is_empty() {
+                watch.idles();
+            } else {
+                watch.begun();
+            }
             match phase {
                 Phase::Idle => alarm.set(Instant::now() + downstream.settings().bounds.idle),
                 Phase::Busy => alarm.set(Instant::now() + PING),

@@ -12,9 +12,7 @@ from urllib.parse import parse_qs
 HOP = ("x-forwarded-", "x-request-id", "connection", "transfer-encoding", "content-length")
 
 
-def application(
-    environ: dict[str, Any], start_response: Callable[..., Any]
-) -> Iterable[bytes]:
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     query = {name: values[-1] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
     seen = {
@@ -32,7 +30,9 @@ def application(
         len(body),
         hashlib.sha256(body).hexdigest(),
     ]
-    answer = json.dumps(told).encode() + b"\n" + bytes(range(256)) * (int(query.get("size", 0)) // 256)
+    answer = (
+        json.dumps(told).encode() + b"\n" + bytes(range(256)) * (int(query.get("size", 0)) // 256)
+    )
     headers = [("Content-Type", "application/octet-stream"), ("X-Twice", "1"), ("X-Twice", "2")]
     headers += [("Set-Cookie", f"c{n}=v; Path=/") for n in range(int(query.get("cookies", 0)))]
     status = query.get("status", "200 OK")
