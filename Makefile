@@ -45,7 +45,7 @@ test: test-rust test-python test-django test-package test-examples test-docs tes
 	@echo "== all tests passed"
 
 .PHONY: test-rust
-test-rust: python postgresql ## Unit, property, golden-file and integration tests of the gateway
+test-rust: python postgresql clients ## Unit, property, golden-file and integration tests of the gateway
 	@echo "== gateway"
 	cargo test --locked
 
@@ -137,6 +137,9 @@ postgresql:
 prometheus:
 	@scripts/need-prometheus
 
+.PHONY: clients
+clients:
+	@scripts/need-clients
 .PHONY: node
 node:
 	@scripts/need-node

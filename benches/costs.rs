@@ -117,6 +117,7 @@ fn entries(log: &AccessLog, style: Option<Style>) {
         scheme: Scheme::Https,
         server_name: "shop.example".to_owned(),
         server_port: 443,
+        credential: layby::message::Credential::Unasked,
     };
     for _ in 0..ENTRIES {
         let arrived = Instant::now();

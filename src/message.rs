@@ -94,6 +94,31 @@ pub struct Client {
     pub scheme: Scheme,
     pub server_name: String,
     pub server_port: u16,
+    /// Of the connection itself, whatever a proxy tells.
+    pub credential: Credential,
+}
+
+/// What a client has shown of itself on a TLS connection.
+#[derive(Debug, Clone, Default)]
+pub enum Credential {
+    /// Nobody has asked.
+    #[default]
+    Unasked,
+    /// It was asked for a certificate, and gave none.
+    Missing,
+    /// One that has been verified.
+    Certificate(Arc<ClientCertificate>),
+}
+
+/// Free of control characters.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Distinguished names by RFC 4514.
+    pub subject: String,
+    pub issuer: String,
+    /// In hexadecimal digits, as is the SHA-256 of the whole certificate.
+    pub serial: String,
+    pub fingerprint: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

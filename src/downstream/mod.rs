@@ -11,14 +11,18 @@ mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod head;
+mod http2;
 mod listen;
 mod pace;
 mod pages;
+mod protocol;
 pub(crate) mod proxy;
 mod routes;
 mod seldom;
+pub mod tls;
 mod upgrade;
 mod watch;
+mod way;
 
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
@@ -29,7 +33,7 @@ use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
@@ -38,11 +42,12 @@ use tokio_util::sync::CancellationToken;
 use self::answers::{Body, Trouble};
 use self::collect::collect;
 use self::finish::{Entry, Finish};
-use self::forwarded::{Peer, Trust};
+use self::forwarded::Trust;
 use self::framing::{Framed, Heads, MAX_HEAD, Refused};
-use self::head::Target;
+use self::head::{Refusal, Target};
 use self::listen::Stream;
 use self::watch::{Watch, Watched};
+use self::way::Way;
 use crate::config::{BodyMode, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
@@ -79,6 +84,8 @@ pub struct Settings {
     pub forwarding_headers: ForwardingHeaders,
     /// Peers that begin with a PROXY header.
     pub proxied: Vec<Trusted>,
+    /// HTTP/2 without TLS is taken.
+    pub h2c: bool,
     pub max_body: u64,
     /// Of connections that are yet to come.
     pub bounds: Bounds,
@@ -130,11 +137,11 @@ impl Downstream {
         )
     }
 
-    /// Serves one connection to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, peer: Peer, watch: Arc<Watch>) {
+    /// Serves one connection of HTTP/1 to its end.
+    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, way: Way, watch: Arc<Watch>) {
         let mut read = Bytes::new();
         loop {
-            let talk = Arc::clone(&self).converse(stream, read, peer, Arc::clone(&watch));
+            let talk = Arc::clone(&self).converse(stream, read, way.clone(), Arc::clone(&watch));
             // Boxed: while the connection rests, nothing is left of it.
             let Some(rested) = Box::pin(talk).await else {
                 return;
@@ -168,7 +175,7 @@ impl Downstream {
         self: Arc<Self>,
         stream: S,
         read: Bytes,
-        peer: Peer,
+        way: Way,
         watch: Arc<Watch>,
     ) -> Option<(S, Bytes)> {
         let heads = Arc::new(Heads::default());
@@ -176,7 +183,8 @@ impl Downstream {
         let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
             let refused = heads.next_request();
-            let answered = Arc::clone(&self).handle(request, refused, peer, Arc::clone(&watch));
+            let answered =
+                Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch));
             let heads = Arc::clone(&heads);
             // Boxed: its size would be paid by every idle connection.
             Box::pin(async move {
@@ -257,9 +265,9 @@ impl Downstream {
     /// One request, from its head to the head of its answer.
     async fn handle(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<impl RequestStream>,
         refused: Option<Refused>,
-        peer: Peer,
+        way: Way,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
@@ -275,7 +283,7 @@ impl Downstream {
             }
             None => head::vet(&mut parts),
         };
-        let (mut visit, told) = self.identify(&mut parts, peer, &settings, &watch);
+        let (mut visit, told) = self.identify(&mut parts, &way, &settings, &watch);
         visit.upgrade = upgrade;
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
@@ -300,17 +308,17 @@ impl Downstream {
     fn identify(
         &self,
         parts: &mut Parts,
-        peer: Peer,
+        way: &Way,
         settings: &Settings,
         watch: &Arc<Watch>,
-    ) -> (Visit, Result<(), head::Refusal>) {
+    ) -> (Visit, Result<(), Refusal>) {
         let arrived = Instant::now();
-        let id = forwarded::request_id(peer, &settings.trusted, &parts.headers);
+        let id = forwarded::request_id(way.peer, &settings.trusted, &parts.headers);
         let trust = Trust {
             proxies: &settings.trusted,
             headers: settings.forwarding_headers,
         };
-        let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
+        let (client, told) = forwarded::client(way, trust, &mut parts.headers);
         let trace = Trace::take(&mut parts.headers);
         let record = match settings.access_log {
             Some(_) => Record::new(id, trace, arrived),
@@ -350,7 +358,7 @@ impl Downstream {
         &'a self,
         mut parts: Parts,
         target: Target,
-        body: Incoming,
+        body: impl RequestStream,
         visit: &mut Visit,
         watch: &Arc<Watch>,
         settings: &'a Settings,
@@ -467,19 +475,19 @@ struct Visit {
 }
 
 /// A request's body, whose bytes are counted as they come.
-struct Counted {
-    body: Incoming,
+struct Counted<B> {
+    body: B,
     record: Arc<Record>,
 }
 
-impl hyper::body::Body for Counted {
-    type Data = Bytes;
-    type Error = hyper::Error;
+impl<B: RequestStream> http_body::Body for Counted<B> {
+    type Data = bytes::Bytes;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<bytes::Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -496,6 +504,20 @@ impl hyper::body::Body for Counted {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// A request's body, as it comes from the client.
+trait RequestStream:
+    http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestStream for B where
+    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send>
+        + Send
+        + Unpin
+        + 'static
+{
 }
 
 /// The client of a request is gone: nobody is answered, and the connection ends.

@@ -10,7 +10,7 @@
 //!   is, and [`Watch::caught_up`] when nothing of ours is left to take. Over HTTP/1, [`Watched`] sees to that.
 
 use std::future::pending;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use super::listen::Stream;
 use super::pace::{Credit, Rate};
 use crate::sweeper::Alarm;
 use crate::tunnel::Tunnel;
@@ -333,10 +334,10 @@ impl Watch {
     }
 
     /// Gives the connection's descriptor to whoever asked for it.
-    fn lend(&self, line: &impl AsFd) {
+    fn lend(&self, stream: &impl Stream) {
         if self.wanted.swap(false, Relaxed)
             && let Some(asking) = self.asking().take()
-            && let Ok(line) = line.as_fd().try_clone_to_owned()
+            && let Ok(line) = stream.line().try_clone_to_owned()
         {
             // Who does not wait any more does not need it.
             let _ = asking.send(line);
@@ -403,7 +404,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
+impl<S: Stream> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -27,6 +27,7 @@ use self::upstreams::Upstreams;
 use crate::admin::Admin;
 use crate::config::{Config, Listen, Loaded, Source, Sources};
 use crate::descriptors;
+use crate::downstream::tls::{self, Tls, Wanted};
 use crate::downstream::{
     self, AccessLog, Crowd, Downstream, Listener, Listeners, Most, Pages, Routes, Style,
 };
@@ -264,6 +265,7 @@ struct Gateway {
     downstream: Arc<Downstream>,
     exchange: Exchange,
     listeners: Listeners,
+    tls: Option<Arc<Tls>>,
     inherited: Inherited,
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
@@ -287,8 +289,20 @@ impl Gateway {
         for listen in &config.listen {
             bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
         }
+        let plain = bound.len();
+        for listen in &config.tls.listen {
+            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
+        }
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
+        let tls = match config.tls.listen.is_empty() {
+            true => None,
+            false => Some(Tls::new(wanted(&config), metrics.clone()).map_err(cannot("offer TLS"))?),
+        };
+        if let Some(tls) = &tls {
+            // Ends with the runtime: it holds nothing.
+            tokio::spawn(Arc::clone(tls).follow_files(tls::LOOK));
+        }
         let count = sizing::slots(&config).await.map_err(StartError)?;
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
             format_args!("write to spool_dir {}", config.spool_dir.display()),
@@ -414,14 +428,24 @@ impl Gateway {
             end_tunnels: CancellationToken::new(),
         });
         let mut listeners = Listeners::default();
-        let mut listen = Vec::new();
-        for listener in bound {
+        let (mut listen, mut secure) = (Vec::new(), Vec::new());
+        for (number, listener) in bound.into_iter().enumerate() {
+            let tls = tls.clone().filter(|_| number >= plain);
+            let list = if tls.is_some() {
+                &mut secure
+            } else {
+                &mut listen
+            };
             let address = listener.address().map_err(cannot("tell the address"))?;
-            listen.push(address.to_string());
-            listeners.add(listener, Arc::clone(&downstream));
+            list.push(address.to_string());
+            listeners.add(listener, tls, Arc::clone(&downstream));
         }
+        let secure = (!secure.is_empty()).then(|| secure.join(", "));
         state.ready.store(true, Relaxed);
-        tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
+        tracing::info!(
+            listen = %listen.join(", "), admin = %admin.addr(), slots = count,
+            tls = secure.map(tracing::field::display), "ready"
+        );
         Ok(Self {
             sources,
             config,
@@ -434,6 +458,7 @@ impl Gateway {
             downstream,
             exchange,
             listeners,
+            tls,
             inherited,
             admin,
             limits,
@@ -453,8 +478,10 @@ impl Gateway {
                 return;
             }
         };
-        let opened = match self.open(&loaded.config) {
-            Ok(opened) => opened,
+        let prepared = self.secure(&loaded.config);
+        let prepared = prepared.and_then(|ready| Ok((ready, self.open(&loaded.config)?)));
+        let (ready, opened) = match prepared {
+            Ok(prepared) => prepared,
             Err(why) => {
                 tracing::error!("reload refused, the old configuration stays: {why}");
                 return;
@@ -473,6 +500,9 @@ impl Gateway {
             .limits
             .write()
             .expect("no code that holds this lock panics") = new_limits.clone();
+        if let (Some(tls), Some(ready)) = (&self.tls, ready) {
+            tls.set(ready);
+        }
         let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
         let pages = pages(&config).unwrap_or_else(|error| {
             tracing::error!("{error}; the old ones stay");
@@ -486,7 +516,8 @@ impl Gateway {
         }
         self.hub.set_terms(terms(&config));
         for listener in opened {
-            self.listeners.add(listener, Arc::clone(&self.downstream));
+            let downstream = Arc::clone(&self.downstream);
+            self.listeners.add(listener, None, downstream);
         }
         self.listeners.retain(&config.listen);
         self.config = self.config.clone().reloaded(config);
@@ -497,6 +528,12 @@ impl Gateway {
             supervisor.reload(app.clone());
         }
         tracing::info!("configuration reloaded");
+    }
+
+    /// What handshakes are to be made with by this configuration, if there are any.
+    fn secure(&self, config: &Config) -> Result<Option<tls::Ready>, String> {
+        let read = |_| tls::Ready::read(wanted(config)).map_err(|error| error.to_string());
+        self.tls.as_ref().map(read).transpose()
     }
 
     /// The listeners that this configuration has and the present one has not.
@@ -615,6 +652,13 @@ fn terms(config: &Config) -> Terms {
     }
 }
 
+fn wanted(config: &Config) -> Wanted {
+    Wanted {
+        tls: config.tls.clone(),
+        http2: config.http2,
+    }
+}
+
 fn most(config: &Config, descriptors: u64) -> Most {
     Most {
         connections: descriptors::connections(descriptors, config.clients.max_connections),
@@ -640,6 +684,7 @@ fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settin
         trusted: config.trusted_proxies.clone(),
         forwarding_headers: config.forwarding_headers,
         proxied: config.proxy_protocol.clone(),
+        h2c: config.h2c,
         max_body: config.max_body,
         bounds: downstream::Bounds {
             head: config.clients.head_timeout,

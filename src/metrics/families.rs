@@ -12,8 +12,8 @@ use prometheus::{
 };
 
 use super::labels::{
-    CancelPhase, ConnectionState, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason,
-    ShedReason, Shortage, SlotState, TurnedAway, WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel,
+    RestartReason, ShedReason, Shortage, SlotState, TurnedAway, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and
@@ -159,6 +159,16 @@ pub const WORKER_RESTARTS: Family = counter(
     &[of("reason", RestartReason::MEANINGS)],
     "Worker processes started again",
 );
+pub const TLS_HANDSHAKES: Family = counter(
+    "layby_tls_handshakes_total",
+    &[of("outcome", HandshakeOutcome::MEANINGS)],
+    "TLS handshakes with clients",
+);
+pub const TLS_CERTIFICATE_EXPIRY: Family = gauge(
+    "layby_tls_certificate_expiry_seconds",
+    &[],
+    "When the first certificate of `[tls]` ends, in seconds since 1970; 0 without `[tls]`",
+);
 pub const BUILD_INFO: Family = gauge(
     "layby_build_info",
     &[open("version", "layby's version")],
@@ -225,6 +235,8 @@ pub const ALL: &[Family] = &[
     LEFTOVER_FETCHES,
     ACCESS_LOG_DROPPED,
     WORKER_RESTARTS,
+    TLS_HANDSHAKES,
+    TLS_CERTIFICATE_EXPIRY,
     BUILD_INFO,
     PROCESS_CPU_SECONDS,
     PROCESS_RESIDENT_MEMORY_BYTES,

@@ -27,8 +27,8 @@ use process::Process;
 pub use pool::Pool;
 
 pub use labels::{
-    CancelPhase, ConnectionState, FetchOutcome, RestartReason, ShedReason, Shortage, TurnedAway,
-    WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason,
+    Shortage, TurnedAway, WaitReason,
 };
 
 /// The media type of [`Metrics::render`].
@@ -76,6 +76,8 @@ struct Series {
     leftover_fetches: IntCounter,
     access_log_dropped: IntCounter,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
+    tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
+    tls_certificate_expiry: IntGauge,
     before_each_page: Mutex<Vec<Refresh>>,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
     process: Mutex<Process>,
@@ -148,6 +150,8 @@ impl Metrics {
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
             access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
+            tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
+            tls_certificate_expiry: families::TLS_CERTIFICATE_EXPIRY.int_gauge(&registry),
             process: Mutex::new(Process::new(&registry)),
             registry,
         }))
@@ -264,6 +268,16 @@ impl Metrics {
 
     pub fn worker_restarted(&self, reason: RestartReason) {
         self.0.worker_restarts.of(reason).inc();
+    }
+
+    pub fn handshake(&self, outcome: HandshakeOutcome) {
+        self.0.tls_handshakes.of(outcome).inc();
+    }
+
+    /// When the first of the gateway's own certificates ends.
+    pub fn certificate_ends(&self, since_epoch: Duration) {
+        let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+        self.0.tls_certificate_expiry.set(seconds);
     }
 
     /// Everything in Prometheus' text format ([`CONTENT_TYPE`]).

@@ -473,6 +473,7 @@ mod tests {
             scheme: Scheme::Https,
             server_name: "shop.example".to_owned(),
             server_port: 443,
+            credential: crate::message::Credential::Unasked,
         }
     }
 

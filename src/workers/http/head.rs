@@ -285,7 +285,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::{Client, Scheme};
+    use crate::message::{Client, Credential, Scheme};
     use crate::record::{Id, Record};
     use crate::spool::Body;
 
@@ -304,6 +304,7 @@ mod tests {
             query: "c=d".to_owned(),
             headers: headers.iter().map(pair).collect(),
             client: Client {
+                credential: Credential::Unasked,
                 address: Some(IpAddr::from([203, 0, 113, 9])),
                 port: Some(5000),
                 peer: Some(IpAddr::from([10, 0, 0, 7])),

@@ -205,11 +205,14 @@ impl Builder {
     /// A gateway that is ready.
     pub async fn run(self) -> Gateway {
         let (process, folder) = self.start();
-        let (listen, admin) = addresses(&process.log.line(READY).await);
+        let ready = process.log.line(READY).await;
+        let (listen, admin) = addresses(&ready);
+        let tls = ready.split_once(" tls=");
         Gateway {
             process,
             listen,
             admin,
+            tls: tls.map(|(_, address)| address.parse().expect("one address")),
             link: folder.path().join("link.sock"),
             folder,
         }
@@ -334,6 +337,7 @@ impl Log {
 pub struct Gateway {
     process: Process,
     listen: Vec<Address>,
+    tls: Option<SocketAddr>,
     admin: Address,
     link: PathBuf,
     folder: TempDir,
@@ -374,6 +378,11 @@ impl Gateway {
             Address::Tcp(address) => *address,
             Address::Unix(path) => panic!("it listens on {}", path.display()),
         }
+    }
+
+    /// The address for clients that speak TLS.
+    pub fn tls(&self) -> SocketAddr {
+        self.tls.expect("it listens with TLS")
     }
 
     // Clients --------------------------------------------------------------------------
