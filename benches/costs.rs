@@ -113,9 +113,11 @@ fn entries(log: &AccessLog, style: Option<Style>) {
     let client = Client {
         address: Some([203, 0, 113, 9].into()),
         port: Some(4711),
+        peer: None,
         scheme: Scheme::Https,
         server_name: "shop.example".to_owned(),
         server_port: 443,
+        credential: layby::message::Credential::Unasked,
     };
     for _ in 0..ENTRIES {
         let arrived = Instant::now();

@@ -161,6 +161,7 @@ pub fn head(bytes: &[u8]) {
         client,
         record: Record::new(Id::new(), None, std::time::Instant::now()),
         body: message::RequestBody::Here(Body::Memory(Bytes::new())),
+        upgrade: None,
     };
     let mut environ = BytesMut::new();
     let pairs = environ::encode(&request, &mut environ);

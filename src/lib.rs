@@ -25,5 +25,6 @@ pub mod spool;
 pub mod sweeper;
 pub mod tools;
 pub mod trace;
+pub mod tunnel;
 pub mod unix_socket;
 pub mod workers;

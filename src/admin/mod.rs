@@ -32,7 +32,7 @@ use pages::Sources;
 
 pub use status::{
     Board, Job, Parked, Process, Queue, Readiness, ShownPath, Slot, SlotState, Slots, Status,
-    WaitsInPlace,
+    Upstream, WaitsInPlace,
 };
 
 const LIMITS: Limits = Limits {
@@ -285,6 +285,7 @@ mod tests {
                     limit: 10_000,
                 },
                 processes: vec![],
+                upstreams: vec![],
                 waits_in_place: vec![],
             }
         }

@@ -302,6 +302,19 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "tunnel_timeout",
+        kind: Kind::Duration,
+        range: Some(("1s", "24h")),
+        default: Default::Value {
+            text: "10m",
+            because: "WebSocket servers ping every half minute or so; what is silent for longer is most likely dead",
+        },
+        example: "30m",
+        doc: "How long a tunnel, which is what a connection becomes after an upgrade such as WebSocket's, may carry \
+              nothing either way; then it is closed. Only HTTP upstreams have them.",
+        ..PLAIN
+    },
+    Key {
         name: "drain_delay",
         kind: Kind::Duration,
         range: Some(("0s", "1h")),
@@ -847,6 +860,31 @@ pub(super) const ROUTE: &[Key] = &[
         doc: "Largest request body on this route; a larger one is answered 413.",
         ..PLAIN
     },
+    Key {
+        name: "route.upstream",
+        kind: Kind::Upstream,
+        default: Default::Unset("the workers of the whole gateway"),
+        example: "http://127.0.0.1:9000",
+        doc: "HTTP/1.1 server that these requests are handed to, `http://HOST:PORT` or `unix:PATH`, with a queue and \
+              connections of its own: an ASGI or Node service beside the workers. Routes with the same upstream share \
+              it. Not with `body = \"lazy\"`.",
+        ..PLAIN
+    },
+    Key {
+        name: "route.connections",
+        kind: Kind::Number,
+        range: Some(("1", "10000")),
+        default: Default::Value {
+            text: "64",
+            because: "servers that need no thread for each request manage many, and a burst still waits here \
+                      rather than there",
+        },
+        example: "200",
+        doc: "Requests, and tunnels, at once to the upstream of this route, on a connection each; more wait in its \
+              queue, bounded by `slots.queue` and `slots.queue_timeout`. At or below what the server itself works on \
+              at once.",
+        ..PLAIN
+    },
 ];
 
 /// The keys of one `[[static]]`, in the file only as well.
@@ -1025,6 +1063,10 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("route.method", "route.methods"),
     ("route.hosts", "route.host"),
     ("route.client_max_body_size", "route.max_body"),
+    ("route.proxy_pass", "route.upstream"),
+    ("route.url", "route.upstream"),
+    ("route.slots", "route.connections"),
+    ("route.max_connections", "route.connections"),
 ];
 
 impl Key {

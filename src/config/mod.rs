@@ -50,6 +50,8 @@ pub struct Config {
     pub bodies: Bodies,
     pub clients: Clients,
     pub drain_timeout: Duration,
+    /// How long a tunnel may carry nothing.
+    pub tunnel_timeout: Duration,
     /// Red in readiness, and still open.
     pub drain_delay: Duration,
     pub log_format: LogFormat,
@@ -259,7 +261,7 @@ pub enum Mode {
 }
 
 /// An HTTP/1.1 application server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Upstream {
     /// `host:port`, always with the port.
     Tcp(String),
@@ -305,6 +307,16 @@ pub struct Route {
     pub body: BodyMode,
     /// None: that of the whole gateway.
     pub max_body: Option<u64>,
+    /// None: the workers of the whole gateway. Then the body is buffered.
+    pub upstream: Option<RouteUpstream>,
+}
+
+/// A server beside the workers. Routes to the same one agree about it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RouteUpstream {
+    pub server: Upstream,
+    /// Requests at once, 1 to 10000.
+    pub connections: u16,
 }
 
 /// Files that are sent without the application: one `[[static]]`.

@@ -48,6 +48,11 @@ max_body = "5GiB"
 
 [[route]]
 path = "/upload/avatar"
+
+[[route]]
+path = "/live"
+upstream = "unix:/run/live.sock"
+connections = 200
 ```
 
 A request takes one route, of those whose path, host and methods fit: the one with the longest path; of those with

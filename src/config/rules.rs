@@ -54,6 +54,7 @@ impl Reader {
             min_rate: self.one::<Size>("min_rate").0,
         };
         let drain_timeout = self.one("drain_timeout");
+        let tunnel_timeout = self.one("tunnel_timeout");
         let drain_delay = self.one("drain_delay");
         let log_format = self.one("log_format");
         let error_pages = self.optional("error_pages");
@@ -61,7 +62,7 @@ impl Reader {
         let sendfile_root = sendfile_root.into_iter().map(|Folder(path)| path).collect();
         let http2 = self.one("http2");
         let h2c = self.one("h2c");
-        let routes = self.routes();
+        let routes = self.routes(&listen);
         let mounts = self.mounts();
         let tls = self.tls();
         let slots = Slots {
@@ -75,6 +76,9 @@ impl Reader {
             on_disconnect: self.one("slots.on_disconnect"),
         };
         let workers = self.workers(role);
+        if let Some(Source::Upstream(server)) = workers.as_ref().map(|it| &it.source) {
+            self.check_beside(server);
+        }
         let outbound = Outbound {
             allow: self.list("outbound.allow"),
             timeout: self.one("outbound.timeout"),
@@ -127,6 +131,7 @@ impl Reader {
             bodies,
             clients,
             drain_timeout,
+            tunnel_timeout,
             drain_delay,
             log_format,
             http2,

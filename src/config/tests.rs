@@ -115,6 +115,7 @@ fn the_sample_of_the_contract_is_valid() {
             min_rate: 1024,
         },
         drain_timeout: Duration::from_secs(30),
+        tunnel_timeout: Duration::from_secs(600),
         drain_delay: Duration::ZERO,
         log_format: LogFormat::Text,
         http2: true,
@@ -333,6 +334,7 @@ fn routes_are_read_in_the_order_of_the_file() {
                 methods: vec![http::Method::POST, http::Method::PUT],
                 body: BodyMode::Lazy,
                 max_body: Some(5 << 30),
+                upstream: None,
             },
             Route {
                 path: "/".to_owned(),
@@ -340,6 +342,7 @@ fn routes_are_read_in_the_order_of_the_file() {
                 methods: Vec::new(),
                 body: BodyMode::Buffered,
                 max_body: None,
+                upstream: None,
             },
         ]
     );
@@ -360,12 +363,16 @@ fn the_keys_of_a_route_are_those_of_the_table() {
     for key in ROUTE {
         let path = match key.short() {
             "path" => "",
+            "connections" => "path = \"/\"\nupstream = \"unix:/run/app.sock\"\n",
             _ => "path = \"/\"\n",
         };
+        let example = match key.kind {
+            Kind::Number => key.example.to_owned(),
+            _ => format!("{:?}", key.example),
+        };
         let text = format!(
-            "[[route]]\n{path}{} = {:?}\n[workers]\napp = \"base\"",
+            "[[route]]\n{path}{} = {example}\n[workers]\napp = \"base\"",
             key.short(),
-            key.example
         );
         let loaded = Config::from_toml(&text).expect(&text);
         let entry = loaded.effective.entry("route").expect("it is in force");
@@ -534,6 +541,89 @@ max_bdy = "1MiB"
         "layby.toml:12: route: is for requests of the route at layby.toml:8 already; keep one",
         r#"layby.toml:17: route.host: "example.org:80" has a port; every port counts; write "example.org""#,
         "layby.toml:18: route.max_bdy: unknown key; did you mean route.max_body?",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+    assert_eq!(said.lines().count(), 9, "{said}");
+}
+
+#[test]
+fn a_route_may_have_an_upstream_of_its_own() {
+    let text = r#"
+        workers.app = "base"
+        [[route]]
+        path = "/live"
+        upstream = "http://Live.Example:9000/"
+        connections = 200
+        [[route]]
+        path = "/api"
+        upstream = "unix:/run/api.sock"
+    "#;
+    let loaded = Config::from_toml(text).expect("valid");
+    let upstream = |number: usize| loaded.config.routes[number].upstream.clone();
+    assert_eq!(
+        [upstream(0), upstream(1)],
+        [
+            Some(RouteUpstream {
+                server: Upstream::Tcp("live.example:9000".to_owned()),
+                connections: 200,
+            }),
+            Some(RouteUpstream {
+                server: Upstream::Unix("/run/api.sock".into()),
+                connections: 64,
+            }),
+        ]
+    );
+    let effective = loaded.effective.to_string();
+    let shown =
+        r#"route = { path = "/live", upstream = "http://live.example:9000", connections = 200 }"#;
+    assert!(effective.contains(shown), "{effective}");
+}
+
+#[test]
+fn what_cannot_be_beside_an_upstream_is_said() {
+    let said = mistakes(
+        r#"listen = ["127.0.0.1:8000", "unix:/run/front.sock"]
+workers.upstream = "http://127.0.0.1:9000"
+[[route]]
+path = "/a"
+upstream = "unix:/run/api.sock"
+body = "lazy"
+[[route]]
+path = "/b"
+connections = 5
+[[route]]
+path = "/c"
+upstream = "unix:/run/api.sock"
+connections = 5
+[[route]]
+path = "/d"
+upstream = "http://127.0.0.1:9000"
+[[route]]
+path = "/e"
+body = "lazy"
+[[route]]
+path = "/f"
+upstream = "unix:/run/front.sock"
+[[route]]
+path = "/g"
+upstream = "http://127.0.0.1:8000"
+[[route]]
+path = "/h"
+upstream = "https://api.example"
+connections = 0
+"#,
+    );
+    for line in [
+        r#"layby.toml:6: route.body: "lazy" is not for an upstream, which cannot ask for a body; write "buffered", or remove it"#,
+        "layby.toml:9: route.connections: says nothing without upstream; remove it, or set upstream",
+        "layby.toml:13: route.connections: unix:/run/api.sock has 64 of them by the route at layby.toml:3; write 64 here too",
+        "layby.toml:16: route.upstream: http://127.0.0.1:9000 is workers.upstream already; remove it",
+        r#"layby.toml:19: route.body: "lazy" is not for workers.upstream, which cannot ask for a body; write "buffered", or remove it"#,
+        "layby.toml:22: route.upstream: unix:/run/front.sock is this gateway itself; write another",
+        "layby.toml:25: route.upstream: http://127.0.0.1:8000 is this gateway itself; write another",
+        "layby.toml:28: route.upstream: \"https://api.example\" is not plain HTTP",
+        "layby.toml:29: route.connections: 0 is too small",
     ] {
         assert!(said.contains(line), "{line} is not in\n{said}");
     }

@@ -18,6 +18,7 @@ use super::Settings;
 use super::compress::Coded;
 use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
+use super::upgrade;
 use crate::exchange::Failure;
 use crate::files::{NoFile, NotHandedOff};
 use crate::message::{Answer, AnswerBody, NoBody};
@@ -26,6 +27,7 @@ use crate::plan::FailureKind;
 use crate::record::Id;
 use crate::slots::Shed;
 use crate::spool::{AnswerReader, FilePart, RelayReader};
+use crate::tunnel::Tunnel;
 
 /// Why a request is not answered by the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,17 +191,29 @@ pub fn wants_json(headers: &HeaderMap) -> bool {
     accept.windows(b"json".len()).any(|part| part == b"json")
 }
 
-/// A worker's answer as a response.
+/// A worker's answer as a response, and what the connection becomes with it, if that is something else.
 ///
 /// # Errors
 /// When its headers contradict each other or its body.
-pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trouble> {
+pub fn passed_on(
+    answer: Answer,
+    method: &Method,
+) -> Result<(Response<Body>, Option<Tunnel>), Trouble> {
     let Answer {
         status,
         reason,
         mut headers,
         body,
     } = answer;
+    let body = match body {
+        AnswerBody::Tunnel(tunnel) => {
+            upgrade::switching(&mut headers, strip_hop_by_hop);
+            headers.remove(CONTENT_LENGTH);
+            let response = response(status, reason, headers, Body::whole(Bytes::new()));
+            return Ok((response, Some(tunnel)));
+        }
+        body => body,
+    };
     strip_hop_by_hop(&mut headers);
     let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
     // A 204 ends with its head, which goes without saying; a 205 says that its body is empty.
@@ -214,6 +228,7 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     };
     let body = match body {
         AnswerBody::Unreadable(why) => return Err(Trouble::BadAnswer(why)),
+        AnswerBody::Tunnel(_) => unreachable!("it has been taken out above"),
         _ if has_no_body(status) || (*method == Method::HEAD && length.is_some()) => {
             Body::whole(Bytes::new())
         }
@@ -229,13 +244,22 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
         AnswerBody::Spooled(reader) => Body::read(Reader::Spooled(reader), length),
         AnswerBody::Relayed(reader) => Body::read(Reader::Relayed(reader), length),
     };
+    Ok((response(status, reason, headers, body), None))
+}
+
+fn response(
+    status: StatusCode,
+    reason: Option<Bytes>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_ref()).ok()) {
         response.extensions_mut().insert(reason);
     }
-    Ok(response)
+    response
 }
 
 /// Whether no body follows the head, whatever the answer has.

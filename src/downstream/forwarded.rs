@@ -15,6 +15,7 @@ use http::{HeaderMap, StatusCode};
 use super::REQUEST_ID;
 use super::head::Refusal;
 use super::seldom::Seldom;
+use super::way::Way;
 use crate::config::{ForwardingHeaders, Trusted};
 use crate::message::{Client, Scheme};
 use crate::record::Id;
@@ -82,10 +83,11 @@ impl std::fmt::Display for Peer {
 /// Tells the client, and removes forwarding headers that nobody trusted has set. A request that is to be
 /// refused, because a trusted proxy's headers cannot be read in one way, is the peer's own.
 pub fn client(
-    peer: Peer,
+    way: &Way,
     trust: Trust<'_>,
     headers: &mut HeaderMap,
 ) -> (Client, Result<(), Refusal>) {
+    let peer = way.peer;
     if !peer.among(trust.proxies) {
         remove_x_forwarded(headers);
         headers.remove(FORWARDED);
@@ -96,14 +98,15 @@ pub fn client(
         ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
     }
     match claims(peer, trust.proxies, headers) {
-        Ok(claims) => (claimed(peer, claims, headers), Ok(())),
-        Err(refusal) => (claimed(peer, Claims::default(), headers), Err(refusal)),
+        Ok(claims) => (claimed(way, claims, headers), Ok(())),
+        Err(refusal) => (claimed(way, Claims::default(), headers), Err(refusal)),
     }
 }
 
 /// The client, if these claims are true.
-fn claimed(peer: Peer, claims: Claims<'_>, headers: &HeaderMap) -> Client {
-    let scheme = claims.scheme.unwrap_or(Scheme::Http);
+fn claimed(way: &Way, claims: Claims<'_>, headers: &HeaderMap) -> Client {
+    let peer = way.peer;
+    let scheme = claims.scheme.unwrap_or(way.scheme);
     let host = claims
         .host
         .as_deref()
@@ -118,12 +121,18 @@ fn claimed(peer: Peer, claims: Claims<'_>, headers: &HeaderMap) -> Client {
         Peer::Unix => "localhost".to_owned(),
     });
     let (address, port) = claims.client.unwrap_or_else(|| peer.hop());
+    let peer = match peer {
+        Peer::Tcp { peer, .. } => Some(peer.ip().to_canonical()),
+        Peer::Unix => None,
+    };
     Client {
         address,
         port,
+        peer,
         scheme,
         server_name,
         server_port,
+        credential: way.credential.clone(),
     }
 }
 
@@ -439,7 +448,7 @@ mod tests {
             proxies: &trusted,
             headers: read,
         };
-        let (client, told) = client(peer, trust, &mut map);
+        let (client, told) = client(&Way::plain(peer), trust, &mut map);
         (told.map(|()| client), map)
     }
 

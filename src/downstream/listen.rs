@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ use futures_util::FutureExt;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::crowd::{self, Crowd};
 use super::forwarded::Peer;
 use super::proxy;
+use super::tls::Tls;
 use super::watch::Watch;
 use super::{Downstream, Settings};
 use crate::config::Listen;
@@ -164,21 +166,53 @@ impl Accepted {
 }
 
 /// A connection's bytes.
-pub trait Stream: AsyncRead + AsyncWrite + AsFd + Unpin {
-    /// Ends it so that the client cannot take it for a regular end.
-    fn reset(self);
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// The line below, whatever is spoken over it.
+    fn line(&self) -> BorrowedFd<'_>;
+
+    /// Its end cannot be taken for a regular one by the client.
+    fn reset(&self);
 }
 
 impl Stream for TcpStream {
-    fn reset(self) {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn reset(&self) {
         // It may be gone already; then nobody can mistake anything.
         let _ = self.set_zero_linger();
     }
 }
 
 impl Stream for UnixStream {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
     /// Unix sockets know no reset.
-    fn reset(self) {}
+    fn reset(&self) {}
+}
+
+/// TLS tells a regular end (`close_notify`) from any other; the line's own end makes it plain.
+impl<S: Stream> Stream for TlsStream<S> {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.get_ref().0.line()
+    }
+
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+impl Stream for Box<dyn Stream> {
+    fn line(&self) -> BorrowedFd<'_> {
+        (**self).line()
+    }
+
+    fn reset(&self) {
+        (**self).reset();
+    }
 }
 
 /// All listeners, and the connections that came through them.
@@ -193,16 +227,20 @@ pub struct Listeners {
 
 struct Door {
     listener: Arc<Listener>,
+    /// Its entry is one of `[tls]`.
+    tls: bool,
     /// Takes in who has arrived, and no more.
     closing: CancellationToken,
 }
 
 impl Listeners {
-    /// Accepts on this listener until the drain has begun, or it is closed.
-    pub fn add(&mut self, listener: Listener, downstream: Arc<Downstream>) {
+    /// Accepts on this listener until the drain has begun, or it is closed. With `tls`, connections begin
+    /// with a handshake.
+    pub fn add(&mut self, listener: Listener, tls: Option<Arc<Tls>>, downstream: Arc<Downstream>) {
         listener.take_little();
         let door = Door {
             listener: Arc::new(listener),
+            tls: tls.is_some(),
             closing: CancellationToken::new(),
         };
         let (listener, closing) = (Arc::clone(&door.listener), door.closing.clone());
@@ -225,7 +263,8 @@ impl Listeners {
                 };
                 match accepted {
                     Ok((stream, peer)) => {
-                        connections.spawn(connection(Arc::clone(&downstream), stream, peer));
+                        let (downstream, tls) = (Arc::clone(&downstream), tls.clone());
+                        connections.spawn(connection(downstream, stream, peer, tls));
                     }
                     Err(error) if descriptors::is_shortage(&error) => {
                         make_do(&listener, &downstream.crowd, &error).await;
@@ -240,21 +279,23 @@ impl Listeners {
                 let Some(Ok((stream, peer))) = listener.accept().now_or_never() else {
                     return;
                 };
-                connections.spawn(connection(Arc::clone(&downstream), stream, peer));
+                let (downstream, tls) = (Arc::clone(&downstream), tls.clone());
+                connections.spawn(connection(downstream, stream, peer, tls));
             }
         });
     }
 
-    /// The entries of the configuration that are listened on, one for each socket.
+    /// The entries of `listen` that are listened on, one for each socket.
     pub fn entries(&self) -> impl Iterator<Item = &Listen> {
-        self.doors.iter().map(|door| &door.listener.entry)
+        let plain = self.doors.iter().filter(|door| !door.tls);
+        plain.map(|door| &door.listener.entry)
     }
 
-    /// Closes the listeners of all other entries. Their connections go on.
+    /// Closes the listeners of all other entries of `listen`. Their connections go on.
     pub fn retain(&mut self, entries: &[Listen]) {
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.doors)
             .into_iter()
-            .partition(|door| entries.contains(&door.listener.entry));
+            .partition(|door| door.tls || entries.contains(&door.listener.entry));
         self.doors = kept;
         for door in gone {
             tracing::info!(listen = %door.listener.entry, "listener closed");
@@ -327,7 +368,12 @@ fn counted(peer: Peer, settings: &Settings) -> Option<IpAddr> {
     }
 }
 
-async fn connection(downstream: Arc<Downstream>, stream: Accepted, peer: Peer) {
+async fn connection(
+    downstream: Arc<Downstream>,
+    stream: Accepted,
+    peer: Peer,
+    tls: Option<Arc<Tls>>,
+) {
     let settings = downstream.settings();
     let watch = Watch::new(downstream.sweeper.alarm(), settings.bounds);
     let Ok(_place) = downstream.crowd.enter(&watch, counted(peer, &settings)) else {
@@ -348,8 +394,8 @@ async fn connection(downstream: Arc<Downstream>, stream: Accepted, peer: Peer) {
         () = downstream.drain_begun() => return,
     }
     match stream {
-        Accepted::Tcp(stream) => begin(downstream, stream, peer, watch).await,
-        Accepted::Unix(stream) => begin(downstream, stream, peer, watch).await,
+        Accepted::Tcp(stream) => begin(downstream, stream, peer, tls, watch).await,
+        Accepted::Unix(stream) => begin(downstream, stream, peer, tls, watch).await,
     }
 }
 
@@ -358,6 +404,7 @@ async fn begin<S: Stream>(
     downstream: Arc<Downstream>,
     mut stream: S,
     peer: Peer,
+    tls: Option<Arc<Tls>>,
     watch: Arc<Watch>,
 ) {
     let peer = match peer.among(&downstream.settings().proxied) {
@@ -367,5 +414,9 @@ async fn begin<S: Stream>(
             None => return,
         },
     };
-    downstream.serve(stream, peer, watch).await;
+    match tls {
+        None => downstream.serve_plain(stream, peer, watch).await,
+        // Boxed: its size would be paid by every idle connection.
+        Some(tls) => Box::pin(downstream.serve_tls(tls, Box::new(stream), peer, watch)).await,
+    }
 }

@@ -12,14 +12,19 @@ mod finish;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod head;
+mod http2;
 mod listen;
 mod mounts;
 mod pace;
 mod pages;
+mod protocol;
 pub(crate) mod proxy;
 mod routes;
 mod seldom;
+pub mod tls;
+mod upgrade;
 mod watch;
+mod way;
 
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
@@ -29,8 +34,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Response};
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
@@ -39,11 +44,12 @@ use tokio_util::sync::CancellationToken;
 use self::answers::{Body, Trouble};
 use self::collect::collect;
 use self::finish::{Entry, Finish};
-use self::forwarded::{Peer, Trust};
+use self::forwarded::Trust;
 use self::framing::{Framed, Heads, MAX_HEAD, Refused};
-use self::head::Target;
+use self::head::{Refusal, Target};
 use self::listen::Stream;
 use self::watch::{Watch, Watched};
+use self::way::Way;
 use crate::coding::Accepted;
 use crate::config::{BodyMode, Compression, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
@@ -54,13 +60,14 @@ use crate::record::Record;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
+use crate::tunnel::Resumed;
 
 pub use access_log::{AccessLog, Style};
 pub use crowd::{Crowd, Most};
 pub use listen::{Adopted, Listener, Listeners};
 pub use pace::Rate;
 pub use pages::Pages;
-pub use routes::Routes;
+pub use routes::{Route, Routes};
 pub use watch::Bounds;
 
 /// What a request is called: to workers, and in the answer to its client.
@@ -81,6 +88,8 @@ pub struct Settings {
     pub forwarding_headers: ForwardingHeaders,
     /// Peers that begin with a PROXY header.
     pub proxied: Vec<Trusted>,
+    /// HTTP/2 without TLS is taken.
+    pub h2c: bool,
     pub max_body: u64,
     /// Of connections that are yet to come.
     pub bounds: Bounds,
@@ -106,6 +115,8 @@ pub struct Downstream {
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
     pub drain: CancellationToken,
+    /// Tunnels end, however much they carry.
+    pub end_tunnels: CancellationToken,
 }
 
 impl Downstream {
@@ -132,11 +143,11 @@ impl Downstream {
         )
     }
 
-    /// Serves one connection to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, peer: Peer, watch: Arc<Watch>) {
+    /// Serves one connection of HTTP/1 to its end.
+    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, way: Way, watch: Arc<Watch>) {
         let mut read = Bytes::new();
         loop {
-            let talk = Arc::clone(&self).converse(stream, read, peer, Arc::clone(&watch));
+            let talk = Arc::clone(&self).converse(stream, read, way.clone(), Arc::clone(&watch));
             // Boxed: while the connection rests, nothing is left of it.
             let Some(rested) = Box::pin(talk).await else {
                 return;
@@ -170,7 +181,7 @@ impl Downstream {
         self: Arc<Self>,
         stream: S,
         read: Bytes,
-        peer: Peer,
+        way: Way,
         watch: Arc<Watch>,
     ) -> Option<(S, Bytes)> {
         let heads = Arc::new(Heads::default());
@@ -178,8 +189,17 @@ impl Downstream {
         let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
             let refused = heads.next_request();
+            let answered =
+                Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch));
+            let heads = Arc::clone(&heads);
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, refused, peer, Arc::clone(&watch)))
+            Box::pin(async move {
+                let response = answered.await?;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    heads.open_tunnel();
+                }
+                Ok::<_, ClientLeft>(response)
+            })
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         // `Framed` has the bound; what it has escaped may be longer than what came.
@@ -193,9 +213,16 @@ impl Downstream {
                 biased;
                 ended = &mut connection => match ended {
                     Ok(()) => {
-                        if watch.is_unread() {
-                            let watched = connection.into_parts().io.into_inner().stream;
-                            Box::pin(linger(watched.stream)).await;
+                        let parts = connection.into_parts();
+                        let framed = parts.io.into_inner();
+                        if let Some(tunnel) = watch.take_tunnel() {
+                            let line = Resumed {
+                                read: parts.read_buf,
+                                line: framed,
+                            };
+                            Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
+                        } else if watch.is_unread() {
+                            Box::pin(linger(framed.stream.stream)).await;
                         }
                         return None;
                     }
@@ -244,14 +271,15 @@ impl Downstream {
     /// One request, from its head to the head of its answer.
     async fn handle(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<impl RequestStream>,
         refused: Option<Refused>,
-        peer: Peer,
+        way: Way,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
+        let upgrade = upgrade::asked(&parts);
         let vetted = match refused {
             // It stands for what came instead, and what comes behind that is not read as anything.
             Some(refused) => {
@@ -261,20 +289,22 @@ impl Downstream {
             }
             None => head::vet(&mut parts),
         };
-        let (mut visit, told) = self.identify(&mut parts, peer, &settings, &watch);
+        let (mut visit, told) = self.identify(&mut parts, &way, &settings, &watch);
+        visit.upgrade = upgrade;
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
             let target = target.map_err(Trouble::Refused)?;
             if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
                 && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
             {
-                return answers::passed_on(answer, &parts.method).map(Some);
+                let (response, _) = answers::passed_on(answer, &parts.method)?;
+                return Ok(Some(response));
             }
-            let (request, later) = self
+            let (request, later, exchange) = self
                 .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
             let wish = visit.wish.take();
-            self.exchange(request, later, wish, &watch, &settings).await
+            pass(exchange, request, later, wish, &watch, &settings).await
         };
         match answered.await {
             Ok(Some(response)) => {
@@ -295,17 +325,17 @@ impl Downstream {
     fn identify(
         &self,
         parts: &mut Parts,
-        peer: Peer,
+        way: &Way,
         settings: &Settings,
         watch: &Arc<Watch>,
-    ) -> (Visit, Result<(), head::Refusal>) {
+    ) -> (Visit, Result<(), Refusal>) {
         let arrived = Instant::now();
-        let id = forwarded::request_id(peer, &settings.trusted, &parts.headers);
+        let id = forwarded::request_id(way.peer, &settings.trusted, &parts.headers);
         let trust = Trust {
             proxies: &settings.trusted,
             headers: settings.forwarding_headers,
         };
-        let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
+        let (client, told) = forwarded::client(way, trust, &mut parts.headers);
         let trace = Trace::take(&mut parts.headers);
         let record = match settings.access_log {
             Some(_) => Record::new(id, trace, arrived),
@@ -339,24 +369,29 @@ impl Downstream {
             },
             record,
             finish,
+            upgrade: None,
         };
         (visit, told)
     }
 
-    /// Takes in the whole body, or leaves it where it is if its route says so.
-    async fn receive(
-        &self,
+    /// Takes in the whole body, or leaves it where it is if its route says so. Also tells where the request is
+    /// to go.
+    async fn receive<'a>(
+        &'a self,
         mut parts: Parts,
         target: Target,
-        body: Incoming,
+        body: impl RequestStream,
         visit: &mut Visit,
         watch: &Arc<Watch>,
-        settings: &Settings,
-    ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
+        settings: &'a Settings,
+    ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
         let (client, record) = (visit.client.clone(), Arc::clone(&visit.record));
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
+        let upstream = route.and_then(|route| route.upstream.as_ref());
+        let exchange = upstream.unwrap_or(&self.exchange);
+        let route = route.map(|route| &route.rules);
         if let Some(route) = route {
             visit.finish.takes(&route.path);
         }
@@ -395,37 +430,9 @@ impl Downstream {
             client,
             record,
             body,
+            upgrade: visit.upgrade.clone().filter(|_| exchange.may_upgrade()),
         };
-        Ok((request, later))
-    }
-
-    /// Has the application answer; None if the client left meanwhile.
-    async fn exchange(
-        &self,
-        request: message::Request,
-        later: Option<LaterBody>,
-        wish: Option<Box<Conditions>>,
-        watch: &Watch,
-        settings: &Settings,
-    ) -> Result<Option<Response<Body>>, Trouble> {
-        watch.in_hand();
-        let method = request.method.clone();
-        let lazy = later.is_some();
-        let outcome = self.exchange.run(request, later, settings.exchange);
-        let answer = if lazy {
-            // hyper looks for the client's leaving only while it reads.
-            tokio::select! {
-                answer = outcome => answer,
-                () = Box::pin(watch.hung_up()) => return Ok(None),
-            }
-        } else {
-            outcome.await
-        };
-        let mut answer = answer.map_err(Trouble::Exchange)?;
-        if settings.files.hands_off() {
-            answer = Box::pin(settings.files.hand_off(answer, wish)).await?;
-        }
-        answers::passed_on(answer, &method).map(Some)
+        Ok((request, later, exchange))
     }
 
     /// What every answer has, whoever gave it.
@@ -435,8 +442,10 @@ impl Downstream {
         headers
             .entry(REQUEST_ID)
             .or_insert_with(|| visit.record.id.header());
-        if self.drain.is_cancelled() || watch.is_unread() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        let closes = self.drain.is_cancelled() || watch.is_unread();
+        if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
         let Visit {
             mut finish, method, ..
@@ -446,6 +455,39 @@ impl Downstream {
         finish.answered(status, bodiless);
         response.map(|body| body.watched(finish))
     }
+}
+
+/// Has the application answer; None if the client left meanwhile.
+async fn pass(
+    exchange: &Exchange,
+    request: message::Request,
+    later: Option<LaterBody>,
+    wish: Option<Box<Conditions>>,
+    watch: &Watch,
+    settings: &Settings,
+) -> Result<Option<Response<Body>>, Trouble> {
+    watch.in_hand();
+    let method = request.method.clone();
+    let lazy = later.is_some();
+    let outcome = exchange.run(request, later, settings.exchange);
+    let answer = if lazy {
+        // hyper looks for the client's leaving only while it reads.
+        tokio::select! {
+            answer = outcome => answer,
+            () = Box::pin(watch.hung_up()) => return Ok(None),
+        }
+    } else {
+        outcome.await
+    };
+    let mut answer = answer.map_err(Trouble::Exchange)?;
+    if settings.files.hands_off() {
+        answer = Box::pin(settings.files.hand_off(answer, wish)).await?;
+    }
+    let (response, tunnel) = answers::passed_on(answer, &method)?;
+    if let Some(tunnel) = tunnel {
+        watch.set_tunnel(tunnel);
+    }
+    Ok(Some(response))
 }
 
 /// What is known of a request as soon as its head is there.
@@ -459,22 +501,24 @@ struct Visit {
     wish: Option<Box<Conditions>>,
     record: Arc<Record>,
     finish: Finish,
+    /// The protocol that the client would like to change to.
+    upgrade: Option<HeaderValue>,
 }
 
 /// A request's body, whose bytes are counted as they come.
-struct Counted {
-    body: Incoming,
+struct Counted<B> {
+    body: B,
     record: Arc<Record>,
 }
 
-impl hyper::body::Body for Counted {
-    type Data = Bytes;
-    type Error = hyper::Error;
+impl<B: RequestStream> http_body::Body for Counted<B> {
+    type Data = bytes::Bytes;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<bytes::Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -491,6 +535,20 @@ impl hyper::body::Body for Counted {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// A request's body, as it comes from the client.
+trait RequestStream:
+    http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestStream for B where
+    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send>
+        + Send
+        + Unpin
+        + 'static
+{
 }
 
 /// The client of a request is gone: nobody is answered, and the connection ends.

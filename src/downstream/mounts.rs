@@ -25,7 +25,7 @@ pub fn of<'s>(
     let mount = settings.files.mount(&target.path)?;
     let host = &client.server_name;
     let route = settings.routes.of(&target.path, host, &parts.method);
-    let routed = route.is_some_and(|route| route.path.len() > mount.path.len());
+    let routed = route.is_some_and(|route| route.rules.path.len() > mount.path.len());
     (!routed).then_some(mount)
 }
 

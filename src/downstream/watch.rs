@@ -10,7 +10,7 @@
 //!   is, and [`Watch::caught_up`] when nothing of ours is left to take. Over HTTP/1, [`Watched`] sees to that.
 
 use std::future::pending;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,8 +22,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use super::listen::Stream;
 use super::pace::{Credit, Rate};
 use crate::sweeper::Alarm;
+use crate::tunnel::Tunnel;
 
 /// What the kernel takes of an answer before its client does, about. [`super::listen`] keeps it from taking
 /// more of what cannot be sent.
@@ -75,6 +77,8 @@ pub struct Watch {
     /// Somebody asks for the connection's descriptor.
     wanted: AtomicBool,
     asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
+    /// What the connection becomes once the answer under way is sent.
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 #[derive(Debug)]
@@ -119,6 +123,7 @@ impl Watch {
             unread: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
+            tunnel: Mutex::default(),
         };
         watch.idle();
         Arc::new(watch)
@@ -282,6 +287,20 @@ impl Watch {
             .expect("no code that holds this lock panics")
     }
 
+    pub fn set_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel() = Some(tunnel);
+    }
+
+    pub fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel().take()
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Option<Tunnel>> {
+        self.tunnel
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+
     pub fn set_unread(&self, unread: bool) {
         self.unread.store(unread, Relaxed);
     }
@@ -315,10 +334,10 @@ impl Watch {
     }
 
     /// Gives the connection's descriptor to whoever asked for it.
-    fn lend(&self, line: &impl AsFd) {
+    fn lend(&self, stream: &impl Stream) {
         if self.wanted.swap(false, Relaxed)
             && let Some(asking) = self.asking().take()
-            && let Ok(line) = line.as_fd().try_clone_to_owned()
+            && let Ok(line) = stream.line().try_clone_to_owned()
         {
             // Who does not wait any more does not need it.
             let _ = asking.send(line);
@@ -385,7 +404,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
+impl<S: Stream> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

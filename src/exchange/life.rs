@@ -22,7 +22,7 @@ use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
 use crate::workers::local::Asked;
-use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Work};
+use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Times, Work};
 
 pub struct Life {
     exchange: Exchange,
@@ -109,7 +109,11 @@ impl Life {
     pub async fn run(mut self, request: Request) {
         self.enters(Stage::Queue);
         let bytes = retained(&request);
-        let work = self.job(Work::Begin(Box::new(request)), None);
+        let times = Times {
+            deadline: self.deadline,
+            timeout: self.timeout,
+        };
+        let work = self.job(Work::Begin(Box::new(request), times), None);
         let (id, mut turn) = match self.exchange.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),

@@ -8,6 +8,7 @@ mod handover;
 mod log;
 mod notify;
 mod sizing;
+mod upstreams;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -22,9 +23,11 @@ use tokio_util::sync::CancellationToken;
 use self::board::GatewayBoard;
 use self::handover::{Inherited, Program};
 use self::notify::Manager;
+use self::upstreams::Upstreams;
 use crate::admin::Admin;
 use crate::config::{Config, Listen, Loaded, Source, Sources};
 use crate::descriptors;
+use crate::downstream::tls::{self, Tls, Wanted};
 use crate::downstream::{
     self, AccessLog, Crowd, Downstream, Listener, Listeners, Most, Pages, Routes, Style,
 };
@@ -36,6 +39,7 @@ use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spool::Spool;
 use crate::sweeper::Sweeper;
 use crate::unix_socket::UnixSocket;
+use crate::workers::http;
 use crate::workers::link::{Hub, Terms};
 use crate::workers::supervise::{Plan, Supervisor};
 use crate::workers::{Waits, WorkerSlots};
@@ -48,6 +52,9 @@ const FILE_THREADS: usize = 4;
 
 /// What is left of the drain's time for answers to requests that are shed at its end.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Tunnels that are told to end do so within this time.
+const TUNNEL_ENDS: Duration = Duration::from_millis(100);
 
 /// Why the gateway cannot start, in one line.
 #[derive(Debug)]
@@ -254,10 +261,12 @@ struct Gateway {
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
     hub: Arc<Hub>,
+    upstreams: Arc<Upstreams>,
     supervisor: Option<Supervisor>,
     downstream: Arc<Downstream>,
     exchange: Exchange,
     listeners: Listeners,
+    tls: Option<Arc<Tls>>,
     inherited: Inherited,
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
@@ -281,8 +290,20 @@ impl Gateway {
         for listen in &config.listen {
             bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
         }
+        let plain = bound.len();
+        for listen in &config.tls.listen {
+            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
+        }
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
+        let tls = match config.tls.listen.is_empty() {
+            true => None,
+            false => Some(Tls::new(wanted(&config), metrics.clone()).map_err(cannot("offer TLS"))?),
+        };
+        if let Some(tls) = &tls {
+            // Ends with the runtime: it holds nothing.
+            tokio::spawn(Arc::clone(tls).follow_files(tls::LOOK));
+        }
         let count = sizing::slots(&config).await.map_err(StartError)?;
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
             format_args!("write to spool_dir {}", config.spool_dir.display()),
@@ -314,13 +335,23 @@ impl Gateway {
         );
         let asking = Arc::clone(&hub);
         let ticking = access_log.clone();
+        // An upstream looks after its slots itself.
+        let linked = !matches!(config.workers.source, Source::Upstream(_));
         tokio::spawn(sweeper.clone().run(move || {
-            expiring.expire();
             ticking.tick();
-            for stuck in expiring.stuck() {
-                asking.look_at(stuck);
+            if linked {
+                expiring.expire();
+                for stuck in expiring.stuck() {
+                    asking.look_at(stuck);
+                }
             }
         }));
+        let parts = http::Parts {
+            spool: spool.clone(),
+            metrics: metrics.clone(),
+            sweeper: sweeper.clone(),
+        };
+        let upstreams = Arc::new(Upstreams::start(&config, &slots, parts));
         let exchange = Exchange::new(
             Arc::clone(&slots),
             outbound.clone(),
@@ -328,8 +359,12 @@ impl Gateway {
             metrics.clone(),
             waits,
         );
+        let exchange = match upstreams.main() {
+            Some(upstream) => exchange.beside(Arc::clone(upstream)),
+            None => exchange,
+        };
         let state = Arc::new(State::default());
-        let board = GatewayBoard::new(&state, &slots, &hub, &exchange, &limits);
+        let board = GatewayBoard::new(&state, &slots, &hub, &upstreams, &exchange, &limits);
         let admin = Admin::start(
             config.admin,
             config.probes,
@@ -338,13 +373,22 @@ impl Gateway {
         )
         .map_err(|error| StartError(error.to_string()))?;
 
-        let (path, folder) = link_path(&config)?;
-        let link = UnixSocket::bind(&path, LINK_MODE)
-            .map_err(cannot(format_args!("listen on {}", path.display())))?;
         let stop_link = CancellationToken::new();
-        tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+        let accept = |path: &Path| {
+            let link = UnixSocket::bind(path, LINK_MODE)
+                .map_err(cannot(format_args!("listen on {}", path.display())))?;
+            tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+            Ok(())
+        };
+        let mut folder = None;
         let supervisor = match &config.workers.source {
             Source::App(app) => {
+                let made = tempfile::Builder::new()
+                    .prefix("layby-")
+                    .tempdir()
+                    .map_err(cannot("make a folder for the link"))?;
+                let path = folder.insert(made).path().join("link.sock");
+                accept(&path)?;
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
@@ -356,12 +400,23 @@ impl Gateway {
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {
+                accept(path)?;
                 tracing::info!(link = %path.display(), slots = count, "waiting for workers");
                 None
             }
-            Source::Upstream(_) => unreachable!("refused by link_path"),
+            Source::Upstream(upstream) => {
+                tracing::info!(%upstream, slots = count, "handing requests to an upstream");
+                None
+            }
         };
 
+        let routes = {
+            let limits = limits
+                .read()
+                .expect("no code that holds this lock panics")
+                .clone();
+            upstreams.routes(&config, &limits, &exchange)
+        };
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
@@ -369,18 +424,29 @@ impl Gateway {
             metrics,
             access_log,
             sweeper,
-            settings: RwLock::new(Arc::new(settings(&config, pages))),
+            settings: RwLock::new(Arc::new(settings(&config, routes, pages))),
             drain: CancellationToken::new(),
+            end_tunnels: CancellationToken::new(),
         });
         let mut listeners = Listeners::default();
-        let mut listen = Vec::new();
-        for listener in bound {
+        let (mut listen, mut secure) = (Vec::new(), Vec::new());
+        for (number, listener) in bound.into_iter().enumerate() {
+            let tls = tls.clone().filter(|_| number >= plain);
+            let list = if tls.is_some() {
+                &mut secure
+            } else {
+                &mut listen
+            };
             let address = listener.address().map_err(cannot("tell the address"))?;
-            listen.push(address.to_string());
-            listeners.add(listener, Arc::clone(&downstream));
+            list.push(address.to_string());
+            listeners.add(listener, tls, Arc::clone(&downstream));
         }
+        let secure = (!secure.is_empty()).then(|| secure.join(", "));
         state.ready.store(true, Relaxed);
-        tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
+        tracing::info!(
+            listen = %listen.join(", "), admin = %admin.addr(), slots = count,
+            tls = secure.map(tracing::field::display), "ready"
+        );
         Ok(Self {
             sources,
             config,
@@ -388,10 +454,12 @@ impl Gateway {
             slots,
             outbound,
             hub,
+            upstreams,
             supervisor,
             downstream,
             exchange,
             listeners,
+            tls,
             inherited,
             admin,
             limits,
@@ -411,8 +479,10 @@ impl Gateway {
                 return;
             }
         };
-        let opened = match self.open(&loaded.config) {
-            Ok(opened) => opened,
+        let prepared = self.secure(&loaded.config);
+        let prepared = prepared.and_then(|ready| Ok((ready, self.open(&loaded.config)?)));
+        let (ready, opened) = match prepared {
+            Ok(prepared) => prepared,
             Err(why) => {
                 tracing::error!("reload refused, the old configuration stays: {why}");
                 return;
@@ -425,17 +495,21 @@ impl Gateway {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
         let config = loaded.config;
-        let limits = limits(&config);
-        self.slots.set_limits(limits.clone());
+        let new_limits = limits(&config);
+        self.slots.set_limits(new_limits.clone());
         *self
             .limits
             .write()
-            .expect("no code that holds this lock panics") = limits;
+            .expect("no code that holds this lock panics") = new_limits.clone();
+        if let (Some(tls), Some(ready)) = (&self.tls, ready) {
+            tls.set(ready);
+        }
+        let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
         let pages = pages(&config).unwrap_or_else(|error| {
             tracing::error!("{error}; the old ones stay");
             self.downstream.settings().pages.clone()
         });
-        self.downstream.set(settings(&config, pages));
+        self.downstream.set(settings(&config, routes, pages));
         self.downstream.spool.set(&config.bodies);
         self.downstream.crowd.set(most(&config, self.descriptors));
         if let Err(error) = self.outbound.reload(&config.outbound) {
@@ -443,7 +517,8 @@ impl Gateway {
         }
         self.hub.set_terms(terms(&config));
         for listener in opened {
-            self.listeners.add(listener, Arc::clone(&self.downstream));
+            let downstream = Arc::clone(&self.downstream);
+            self.listeners.add(listener, None, downstream);
         }
         self.listeners.retain(&config.listen);
         self.config = self.config.clone().reloaded(config);
@@ -454,6 +529,12 @@ impl Gateway {
             supervisor.reload(app.clone());
         }
         tracing::info!("configuration reloaded");
+    }
+
+    /// What handshakes are to be made with by this configuration, if there are any.
+    fn secure(&self, config: &Config) -> Result<Option<tls::Ready>, String> {
+        let read = |_| tls::Ready::read(wanted(config)).map_err(|error| error.to_string());
+        self.tls.as_ref().map(read).transpose()
     }
 
     /// The listeners that this configuration has and the present one has not.
@@ -496,7 +577,10 @@ impl Gateway {
             self.listeners.finished().await;
             self.exchange.finished().await;
         };
-        let clean = tokio::time::timeout(grace, over).await.is_ok();
+        let mut clean = tokio::time::timeout(grace, over).await.is_ok();
+        if !clean {
+            clean = self.end_tunnels().await;
+        }
         if !clean {
             tracing::warn!(
                 connections = self.listeners.connections(),
@@ -504,6 +588,7 @@ impl Gateway {
                 "drain timeout: the rest is cut"
             );
             self.slots.drain();
+            self.upstreams.drain();
             // Those who still wait in the queue get their 503.
             let _ = tokio::time::timeout(LAST_ANSWERS, self.listeners.finished()).await;
         }
@@ -531,6 +616,19 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// The grace is over. Tunnels may last for ever, so that they end now is no fault: true if nothing else was
+    /// left.
+    async fn end_tunnels(&self) -> bool {
+        self.downstream.end_tunnels.cancel();
+        let over = async {
+            self.listeners.finished().await;
+            self.exchange.finished().await;
+        };
+        tokio::time::timeout(TUNNEL_ENDS, over).await.is_ok()
+    }
+}
+
 fn listen(inherited: &mut Inherited, entry: &Listen) -> Result<Vec<Listener>, String> {
     let listeners = inherited.listen(entry);
     listeners.map_err(|error| format!("cannot listen on {entry}: {error}"))
@@ -555,6 +653,13 @@ fn terms(config: &Config) -> Terms {
     }
 }
 
+fn wanted(config: &Config) -> Wanted {
+    Wanted {
+        tls: config.tls.clone(),
+        http2: config.http2,
+    }
+}
+
 fn most(config: &Config, descriptors: u64) -> Most {
     Most {
         connections: descriptors::connections(descriptors, config.clients.max_connections),
@@ -575,11 +680,12 @@ fn pages(config: &Config) -> Result<Pages, String> {
     Pages::read(folder).map_err(what)
 }
 
-fn settings(config: &Config, pages: Pages) -> downstream::Settings {
+fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
         forwarding_headers: config.forwarding_headers,
         proxied: config.proxy_protocol.clone(),
+        h2c: config.h2c,
         max_body: config.max_body,
         bounds: downstream::Bounds {
             head: config.clients.head_timeout,
@@ -589,7 +695,7 @@ fn settings(config: &Config, pages: Pages) -> downstream::Settings {
                 least: config.clients.min_rate,
             },
         },
-        routes: Routes::new(config.routes.clone()),
+        routes,
         files: Files::new(config.mounts.clone(), config.sendfile_root.clone()),
         compression: config.compression.clone(),
         exchange: exchange::Settings {
@@ -599,22 +705,5 @@ fn settings(config: &Config, pages: Pages) -> downstream::Settings {
         retry_after: config.slots.queue_timeout,
         pages,
         access_log: Style::new(&config.access_log),
-    }
-}
-
-/// Where workers connect: the configured socket, or one in a folder of our own.
-fn link_path(config: &Config) -> Result<(PathBuf, Option<tempfile::TempDir>), StartError> {
-    match &config.workers.source {
-        Source::Link(path) => Ok((path.clone(), None)),
-        Source::App(_) => {
-            let folder = tempfile::Builder::new()
-                .prefix("layby-")
-                .tempdir()
-                .map_err(cannot("make a folder for the link"))?;
-            Ok((Path::new(folder.path()).join("link.sock"), Some(folder)))
-        }
-        Source::Upstream(upstream) => Err(StartError(format!(
-            "cannot proxy to {upstream}: HTTP upstreams are not part of this version; use workers.link"
-        ))),
     }
 }

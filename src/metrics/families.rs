@@ -12,8 +12,8 @@ use prometheus::{
 };
 
 use super::labels::{
-    CancelPhase, ConnectionState, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason,
-    ShedReason, Shortage, SlotState, TurnedAway, WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel,
+    RestartReason, ShedReason, Shortage, SlotState, TurnedAway, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and
@@ -36,6 +36,16 @@ pub const PARKED_REQUESTS: Family = gauge(
     "layby_parked_requests",
     &[],
     "Requests that wait, for their fetches, their body, their own process or the end of a relay, and hold no slot",
+);
+pub const UPSTREAM_SLOTS: Family = gauge(
+    "layby_upstream_slots",
+    &[UPSTREAM, of("state", SlotState::MEANINGS)],
+    "Connections to the upstream of a `[[route]]` by state, as `layby_slots`; they add up to its `connections`",
+);
+pub const UPSTREAM_QUEUE_LENGTH: Family = gauge(
+    "layby_upstream_queue_length",
+    &[UPSTREAM],
+    "Requests waiting for a connection to the upstream of a `[[route]]`",
 );
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
@@ -149,6 +159,16 @@ pub const WORKER_RESTARTS: Family = counter(
     &[of("reason", RestartReason::MEANINGS)],
     "Worker processes started again",
 );
+pub const TLS_HANDSHAKES: Family = counter(
+    "layby_tls_handshakes_total",
+    &[of("outcome", HandshakeOutcome::MEANINGS)],
+    "TLS handshakes with clients",
+);
+pub const TLS_CERTIFICATE_EXPIRY: Family = gauge(
+    "layby_tls_certificate_expiry_seconds",
+    &[],
+    "When the first certificate of `[tls]` ends, in seconds since 1970; 0 without `[tls]`",
+);
 pub const BUILD_INFO: Family = gauge(
     "layby_build_info",
     &[open("version", "layby's version")],
@@ -180,6 +200,8 @@ pub const PROCESS_START_TIME_SECONDS: Family = gauge(
     "When the gateway started, in seconds since 1970",
 );
 
+const UPSTREAM: Label = open("upstream", "as `upstream` of the `[[route]]` says it");
+
 const ORIGIN: Label = open(
     "origin",
     "a host named in `[outbound] label`; `other` for the rest",
@@ -190,6 +212,8 @@ pub const ALL: &[Family] = &[
     SLOTS,
     QUEUE_LENGTH,
     PARKED_REQUESTS,
+    UPSTREAM_SLOTS,
+    UPSTREAM_QUEUE_LENGTH,
     WAITING_IN_PLACE,
     CONNECTIONS,
     CONNECTIONS_REFUSED,
@@ -211,6 +235,8 @@ pub const ALL: &[Family] = &[
     LEFTOVER_FETCHES,
     ACCESS_LOG_DROPPED,
     WORKER_RESTARTS,
+    TLS_HANDSHAKES,
+    TLS_CERTIFICATE_EXPIRY,
     BUILD_INFO,
     PROCESS_CPU_SECONDS,
     PROCESS_RESIDENT_MEMORY_BYTES,
@@ -246,6 +272,7 @@ pub enum Values {
 }
 
 /// One handle per value of an enum label, all there from the start.
+#[derive(Debug)]
 pub struct PerLabel<L, H> {
     handles: Vec<H>,
     label: PhantomData<fn(L)>,

@@ -142,6 +142,16 @@ label_set! {
 }
 
 label_set! {
+    /// How a TLS handshake with a client ended.
+    HandshakeOutcome {
+        Ok = "ok": "with a connection",
+        Failed = "failed": "no version, cipher or certificate in common, or the client left",
+        Timeout = "timeout": "its time was over",
+        Plain = "plain": "the client spoke plain HTTP",
+    }
+}
+
+label_set! {
     /// Methods that have a label value of their own.
     MethodLabel {
         Get = "GET",

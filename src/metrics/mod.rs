@@ -7,6 +7,7 @@
 
 pub mod families;
 mod labels;
+mod pool;
 mod process;
 
 use std::collections::HashMap;
@@ -15,15 +16,19 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::Method;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 
 use families::PerLabel;
 use labels::{LabelSet as _, MethodLabel, SlotState};
 use process::Process;
 
+pub use pool::Pool;
+
 pub use labels::{
-    CancelPhase, ConnectionState, FetchOutcome, RestartReason, ShedReason, Shortage, TurnedAway,
-    WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason,
+    Shortage, TurnedAway, WaitReason,
 };
 
 /// The media type of [`Metrics::render`].
@@ -48,6 +53,8 @@ struct Series {
     slots: Slots,
     queue_length: IntGauge,
     parked_requests: IntGauge,
+    upstream_slots: IntGaugeVec,
+    upstream_queue_length: IntGaugeVec,
     waiting_in_place: IntGauge,
     spool_bytes: IntGauge,
     body_memory_bytes: IntGauge,
@@ -69,6 +76,8 @@ struct Series {
     leftover_fetches: IntCounter,
     access_log_dropped: IntCounter,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
+    tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
+    tls_certificate_expiry: IntGauge,
     before_each_page: Mutex<Vec<Refresh>>,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
     process: Mutex<Process>,
@@ -118,6 +127,8 @@ impl Metrics {
             slots: Slots::new(&registry),
             queue_length: families::QUEUE_LENGTH.int_gauge(&registry),
             parked_requests: families::PARKED_REQUESTS.int_gauge(&registry),
+            upstream_slots: families::UPSTREAM_SLOTS.int_gauges(&registry),
+            upstream_queue_length: families::UPSTREAM_QUEUE_LENGTH.int_gauges(&registry),
             waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
             spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
             body_memory_bytes: families::BODY_MEMORY_BYTES.int_gauge(&registry),
@@ -139,6 +150,8 @@ impl Metrics {
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
             access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
+            tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
+            tls_certificate_expiry: families::TLS_CERTIFICATE_EXPIRY.int_gauge(&registry),
             process: Mutex::new(Process::new(&registry)),
             registry,
         }))
@@ -257,6 +270,16 @@ impl Metrics {
         self.0.worker_restarts.of(reason).inc();
     }
 
+    pub fn handshake(&self, outcome: HandshakeOutcome) {
+        self.0.tls_handshakes.of(outcome).inc();
+    }
+
+    /// When the first of the gateway's own certificates ends.
+    pub fn certificate_ends(&self, since_epoch: Duration) {
+        let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+        self.0.tls_certificate_expiry.set(seconds);
+    }
+
     /// Everything in Prometheus' text format ([`CONTENT_TYPE`]).
     pub fn render(&self) -> String {
         let mut process = self
@@ -368,7 +391,10 @@ mod tests {
 
     #[test]
     fn every_family_is_on_the_first_page() {
-        let page = metrics().render();
+        let metrics = metrics();
+        // Those of upstreams are there when one is configured.
+        let _pool = metrics.upstream_pool("unix:/run/app.sock");
+        let page = metrics.render();
         let mut rendered: Vec<&str> = page
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::metrics::{Metrics, ShedReason};
+use crate::metrics::{Metrics, Pool, ShedReason};
 
 pub use scheduler::{
     Count, Limits, ProcessId, RequestId, Scheduler, Shed, SlotId, SlotView, Stuck, Why,
@@ -89,7 +89,7 @@ pub struct Taken<J, S> {
     pub job: J,
     pub reply: oneshot::Sender<Turned<S>>,
     /// As in its ticket.
-    submitted: Option<Instant>,
+    pub submitted: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -104,13 +104,21 @@ struct Inner<J, S> {
 pub struct Slots<J, S> {
     inner: Mutex<Inner<J, S>>,
     metrics: Metrics,
+    pool: Pool,
 }
 
 /// Jobs that wait are shed, at the latest, this much after their time.
 pub const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 impl<J, S> Slots<J, S> {
+    /// The slots of the whole gateway.
     pub fn new(count: u16, limits: Limits, metrics: Metrics) -> Arc<Self> {
+        let pool = metrics.main_pool();
+        Self::counted(count, limits, metrics, pool)
+    }
+
+    /// Slots that are counted in this place.
+    pub fn counted(count: u16, limits: Limits, metrics: Metrics, pool: Pool) -> Arc<Self> {
         let ports = (0..count).map(|_| None).collect();
         let slots = Self {
             inner: Mutex::new(Inner {
@@ -118,6 +126,7 @@ impl<J, S> Slots<J, S> {
                 ports,
             }),
             metrics,
+            pool,
         };
         slots.publish(&slots.lock());
         Arc::new(slots)
@@ -352,7 +361,7 @@ impl<J, S> Slots<J, S> {
 
     fn taken(&self, request: RequestId, ticket: Ticket<J, S>) -> Taken<J, S> {
         if let Some(submitted) = ticket.submitted {
-            self.metrics.queue_wait(submitted.elapsed());
+            self.pool.queue_wait(submitted.elapsed());
         }
         Taken {
             request,
@@ -380,9 +389,9 @@ impl<J, S> Slots<J, S> {
 
     fn publish(&self, inner: &Inner<J, S>) {
         let Count { idle, busy, lost } = inner.scheduler.count();
-        self.metrics.slots(idle, busy, lost);
-        self.metrics.queue_length(inner.scheduler.queued());
-        self.metrics.parked_requests(inner.scheduler.parked_now());
+        self.pool.slots(idle, busy, lost);
+        self.pool.queue_length(inner.scheduler.queued());
+        self.pool.parked_requests(inner.scheduler.parked_now());
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<J, S>> {

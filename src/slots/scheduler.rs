@@ -91,7 +91,7 @@ pub enum Shed {
 enum Phase {
     /// → Running, withdrawn, shed
     Queued,
-    /// → Parked, done
+    /// → Parked, Queued (given back unseen), done
     Running(SlotId),
     /// → Resuming, Ending
     Parked(Home),

@@ -1,8 +1,10 @@
 //! Workers: running one step on one slot.
 //!
 //! What a job and a step are is the same however a slot is driven; `link` drives layby's own
-//! workers, `supervise` keeps their processes alive. Queues and clients are not known here.
+//! workers, `supervise` keeps their processes alive, `http` drives servers that know nothing of layby.
+//! Queues and clients are not known here.
 
+pub mod http;
 pub mod link;
 pub mod local;
 pub mod supervise;
@@ -10,9 +12,9 @@ mod waits;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::Method;
+use ::http::Method;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +44,15 @@ pub struct Job {
     pub lazy: bool,
 }
 
+/// How long a request's answer may be waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Its head is due then.
+    pub deadline: Instant,
+    /// So long each for what follows.
+    pub timeout: Duration,
+}
+
 /// Which request a job is of, for people.
 #[derive(Debug, Clone)]
 pub struct About {
@@ -52,7 +63,7 @@ pub struct About {
 
 #[derive(Debug)]
 pub enum Work {
-    Begin(Box<Request>),
+    Begin(Box<Request>, Times),
     Resume(Vec<Outcome>),
     /// What was asked for: the request's body.
     Body(Body),

@@ -469,9 +469,11 @@ mod tests {
         Client {
             address: Some([192, 0, 2, 7].into()),
             port: Some(4711),
+            peer: None,
             scheme: Scheme::Https,
             server_name: "shop.example".to_owned(),
             server_port: 443,
+            credential: crate::message::Credential::Unasked,
         }
     }
 

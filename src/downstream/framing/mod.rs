@@ -70,10 +70,6 @@ impl Heads {
     }
 
     /// From here on, what comes is another protocol's. To be called before the client is heads so (101).
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "no route leads to an upgrade yet")
-    )]
     pub fn open_tunnel(&self) {
         self.tunnel.store(true, Relaxed);
     }

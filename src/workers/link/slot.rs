@@ -196,7 +196,7 @@ impl SlotTask {
             request: taken.job.of(taken.request).number(),
             epoch: taken.job.epoch,
         };
-        if let Work::Begin(request) = &taken.job.work {
+        if let Work::Begin(request, _) = &taken.job.work {
             match self.send_request(tag, request).await {
                 Ok(()) => self.process.begun.fetch_add(1, Relaxed),
                 Err(Broken::Unsent) => {
@@ -373,7 +373,7 @@ impl SlotTask {
                 self.channel.send(header, |_, _| {}, &[]).await
             }
             // Sent already, so that it can be given to another worker if this one has nothing of it.
-            Work::Begin(_) => Ok(()),
+            Work::Begin(..) => Ok(()),
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
             Work::Relayed(captured) => self.send_captured(tag.header(Kind::Resume), captured).await,

@@ -19,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::http::{Address, Connection, Request, Response};
+use super::upstream::Upstream;
 use super::within;
 
 /// Everything that is not given is what makes a test short and self-contained.
@@ -42,6 +43,11 @@ pub fn new(slots: u16) -> Builder {
     let builder = Builder::of("serve", slots);
     let link = builder.folder.path().join("link.sock");
     builder.set("workers.link", format!("unix:{}", link.display()))
+}
+
+/// A gateway in front of an HTTP server.
+pub fn before(upstream: &Upstream, slots: u16) -> Builder {
+    Builder::of("serve", slots).set("workers.upstream", upstream.url())
 }
 
 /// A gateway with supervised workers: `layby run APP`.
@@ -199,11 +205,14 @@ impl Builder {
     /// A gateway that is ready.
     pub async fn run(self) -> Gateway {
         let (process, folder) = self.start();
-        let (listen, admin) = addresses(&process.log.line(READY).await);
+        let ready = process.log.line(READY).await;
+        let (listen, admin) = addresses(&ready);
+        let tls = ready.split_once(" tls=");
         Gateway {
             process,
             listen,
             admin,
+            tls: tls.map(|(_, address)| address.parse().expect("one address")),
             link: folder.path().join("link.sock"),
             folder,
         }
@@ -328,6 +337,7 @@ impl Log {
 pub struct Gateway {
     process: Process,
     listen: Vec<Address>,
+    tls: Option<SocketAddr>,
     admin: Address,
     link: PathBuf,
     folder: TempDir,
@@ -368,6 +378,11 @@ impl Gateway {
             Address::Tcp(address) => *address,
             Address::Unix(path) => panic!("it listens on {}", path.display()),
         }
+    }
+
+    /// The address for clients that speak TLS.
+    pub fn tls(&self) -> SocketAddr {
+        self.tls.expect("it listens with TLS")
     }
 
     // Clients --------------------------------------------------------------------------

@@ -125,7 +125,7 @@ impl Connection {
         Self::over(stream.expect("the gateway listens"))
     }
 
-    fn over(stream: impl Stream + 'static) -> Self {
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         Self {
             stream: Box::new(stream),
             bytes: Vec::new(),
@@ -153,6 +153,13 @@ impl Connection {
     /// The answer to a request that was not HEAD.
     pub async fn response(&mut self) -> Response {
         self.response_to("GET").await
+    }
+
+    /// None if the connection ends before anything comes.
+    pub async fn try_response(&mut self) -> Option<Response> {
+        let head = self.try_head().await?;
+        let body = self.body(&head, "GET").await;
+        Some(Response { head, body })
     }
 
     pub async fn response_to(&mut self, method: &str) -> Response {
