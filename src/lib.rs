@@ -5,11 +5,13 @@
 
 pub mod admin;
 pub mod cli;
+pub mod coding;
 pub mod config;
 pub mod database;
 pub mod descriptors;
 pub mod downstream;
 pub mod exchange;
+pub mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod gateway;

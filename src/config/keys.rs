@@ -26,6 +26,12 @@ pub(super) enum Kind {
     DatabaseUrl,
     RoutePath,
     Method,
+    /// A path from `/` on, or from `./`.
+    Folder,
+    FileName,
+    MediaType,
+    HeaderValue,
+    Header,
     /// `true` or `false`.
     Truth,
 }
@@ -342,6 +348,16 @@ pub(super) const KEYS: &[Key] = &[
         doc: "Folder of the pages that clients get instead of the gateway's own error texts: `503.html`, else \
               `5xx.html`, else `error.html`. In them `{status}`, `{reason}`, `{message}` and `{request_id}` \
               are filled in. Clients that ask for JSON get JSON.",
+        ..PLAIN
+    },
+    Key {
+        name: "sendfile_root",
+        kind: Kind::Folder,
+        list: true,
+        default: Default::Unset("`X-Sendfile` is a header like any other"),
+        example: "/srv/media",
+        doc: "Folders whose files the application may name in `X-Sendfile`, for the gateway to send them in place of \
+              the answer's body. From `/` on, or from `./` on.",
         ..PLAIN
     },
     Key {
@@ -741,6 +757,57 @@ pub(super) const KEYS: &[Key] = &[
         doc: "Whether lines tell the query of a request and of its referrer.",
         ..PLAIN
     },
+    Key {
+        name: "compression.algorithms",
+        kind: Kind::Word(&["zstd", "br", "gzip"]),
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "off: compressing secrets beside what a client sent tells them (BREACH), and many \
+                      applications and networks in front compress already",
+        },
+        example: "br",
+        doc: "How answers are compressed for clients that take it; of what a client likes equally well, the first. \
+              Never what is compressed already, parts of files, or answers with `Cache-Control: no-transform`.",
+        ..PLAIN
+    },
+    Key {
+        name: "compression.types",
+        kind: Kind::MediaType,
+        list: true,
+        default: Default::Value {
+            text: "text/html,text/css,text/plain,text/csv,text/xml,text/javascript,application/javascript,\
+                   application/json,application/ld+json,application/problem+json,application/manifest+json,\
+                   application/xml,application/rss+xml,application/atom+xml,application/wasm,image/svg+xml",
+            because: "what is text, and grows much smaller",
+        },
+        example: "text/html",
+        doc: "Media types of answers worth compressing.",
+        ..PLAIN
+    },
+    Key {
+        name: "compression.min_size",
+        kind: Kind::Size,
+        range: Some(("1", "1024TiB")),
+        default: Default::Value {
+            text: "1KiB",
+            because: "below that both fit one packet",
+        },
+        example: "4KiB",
+        doc: "Smallest answer worth compressing. One whose length is not known beforehand counts as large.",
+        ..PLAIN
+    },
+    Key {
+        name: "compression.level",
+        kind: Kind::Word(&["fast", "balanced", "small"]),
+        default: Default::Value {
+            text: "balanced",
+            because: "`small` takes several times the computing for a few percent",
+        },
+        example: "fast",
+        doc: "What to save: time or bytes.",
+        ..PLAIN
+    },
 ];
 
 /// The keys of one `[[route]]`. They are in the file only: an environment variable holds no list of sections.
@@ -820,8 +887,109 @@ pub(super) const ROUTE: &[Key] = &[
     },
 ];
 
-/// What a list of routes is called in the file.
+/// The keys of one `[[static]]`, in the file only as well.
+pub(super) const STATIC: &[Key] = &[
+    Key {
+        name: "static.path",
+        kind: Kind::RoutePath,
+        default: Default::Unset("a mistake: files stand below some path"),
+        example: "/static",
+        doc: "Where the files are for clients: this path and all below it, as for a route. Where a `[[route]]` with a \
+              longer path fits a request, the request goes there.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.root",
+        kind: Kind::Folder,
+        default: Default::Unset("a mistake: files are in some folder"),
+        example: "/srv/app/staticfiles",
+        doc: "The folder with the files, from `/` on, or from `./` on: where layby was started. It may be missing at \
+              the start. Links that lead out of it are not followed, hidden files not served.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.index",
+        kind: Kind::FileName,
+        default: Default::Unset("a folder is answered 404"),
+        example: "index.html",
+        doc: "The file that stands for its folder. The folder's name without a slash at its end is redirected to the one \
+              with it.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.fallthrough",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "a file that is missing is no work for a slot",
+        },
+        example: "true",
+        doc: "Whether requests that there is no file for go to the application, other methods than GET and HEAD too. \
+              Else they are answered 404 and 405.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.internal",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "most files are for everybody",
+        },
+        example: "true",
+        doc: "For files that only the application gives away, with `X-Accel-Redirect: PATH/FILE` in its answer. Clients \
+              are answered 404.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.cache_control",
+        kind: Kind::HeaderValue,
+        default: Default::Unset("caches decide by the age of the file"),
+        example: "public, max-age=3600",
+        doc: "`Cache-Control` of the files, but for those that are `immutable`.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.immutable",
+        kind: Kind::Word(&["none", "hashed", "all"]),
+        default: Default::Value {
+            text: "none",
+            because: "what a browser keeps for a year cannot be called back",
+        },
+        example: "hashed",
+        doc: "Files whose content never changes, and that caches keep for a year: those with a `hashed` name, as \
+              Django's `ManifestStaticFilesStorage` and bundlers make them (`base.4f5a2e1b3c9d.css`), or `all`.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.precompressed",
+        kind: Kind::Word(&["zstd", "br", "gzip"]),
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "each costs a look for every file",
+        },
+        example: "gzip",
+        doc: "Compressed siblings that are sent to clients that take them: `a.css.zst`, `a.css.br`, `a.css.gz`, in the \
+              order given. Never one that is older than the file itself.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.headers",
+        kind: Kind::Header,
+        list: true,
+        default: Default::Unset("none"),
+        example: "Access-Control-Allow-Origin: *",
+        doc: "Headers that every file is sent with besides.",
+        ..PLAIN
+    },
+];
+
+/// What lists of sections are called in the file.
 pub(super) const ROUTES: &str = "route";
+pub(super) const STATICS: &str = "static";
+
+/// The sections that there may be several of, in the file only, and their keys.
+pub(super) const LISTS: &[(&str, &[Key])] = &[(ROUTES, ROUTE), (STATICS, STATIC)];
 
 pub(super) const SECTIONS: &[&str] = &[
     "tls",
@@ -830,6 +998,7 @@ pub(super) const SECTIONS: &[&str] = &[
     "outbound",
     "database",
     "access_log",
+    "compression",
 ];
 
 /// What other servers call a key, and what it is here.
@@ -869,6 +1038,20 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("outbound.hosts", "outbound.allow"),
     ("outbound.labels", "outbound.label"),
     ("database.dsn", "database.url"),
+    ("static.prefix", "static.path"),
+    ("static.location", "static.path"),
+    ("static.url", "static.path"),
+    ("static.alias", "static.root"),
+    ("static.folder", "static.root"),
+    ("static.dir", "static.root"),
+    ("static.add_header", "static.headers"),
+    ("static.gzip_static", "static.precompressed"),
+    ("compression.enabled", "compression.algorithms"),
+    ("compression.min_length", "compression.min_size"),
+    ("compression.minimum_size", "compression.min_size"),
+    ("gzip", "compression.algorithms"),
+    ("gzip_types", "compression.types"),
+    ("gzip_min_length", "compression.min_size"),
     ("tls.certs", "tls.cert"),
     ("tls.certificate", "tls.cert"),
     ("tls.keys", "tls.key"),
@@ -908,12 +1091,13 @@ impl Key {
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().chain(ROUTE).find(|key| key.name == name)
+    let mut all = KEYS.iter().chain(LISTS.iter().flat_map(|(_, keys)| *keys));
+    all.find(|key| key.name == name)
 }
 
-/// The key of a route that somebody who wrote this unknown name most likely meant.
-pub(super) fn meant_in_route(name: &str) -> Option<&'static str> {
-    known_elsewhere(name).or_else(|| nearest(name, ROUTE.iter().map(|key| key.name)))
+/// The one of these keys that somebody who wrote this unknown name most likely meant.
+pub(super) fn meant_among(keys: &'static [Key], name: &str) -> Option<&'static str> {
+    known_elsewhere(name).or_else(|| nearest(name, keys.iter().map(|key| key.name)))
 }
 
 fn known_elsewhere(name: &str) -> Option<&'static str> {

@@ -4,7 +4,7 @@
 //! file, default. Every value in it has been checked, so no other room checks again. What is
 //! wrong is reported all at once, each mistake with its place and what to write instead.
 //!
-//! The keys stand in one table ([`keys::KEYS`], and [`keys::ROUTE`] for each of the routes); reading the file, reading the environment, the
+//! The keys stand in one table ([`keys::KEYS`], and [`keys::LISTS`] for sections of which there may be several); reading the file, reading the environment, the
 //! effective configuration and the reference page all follow it. What a value means to the
 //! machine (does the folder exist, is the port free) is left to whoever uses it.
 
@@ -17,6 +17,7 @@ mod read;
 mod reference;
 mod routes;
 mod rules;
+mod statics;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,6 +27,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 pub use effective::{Effective, Entry};
@@ -65,8 +67,13 @@ pub struct Config {
     pub access_log: AccessLog,
     /// A folder.
     pub error_pages: Option<PathBuf>,
+    pub compression: Compression,
+    /// Where `X-Sendfile` may point; empty: nowhere.
+    pub sendfile_root: Vec<PathBuf>,
     /// In the order of the file; no two for the same requests.
     pub routes: Vec<Route>,
+    /// In the order of the file; no two with the same path.
+    pub mounts: Vec<Mount>,
 }
 
 /// What all bodies together may take.
@@ -312,6 +319,57 @@ pub struct RouteUpstream {
     pub connections: u16,
 }
 
+/// Files that are sent without the application: one `[[static]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Like that of a [`Route`].
+    pub path: String,
+    pub root: PathBuf,
+    /// A plain name.
+    pub index: Option<String>,
+    pub fallthrough: bool,
+    pub internal: bool,
+    pub cache_control: Option<HeaderValue>,
+    pub immutable: Immutable,
+    /// The best first.
+    pub precompressed: Vec<Coding>,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Which files never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Immutable {
+    None,
+    Hashed,
+    All,
+}
+
+/// A content coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    Zstd,
+    Brotli,
+    Gzip,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compression {
+    /// The best first; empty: nothing is compressed.
+    pub algorithms: Vec<Coding>,
+    /// Lower case, without parameters.
+    pub types: Vec<String>,
+    pub min_size: u64,
+    pub level: Level,
+}
+
+/// What compressing is to save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Fast,
+    Balanced,
+    Small,
+}
+
 /// When a request's body is taken from its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyMode {
@@ -520,6 +578,56 @@ impl OnDisconnect {
         match self {
             OnDisconnect::Finish => "finish",
             OnDisconnect::Cancel => "cancel",
+        }
+    }
+}
+
+impl Coding {
+    pub const ALL: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
+
+    /// Its name in HTTP.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Coding::Zstd => "zstd",
+            Coding::Brotli => "br",
+            Coding::Gzip => "gzip",
+        }
+    }
+
+    /// Of files.
+    #[must_use]
+    pub fn ending(self) -> &'static str {
+        match self {
+            Coding::Zstd => "zst",
+            Coding::Brotli => "br",
+            Coding::Gzip => "gz",
+        }
+    }
+}
+
+impl Level {
+    pub const ALL: [Level; 3] = [Level::Fast, Level::Balanced, Level::Small];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Fast => "fast",
+            Level::Balanced => "balanced",
+            Level::Small => "small",
+        }
+    }
+}
+
+impl Immutable {
+    pub const ALL: [Immutable; 3] = [Immutable::None, Immutable::Hashed, Immutable::All];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Immutable::None => "none",
+            Immutable::Hashed => "hashed",
+            Immutable::All => "all",
         }
     }
 }

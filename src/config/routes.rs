@@ -3,15 +3,16 @@
 //! Each is read by itself; no two may be for the same requests, since one of them would say nothing.
 //! Which route a request takes is decided where requests are.
 
+use super::keys::ROUTES;
 use super::mistakes::{Mistake, Place};
-use super::read::{Reader, RouteTable, key, show};
+use super::read::{ListTable, Reader, key, show};
 use super::values::{Host, RoutePath, Size, Value};
 use super::{BodyMode, Entry, Listen, Route, RouteUpstream, Upstream};
 
 impl Reader {
     pub fn routes(&mut self, listen: &[Listen]) -> Vec<Route> {
         let mut routes: Vec<(Route, Place)> = Vec::new();
-        let tables = std::mem::take(&mut self.routes);
+        let tables = self.lists.remove(ROUTES).unwrap_or_default();
         for table in &tables {
             let Some(route) = self.route(table) else {
                 continue;
@@ -29,7 +30,7 @@ impl Reader {
             });
             routes.push((route, table.place.clone()));
         }
-        self.routes = tables;
+        self.lists.insert(ROUTES, tables);
         routes.into_iter().map(|(route, _)| route).collect()
     }
 
@@ -37,7 +38,7 @@ impl Reader {
     fn check_upstream(
         &mut self,
         route: &Route,
-        table: &RouteTable,
+        table: &ListTable,
         before: &[(Route, Place)],
         listen: &[Listen],
     ) {
@@ -84,7 +85,7 @@ impl Reader {
     /// All requests go to this server already.
     pub fn check_beside(&mut self, main: &Upstream) {
         let mut mistakes = Vec::new();
-        for table in &self.routes {
+        for table in self.lists.get(ROUTES).into_iter().flatten() {
             let said = |key: &str| {
                 let given = table.layer.get(key)?;
                 Some((given.items.first()?.text.clone(), given.place.clone()))
@@ -108,14 +109,14 @@ impl Reader {
     }
 
     /// None if its path is wrong or missing.
-    fn route(&mut self, table: &RouteTable) -> Option<Route> {
-        let path = self.in_route(table, "route.path").pop();
-        let host = self.in_route(table, "route.host").pop();
-        let methods = self.in_route(table, "route.methods");
-        let body = self.in_route(table, "route.body").pop();
-        let max_body = self.in_route(table, "route.max_body").pop();
-        let server = self.in_route(table, "route.upstream").pop();
-        let connections = self.in_route(table, "route.connections").pop();
+    fn route(&mut self, table: &ListTable) -> Option<Route> {
+        let path = self.within(table, "route.path").pop();
+        let host = self.within(table, "route.host").pop();
+        let methods = self.within(table, "route.methods");
+        let body = self.within(table, "route.body").pop();
+        let max_body = self.within(table, "route.max_body").pop();
+        let server = self.within(table, "route.upstream").pop();
+        let connections = self.within(table, "route.connections").pop();
         let connections = connections.expect("the table has a default for it");
         if path.is_none() && !table.layer.contains_key("route.path") {
             let text = "is missing; write path = \"/\" for every path";
@@ -187,13 +188,13 @@ fn is_at(server: &Upstream, address: &Listen) -> bool {
     }
 }
 
-fn said<T: Value>(name: &str, values: &[T]) -> Option<String> {
+pub(super) fn said<T: Value>(name: &str, values: &[T]) -> Option<String> {
     match values {
         [] => None,
         values => show(key(name), values),
     }
 }
 
-fn list<T>(value: Option<T>) -> Vec<T> {
+pub(super) fn list<T>(value: Option<T>) -> Vec<T> {
     value.into_iter().collect()
 }

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
-use super::values::{AppName, Dotted, Host, Size, UnixSocket};
+use super::values::{AppName, Dotted, Folder, Host, MediaType, Size, UnixSocket};
 use super::{
-    AccessLog, App, Bodies, Certificate, Clients, Config, Count, Database, Listen, Outbound,
-    Recycle, Role, Secret, Slots, Source, Tls, Upstream, Workers,
+    AccessLog, App, Bodies, Certificate, Clients, Compression, Config, Count, Database, Listen,
+    Outbound, Recycle, Role, Secret, Slots, Source, Tls, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -58,9 +58,12 @@ impl Reader {
         let drain_delay = self.one("drain_delay");
         let log_format = self.one("log_format");
         let error_pages = self.optional("error_pages");
+        let sendfile_root = self.list("sendfile_root");
+        let sendfile_root = sendfile_root.into_iter().map(|Folder(path)| path).collect();
         let http2 = self.one("http2");
         let h2c = self.one("h2c");
         let routes = self.routes(&listen);
+        let mounts = self.mounts();
         let tls = self.tls();
         let slots = Slots {
             count: self.one("slots.count"),
@@ -88,6 +91,13 @@ impl Reader {
         };
         let url: Option<Secret> = self.optional("database.url");
         let database = url.map(|url| Database { url });
+        let types = self.list("compression.types").into_iter();
+        let compression = Compression {
+            algorithms: self.list("compression.algorithms"),
+            types: types.map(|MediaType(media)| media).collect(),
+            min_size: self.one::<Size>("compression.min_size").0,
+            level: self.one("compression.level"),
+        };
         let access_log = AccessLog {
             format: self.one("access_log.format"),
             path: self.optional("access_log.path"),
@@ -133,7 +143,10 @@ impl Reader {
             database,
             access_log,
             error_pages,
+            compression,
+            sendfile_root,
             routes,
+            mounts,
         })
     }
 

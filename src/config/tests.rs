@@ -2,7 +2,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::keys::{Default, KEYS, Key, Kind, ROUTE, SECTIONS};
+use super::keys::{Default, KEYS, Key, Kind, LISTS, ROUTE, SECTIONS, STATIC};
 use super::values::{Size, Value};
 use super::*;
 
@@ -33,7 +33,10 @@ fn mistake(line: &str) -> String {
 
 /// The text with the sections that there are in place of the word for them.
 fn with_sections(text: &str) -> String {
-    text.replace("SECTIONS", &format!("{}, route", SECTIONS.join(", ")))
+    text.replace(
+        "SECTIONS",
+        &format!("{}, route, static", SECTIONS.join(", ")),
+    )
 }
 
 fn in_file(key: &Key) -> String {
@@ -159,7 +162,15 @@ fn the_sample_of_the_contract_is_valid() {
             query: false,
         },
         error_pages: None,
+        compression: Compression {
+            algorithms: Vec::new(),
+            types: config.compression.types.clone(),
+            min_size: 1 << 10,
+            level: Level::Balanced,
+        },
+        sendfile_root: Vec::new(),
         routes: Vec::new(),
+        mounts: Vec::new(),
     };
     assert_eq!(config, expected);
 }
@@ -264,9 +275,11 @@ fn every_key_can_be_set_in_the_environment_and_means_the_same() {
 
 #[test]
 fn the_table_is_sound() {
-    for key in ROUTE {
-        assert_eq!(key.section(), "route");
-        assert!(!key.doc.is_empty());
+    for (list, keys) in LISTS {
+        for key in *keys {
+            assert_eq!(key.section(), *list);
+            assert!(!key.doc.is_empty());
+        }
     }
     for key in KEYS {
         assert!(
@@ -366,6 +379,134 @@ fn the_keys_of_a_route_are_those_of_the_table() {
         let value = entry.value.as_deref().expect("it has one");
         assert!(value.contains(key.example), "{value}");
     }
+}
+
+#[test]
+fn mounts_are_read_in_the_order_of_the_file() {
+    let text = r#"
+        workers.app = "base"
+        [[static]]
+        path = "/static"
+        root = "/srv/app/static"
+        index = "index.html"
+        fallthrough = true
+        cache_control = "public, max-age=60"
+        immutable = "hashed"
+        precompressed = ["br", "gzip"]
+        headers = ["Access-Control-Allow-Origin: *", "x-a:b"]
+        [[static]]
+        path = "/"
+        root = "./media"
+        internal = true
+    "#;
+    let loaded = Config::from_toml(text).expect("valid");
+    let value = http::HeaderValue::from_static;
+    let plain = Mount {
+        path: "/".to_owned(),
+        root: "./media".into(),
+        index: None,
+        fallthrough: false,
+        internal: true,
+        cache_control: None,
+        immutable: Immutable::None,
+        precompressed: Vec::new(),
+        headers: Vec::new(),
+    };
+    let rich = Mount {
+        path: "/static".to_owned(),
+        root: "/srv/app/static".into(),
+        index: Some("index.html".to_owned()),
+        fallthrough: true,
+        internal: false,
+        cache_control: Some(value("public, max-age=60")),
+        immutable: Immutable::Hashed,
+        precompressed: vec![Coding::Brotli, Coding::Gzip],
+        headers: vec![
+            (http::header::ACCESS_CONTROL_ALLOW_ORIGIN, value("*")),
+            (http::HeaderName::from_static("x-a"), value("b")),
+        ],
+    };
+    assert_eq!(loaded.config.mounts, [rich, plain]);
+    let effective = loaded.effective.to_string();
+    for line in [
+        r#"static = { path = "/static", root = "/srv/app/static", index = "index.html", fallthrough = true, cache_control = "public, max-age=60", immutable = "hashed", precompressed = ["br", "gzip"], headers = ["access-control-allow-origin: *", "x-a: b"] }  # layby.toml:3"#,
+        r#"static = { path = "/", root = "./media", internal = true }"#,
+    ] {
+        assert!(effective.contains(line), "{line} is not in\n{effective}");
+    }
+}
+
+#[test]
+fn the_keys_of_a_mount_are_those_of_the_table() {
+    for key in STATIC {
+        let other = |name: &str, line: &str| match key.short() == name {
+            true => String::new(),
+            false => format!("{line}\n"),
+        };
+        let own = match key.kind == Kind::Truth {
+            true => key.example.to_owned(),
+            false => format!("{:?}", key.example),
+        };
+        let text = format!(
+            "[[static]]\n{}{}{} = {own}\n[workers]\napp = \"base\"",
+            other("path", "path = \"/\""),
+            other("root", "root = \"/srv/x\""),
+            key.short(),
+        );
+        let loaded = Config::from_toml(&text).expect(&text);
+        let entry = loaded.effective.entry("static").expect("it is in force");
+        let value = entry.value.as_deref().expect("it has one");
+        let shown = key.example.to_lowercase();
+        assert!(value.to_lowercase().contains(&shown), "{value}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_mounts_is_said_all_at_once() {
+    let text = r#"workers.app = "base"
+[[static]]
+path = "/a/"
+root = "static"
+[[static]]
+root = "/srv/../etc"
+[[static]]
+path = "/b"
+root = "/"
+index = "a/b.html"
+immutable = true
+precompressed = ["deflate"]
+headers = ["Content-Type: text/html", "nonsense", "Cache-Control: no-store", "a b: c"]
+[[static]]
+path = "/c"
+root = "/srv/c"
+internal = true
+fallthrough = true
+[[static]]
+path = "/c"
+alias = "/srv/d"
+root = "/srv/d"
+"#;
+    let said = mistakes(text);
+    for line in [
+        r#"layby.toml:3: static.path: "/a/" is not a path from / on, without / at its end; write "/a""#,
+        r#"layby.toml:4: static.root: "static" does not say from where on; write "/static" or "./static""#,
+        r#"layby.toml:5: static.path: is missing; write it like "/static""#,
+        r#"layby.toml:6: static.root: "/srv/../etc" has steps back in it; write the path that they lead to"#,
+        r#"layby.toml:9: static.root: "/" is all of the machine; write a folder with nothing but these files"#,
+        r#"layby.toml:10: static.index: "a/b.html" is not the name of a file; write it like "index.html""#,
+        r#"layby.toml:11: static.immutable: true is not one of the values; write "none", "hashed" or "all""#,
+        r#"layby.toml:12: static.precompressed: "deflate" is not one of the values; write "zstd", "br" or "gzip""#,
+        r#"layby.toml:13: static.headers: "Content-Type: text/html" is said by the gateway; remove it"#,
+        r#"layby.toml:13: static.headers: "nonsense" is not NAME: VALUE; write it like "Access-Control-Allow-Origin: *""#,
+        r#"layby.toml:13: static.headers: "Cache-Control: no-store" has a key of its own; write it as cache_control"#,
+        r#"layby.toml:13: static.headers: "a b: c" begins with no name of a header; write it like "Access-Control-Allow-Origin: *""#,
+        "layby.toml:18: static.fallthrough: says nothing of internal files; the application's answer does",
+        "layby.toml:19: static: has the path of the one at layby.toml:14 already; keep one",
+        "layby.toml:21: static.alias: unknown key; did you mean static.root?",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+    assert_eq!(said.lines().count(), 15, "{said}");
 }
 
 #[test]
@@ -522,7 +663,7 @@ fn routes_cannot_come_from_the_environment() {
     let loaded = load("workers.app = \"base\"", &sources).expect("valid");
     assert!(loaded.config.routes.is_empty());
     assert!(
-        loaded.warnings[0].contains("routes are given in the file"),
+        loaded.warnings[0].contains("these sections are given in the file, as [[route]]"),
         "{:?}",
         loaded.warnings
     );
@@ -1027,6 +1168,35 @@ fn a_mistake_says_what_to_write() {
         (
             "slots.count = \"auto\"",
             "slots.count: \"auto\" needs the database's limits; set database.url, or write a number",
+        ),
+        // Files and compression
+        (
+            "sendfile_root = \"media\"",
+            "sendfile_root: \"media\" does not say from where on; write \"/media\" or \"./media\"",
+        ),
+        (
+            "compression.types = [\"html\"]",
+            "compression.types: \"html\" is not a media type; write it like \"text/html\"",
+        ),
+        (
+            "compression.types = [\"text/*\"]",
+            "compression.types: \"text/*\" has a star; write each type that is meant",
+        ),
+        (
+            "compression.types = [\"text/html; charset=utf-8\"]",
+            "compression.types: \"text/html; charset=utf-8\" has parameters, which do not count; write \"text/html\"",
+        ),
+        (
+            "compression.algorithms = [\"gzip\", \"deflate\"]",
+            "compression.algorithms: \"deflate\" is not one of the values; write \"zstd\", \"br\" or \"gzip\"",
+        ),
+        (
+            "compression.min_size = 0",
+            "compression.min_size: 0 is too small; write 1 to \"1024TiB\"",
+        ),
+        (
+            "compression.level = 6",
+            "compression.level: 6 is not one of the values; write \"fast\", \"balanced\" or \"small\"",
         ),
         // Unknown keys
         ("bind = \":80\"", "bind: unknown key; did you mean listen?"),

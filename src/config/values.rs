@@ -5,6 +5,7 @@
 //! keys; quotes and places are the reader's business.
 
 mod addresses;
+mod files;
 mod names;
 mod quantities;
 mod requests;
@@ -19,6 +20,7 @@ use super::{
 };
 
 pub(super) use addresses::UnixSocket;
+pub(super) use files::{Folder, Header, MediaType, Name};
 pub(super) use names::{AppName, Dotted, Host};
 pub(super) use quantities::Size;
 pub(super) use requests::RoutePath;

@@ -15,10 +15,12 @@ use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 
 use super::Settings;
+use super::compress::Coded;
 use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
 use super::upgrade;
 use crate::exchange::Failure;
+use crate::files::{NoFile, NotHandedOff};
 use crate::message::{Answer, AnswerBody, NoBody};
 use crate::metrics::ShedReason;
 use crate::plan::FailureKind;
@@ -36,6 +38,23 @@ pub enum Trouble {
     /// The worker's answer cannot be passed on.
     BadAnswer(&'static str),
     Exchange(Failure),
+    /// There is no file to answer with.
+    File(NoFile),
+}
+
+impl From<NoFile> for Trouble {
+    fn from(no_file: NoFile) -> Self {
+        Self::File(no_file)
+    }
+}
+
+impl From<NotHandedOff> for Trouble {
+    fn from(not: NotHandedOff) -> Self {
+        match not {
+            NotHandedOff::NoFile(no_file) => Self::File(no_file),
+            NotHandedOff::Wrong(why) => Self::BadAnswer(why),
+        }
+    }
 }
 
 impl Trouble {
@@ -53,6 +72,11 @@ impl Trouble {
                 StatusCode::BAD_GATEWAY
             }
             Self::Exchange(Failure::Deadline) => StatusCode::GATEWAY_TIMEOUT,
+            Self::File(no) => match no {
+                NoFile::Missing => StatusCode::NOT_FOUND,
+                NoFile::Method => StatusCode::METHOD_NOT_ALLOWED,
+                NoFile::Unreadable => StatusCode::SERVICE_UNAVAILABLE,
+            },
         }
     }
 
@@ -71,6 +95,11 @@ impl Trouble {
             Self::Exchange(Failure::Deadline) => "deadline",
             Self::Exchange(Failure::WorkerGone) => "worker_gone",
             Self::Exchange(Failure::Origin(_)) => "origin_failed",
+            Self::File(no) => match no {
+                NoFile::Missing => "no_file",
+                NoFile::Method => "refused",
+                NoFile::Unreadable => "file_unreadable",
+            },
         }
     }
 
@@ -89,6 +118,11 @@ impl Trouble {
             }
             Self::Exchange(Failure::Shed(_)) => "the server is busy; try again later",
             Self::BadAnswer(_) => "the application gave an invalid answer",
+            Self::File(no) => match no {
+                NoFile::Missing => "there is no such file",
+                NoFile::Method => "files are only read here",
+                NoFile::Unreadable => "the file cannot be read; try again later",
+            },
             Self::Exchange(Failure::WorkerGone) => "the application did not finish its answer",
             Self::Exchange(Failure::Deadline) => "the application took too long",
             Self::Exchange(Failure::Origin(kind)) => match kind {
@@ -103,7 +137,7 @@ impl Trouble {
 
     /// The connection is not to carry another request.
     fn closes(self) -> bool {
-        !matches!(self, Self::Exchange(_) | Self::BadAnswer(_))
+        !matches!(self, Self::Exchange(_) | Self::BadAnswer(_) | Self::File(_))
             || matches!(
                 self,
                 Self::Exchange(Failure::Shed(Shed::Draining) | Failure::Body(_))
@@ -135,7 +169,10 @@ pub fn own(trouble: Trouble, json: bool, settings: &Settings, id: &Id) -> Respon
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(
             ALLOW,
-            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+            HeaderValue::from_static(match trouble {
+                Trouble::File(_) => "GET, HEAD",
+                _ => "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+            }),
         );
     }
     if trouble.closes() {
@@ -284,10 +321,11 @@ impl Source {
 }
 
 /// Where the parts of a body come from.
-enum Reader {
+pub enum Reader {
     Spooled(AnswerReader),
     File(FilePart),
     Relayed(RelayReader),
+    Coded(Box<Coded>),
 }
 
 impl Reader {
@@ -296,12 +334,13 @@ impl Reader {
             Self::Spooled(reader) => reader.next().await,
             Self::File(part) => part.next().await,
             Self::Relayed(reader) => reader.next().await,
+            Self::Coded(coded) => coded.next().await,
         }
     }
 }
 
 /// The next part of an answer that is to be so long, and has come so far.
-async fn next_part(
+pub async fn next_part(
     mut reader: Reader,
     length: Option<u64>,
     passed: u64,
@@ -322,7 +361,7 @@ async fn next_part(
 }
 
 impl Body {
-    fn whole(bytes: Bytes) -> Self {
+    pub fn whole(bytes: Bytes) -> Self {
         Self {
             source: Source::Whole(bytes),
             finish: None,
@@ -338,6 +377,26 @@ impl Body {
                 passed: 0,
             },
             finish: None,
+        }
+    }
+
+    /// All of it, if it is at hand.
+    pub fn as_whole(&self) -> Option<&Bytes> {
+        match &self.source {
+            Source::Whole(bytes) => Some(bytes),
+            Source::Read { .. } => None,
+        }
+    }
+
+    /// The same body, of which nothing has been read, through a coding. One that is at hand stays as it is.
+    pub fn through(self, coding: impl FnOnce(Reader, Option<u64>) -> Coded) -> Self {
+        match self.source {
+            Source::Read {
+                reader: Some(reader),
+                length,
+                ..
+            } => Self::read(Reader::Coded(Box::new(coding(reader, length))), None),
+            _ => self,
         }
     }
 

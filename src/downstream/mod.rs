@@ -6,6 +6,7 @@
 pub mod access_log;
 pub(crate) mod answers;
 mod collect;
+mod compress;
 mod crowd;
 mod finish;
 pub(crate) mod forwarded;
@@ -13,6 +14,7 @@ pub(crate) mod framing;
 pub(crate) mod head;
 mod http2;
 mod listen;
+mod mounts;
 mod pace;
 mod pages;
 mod protocol;
@@ -48,8 +50,10 @@ use self::head::{Refusal, Target};
 use self::listen::Stream;
 use self::watch::{Watch, Watched};
 use self::way::Way;
-use crate::config::{BodyMode, ForwardingHeaders, Trusted};
+use crate::coding::Accepted;
+use crate::config::{BodyMode, Compression, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
+use crate::files::{Conditions, Files};
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
 use crate::record::Record;
@@ -90,6 +94,8 @@ pub struct Settings {
     /// Of connections that are yet to come.
     pub bounds: Bounds,
     pub routes: Routes,
+    pub files: Files,
+    pub compression: Compression,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
@@ -288,13 +294,24 @@ impl Downstream {
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
             let target = target.map_err(Trouble::Refused)?;
+            if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
+                && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
+            {
+                let (response, _) = answers::passed_on(answer, &parts.method)?;
+                return Ok(Some(response));
+            }
             let (request, later, exchange) = self
                 .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
-            pass(exchange, request, later, &watch, &settings).await
+            let wish = visit.wish.take();
+            pass(exchange, request, later, wish, &watch, &settings).await
         };
         match answered.await {
-            Ok(Some(response)) => Ok(self.finish(response, visit, &watch)),
+            Ok(Some(response)) => {
+                let (accepted, how) = (&visit.accepted, &settings.compression);
+                let response = compress::compressed(response, &visit.method, accepted, how);
+                Ok(self.finish(Box::pin(response).await, visit, &watch))
+            }
             Ok(None) => Err(ClientLeft),
             Err(trouble) => {
                 let response = refuse(trouble, &mut visit, &settings);
@@ -345,6 +362,11 @@ impl Downstream {
             client,
             method: parts.method.clone(),
             wants_json: answers::wants_json(&parts.headers),
+            accepted: Accepted::of(&parts.headers, &settings.compression.algorithms),
+            wish: match settings.files.hands_off() {
+                true => Conditions::of(&parts.method, &parts.headers).map(Box::new),
+                false => None,
+            },
             record,
             finish,
             upgrade: None,
@@ -440,6 +462,7 @@ async fn pass(
     exchange: &Exchange,
     request: message::Request,
     later: Option<LaterBody>,
+    wish: Option<Box<Conditions>>,
     watch: &Watch,
     settings: &Settings,
 ) -> Result<Option<Response<Body>>, Trouble> {
@@ -456,7 +479,11 @@ async fn pass(
     } else {
         outcome.await
     };
-    let (response, tunnel) = answers::passed_on(answer.map_err(Trouble::Exchange)?, &method)?;
+    let mut answer = answer.map_err(Trouble::Exchange)?;
+    if settings.files.hands_off() {
+        answer = Box::pin(settings.files.hand_off(answer, wish)).await?;
+    }
+    let (response, tunnel) = answers::passed_on(answer, &method)?;
     if let Some(tunnel) = tunnel {
         watch.set_tunnel(tunnel);
     }
@@ -468,6 +495,10 @@ struct Visit {
     client: Client,
     method: Method,
     wants_json: bool,
+    /// Of what answers are compressed with.
+    accepted: Accepted,
+    /// What is asked of a file, should the application name one.
+    wish: Option<Box<Conditions>>,
     record: Arc<Record>,
     finish: Finish,
     /// The protocol that the client would like to change to.

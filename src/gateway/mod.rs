@@ -32,6 +32,7 @@ use crate::downstream::{
     self, AccessLog, Crowd, Downstream, Listener, Listeners, Most, Pages, Routes, Style,
 };
 use crate::exchange::{self, Exchange};
+use crate::files::Files;
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
@@ -695,6 +696,8 @@ fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settin
             },
         },
         routes,
+        files: Files::new(config.mounts.clone(), config.sendfile_root.clone()),
+        compression: config.compression.clone(),
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,
             on_disconnect: config.slots.on_disconnect,

@@ -188,7 +188,7 @@ impl Spool {
 }
 
 /// Runs file work on a blocking thread.
-async fn off_runtime<T: Send + 'static>(
+pub async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     match tokio::task::spawn_blocking(work).await {

@@ -3,6 +3,7 @@
 mod access_log;
 mod answers;
 mod bodies;
+mod compression;
 mod connections;
 mod database;
 mod doors;
@@ -24,6 +25,7 @@ mod relay;
 mod run;
 mod scarcity;
 mod slow;
+mod statics;
 mod storm;
 mod streams;
 mod support;
