@@ -45,7 +45,7 @@ test: test-rust test-python test-django test-package test-examples test-docs tes
 	@echo "== all tests passed"
 
 .PHONY: test-rust
-test-rust: python postgresql ## Unit, property, golden-file and integration tests of the gateway
+test-rust: python postgresql clients ## Unit, property, golden-file and integration tests of the gateway
 	@echo "== gateway"
 	cargo test --locked
 
@@ -78,7 +78,7 @@ test-docs: python debug ## What the documents say, tried out
 	$(PYTEST) tests/docs
 
 .PHONY: test-e2e
-test-e2e: python postgresql prometheus debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus slowhttptest node debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
@@ -140,6 +140,16 @@ postgresql:
 .PHONY: prometheus
 prometheus:
 	@scripts/need-prometheus
+
+.PHONY: clients
+clients:
+	@scripts/need-clients
+.PHONY: node
+node:
+	@scripts/need-node
+.PHONY: slowhttptest
+slowhttptest:
+	@scripts/need-slowhttptest
 
 .PHONY: debug release
 debug:

@@ -239,6 +239,7 @@ def start(options: argparse.Namespace, children: Children, log: IO[bytes] | None
     say(f"preparing the shop in {data}")
     data.mkdir(parents=True, exist_ok=True)
     manage(children, environment, "seed")
+    manage(children, environment, "collectstatic", "--noinput")
 
     children.start(
         "the stub of the services",

@@ -3,12 +3,14 @@
 //! Only the shape is judged here (unknown flags, too many arguments: exit 2, by clap). What
 //! the flags say is checked with all other sources of the configuration.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Loaded, Role, Sources};
+use crate::config::{self, Config, Loaded, Role, Sources};
 
 /// What was asked for.
 #[derive(Debug)]
@@ -24,6 +26,7 @@ pub enum Command {
     Run,
     Serve,
     Check,
+    Advise { admin: SocketAddr, time: Duration },
 }
 
 /// A sidecar gateway that keeps worker threads and database connections free while requests
@@ -62,6 +65,15 @@ enum Subcommands {
         upstream: UpstreamFlags,
         #[command(flatten)]
         common: CommonFlags,
+    },
+    /// Watch a running gateway, and say how many slots its traffic needs, and why
+    Advise {
+        /// Its admin listener
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9180")]
+        admin: SocketAddr,
+        /// How long to watch: 30s, 10m
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = config::duration)]
+        time: Duration,
     },
 }
 
@@ -165,6 +177,13 @@ fn invocation(line: CommandLine) -> Invocation {
             upstream,
             common,
         } => (Command::Check, Role::Any, Some(app), Some(upstream), common),
+        Subcommands::Advise { admin, time } => {
+            return Invocation {
+                command: Command::Advise { admin, time },
+                sources: Sources::default(),
+                reload,
+            };
+        }
     };
     let mut flags = vec![
         ("listen", common.listen),
@@ -267,6 +286,27 @@ mod tests {
             usage_error("layby serve --link unix:/a --upstream unix:/b"),
             2
         );
+    }
+
+    #[test]
+    fn advise_has_an_address_and_a_time() {
+        let admin = |text: &str| text.parse().expect("an address");
+        assert_eq!(
+            parsed("layby advise").command,
+            Command::Advise {
+                admin: admin("127.0.0.1:9180"),
+                time: Duration::from_secs(30)
+            }
+        );
+        assert_eq!(
+            parsed("layby advise --admin 127.0.0.1:7000 --time 2m").command,
+            Command::Advise {
+                admin: admin("127.0.0.1:7000"),
+                time: Duration::from_secs(120)
+            }
+        );
+        assert_eq!(usage_error("layby advise --time soon"), 2);
+        assert_eq!(usage_error("layby advise --admin here"), 2);
     }
 
     #[test]

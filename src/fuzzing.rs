@@ -5,12 +5,16 @@
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
-use http::{Request, Version};
+use http::{Method, Request, Version};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::config::Trusted;
-use crate::downstream::{forwarded, head as heads};
+use crate::config::{ForwardingHeaders, Trusted};
+use crate::downstream::proxy::{self, Parsed};
+use crate::downstream::{answers, forwarded, framing, head as heads};
 use crate::message;
 use crate::plan::{Gather, Thing, decode, decode_relay};
+use crate::record::{Id, Record};
 use crate::spool::Body;
 use crate::workers::link::wire::{self, Frame, Kind, WireError};
 use crate::workers::link::{answer, environ};
@@ -139,7 +143,14 @@ pub fn head(bytes: &[u8]) {
     } else {
         &[]
     };
-    let client = forwarded::client(peer, trusted, &mut parts.headers);
+    let trust = forwarded::Trust {
+        proxies: trusted,
+        headers: ForwardingHeaders::Any,
+    };
+    let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
+    if told.is_err() {
+        return;
+    }
     let request = message::Request {
         method: parts.method,
         version: parts.version,
@@ -148,7 +159,9 @@ pub fn head(bytes: &[u8]) {
         query: target.query,
         headers: parts.headers,
         client,
+        record: Record::new(Id::new(), None, std::time::Instant::now()),
         body: message::RequestBody::Here(Body::Memory(Bytes::new())),
+        upgrade: None,
     };
     let mut environ = BytesMut::new();
     let pairs = environ::encode(&request, &mut environ);
@@ -172,4 +185,114 @@ pub fn head(bytes: &[u8]) {
         assert!(!names.contains(&forbidden));
     }
     assert!(!names.iter().any(|name| name.starts_with(b"HTTP_LAYBY_")));
+}
+
+/// The first byte says how the rest is cut into reads. What reaches the application is what a second
+/// reader finds in the bytes.
+pub fn requests(bytes: &[u8]) {
+    if let Some((&cut, bytes)) = bytes.split_first() {
+        framing::reference::check(bytes, usize::from(cut) * 8 + 1);
+    }
+}
+
+/// A method, a status, the head of an answer and its body. What a client of HTTP/1.1 reads is one
+/// response, with the body that the worker gave it, and then the end.
+pub fn answer(bytes: &[u8]) {
+    let Some((&[method, high, low], rest)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let method = [Method::GET, Method::HEAD, Method::POST][usize::from(method % 3)].clone();
+    let mut parts = rest.splitn(2, |byte| *byte == b'\n');
+    let head = Bytes::copy_from_slice(parts.next().unwrap_or_default());
+    let body = Bytes::copy_from_slice(parts.next().unwrap_or_default());
+    let Ok((status, reason, headers)) = answer::decode(u16::from_be_bytes([high, low]), &head)
+    else {
+        return;
+    };
+    let answer = message::Answer {
+        status,
+        reason,
+        headers,
+        body: message::AnswerBody::Whole(body.clone()),
+    };
+    let Ok(response) = answers::passed_on(answer, &method) else {
+        return;
+    };
+    let sent = sent(method.clone(), response);
+    let end = sent.windows(4).position(|four| four == b"\r\n\r\n");
+    let (head, rest) = sent.split_at(end.expect("a head") + 4);
+    let head: String = head.iter().map(|byte| char::from(*byte)).collect();
+    let mut lines = head.trim_end_matches("\r\n").split("\r\n");
+    let line = lines.next().unwrap_or_default();
+    assert!(
+        line.starts_with(&format!("HTTP/1.1 {} ", status.as_u16())),
+        "{line}"
+    );
+    let fields: Vec<(String, &str)> = lines
+        .map(|line| line.split_once(':').expect("a field"))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim()))
+        .collect();
+    let said = |name: &str| {
+        let said: Vec<&str> = fields
+            .iter()
+            .filter(|field| field.0 == name)
+            .map(|field| field.1)
+            .collect();
+        assert!(said.len() < 2, "{name} twice");
+        said.first().copied()
+    };
+    assert_eq!(said("transfer-encoding"), None, "its length is known");
+    assert!(!head.contains('\0') && !head.replace("\r\n", "").contains(['\r', '\n']));
+    let length = said("content-length").map(|length| length.parse::<u64>().expect("a number"));
+    if method == Method::HEAD || matches!(status.as_u16(), 204 | 205 | 304) {
+        assert!(rest.is_empty(), "a body where there is none");
+        assert!(status != 204 || length.is_none());
+    } else {
+        assert_eq!(length, Some(body.len() as u64));
+        assert_eq!(rest, &body[..]);
+    }
+}
+
+/// What this response is on the wire.
+fn sent(method: Method, response: http::Response<answers::Body>) -> Vec<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime without I/O");
+    runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let response = std::sync::Mutex::new(Some(response));
+        let service = hyper::service::service_fn(|_| {
+            let response = response.lock().expect("nobody panics").take();
+            async { response.ok_or("there was one request") }
+        });
+        let serving = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(server), service);
+        let mut sent = Vec::new();
+        let asking = async {
+            let request = format!("{method} / HTTP/1.1\r\nConnection: close\r\n\r\n");
+            let _ = client.write_all(request.as_bytes()).await;
+            let _ = client.read_to_end(&mut sent).await;
+        };
+        let (served, ()) = tokio::join!(serving, asking);
+        served.expect("a response that can be sent");
+        sent
+    })
+}
+
+/// A PROXY header means the same however it is cut into reads, and asks for no byte after its end.
+pub fn proxy(bytes: &[u8]) {
+    let whole = proxy::parse(bytes);
+    let mut taken = 0;
+    let in_parts = loop {
+        match proxy::parse(&bytes[..taken]) {
+            Parsed::More(more) if taken + more <= bytes.len() => taken += more,
+            other => break other,
+        }
+    };
+    match whole {
+        Parsed::More(_) => assert!(matches!(in_parts, Parsed::More(_))),
+        Parsed::Header(_) => assert_eq!(in_parts, whole),
+        // The first part may be wrong already.
+        Parsed::Wrong(_) => assert!(matches!(in_parts, Parsed::Wrong(_))),
+    }
 }

@@ -5,10 +5,13 @@
 
 pub mod admin;
 pub mod cli;
+pub mod coding;
 pub mod config;
 pub mod database;
+pub mod descriptors;
 pub mod downstream;
 pub mod exchange;
+pub mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod gateway;
@@ -16,8 +19,12 @@ pub mod message;
 pub mod metrics;
 pub mod outbound;
 pub mod plan;
+pub mod record;
 pub mod slots;
 pub mod spool;
 pub mod sweeper;
+pub mod tools;
+pub mod trace;
+pub mod tunnel;
 pub mod unix_socket;
 pub mod workers;

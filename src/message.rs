@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
+use crate::record::Record;
 use crate::spool::{AnswerReader, Body, FilePart, RelayReader};
+use crate::tunnel::Tunnel;
 
 /// A client's request, with its whole body in hand unless that is to be taken later.
 #[derive(Debug)]
@@ -23,7 +25,10 @@ pub struct Request {
     /// Without hop-by-hop, framing and spoofable headers.
     pub headers: HeaderMap,
     pub client: Client,
+    pub record: Arc<Record>,
     pub body: RequestBody,
+    /// The protocol that the client would like to change to, if that is for the server to decide.
+    pub upgrade: Option<HeaderValue>,
 }
 
 #[derive(Debug)]
@@ -84,9 +89,36 @@ pub struct Client {
     /// None on a Unix-socket listener.
     pub address: Option<IpAddr>,
     pub port: Option<u16>,
+    /// The other end of the connection: the client, or a proxy before us. None on a Unix-socket listener.
+    pub peer: Option<IpAddr>,
     pub scheme: Scheme,
     pub server_name: String,
     pub server_port: u16,
+    /// Of the connection itself, whatever a proxy tells.
+    pub credential: Credential,
+}
+
+/// What a client has shown of itself on a TLS connection.
+#[derive(Debug, Clone, Default)]
+pub enum Credential {
+    /// Nobody has asked.
+    #[default]
+    Unasked,
+    /// It was asked for a certificate, and gave none.
+    Missing,
+    /// One that has been verified.
+    Certificate(Arc<ClientCertificate>),
+}
+
+/// Free of control characters.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Distinguished names by RFC 4514.
+    pub subject: String,
+    pub issuer: String,
+    /// In hexadecimal digits, as is the SHA-256 of the whole certificate.
+    pub serial: String,
+    pub fingerprint: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +162,8 @@ pub enum AnswerBody {
     File(FilePart),
     /// Arriving from another server.
     Relayed(RelayReader),
+    /// None: with this answer the connection changes its protocol.
+    Tunnel(Tunnel),
     /// The worker has named one that cannot be had, for the reason given.
     Unreadable(&'static str),
 }

@@ -15,6 +15,7 @@ pub use decode::{PlanError, decode, decode_hold, decode_relay};
 pub use encode::{encode, encode_captured};
 
 pub use crate::metrics::WaitReason;
+use crate::trace::Trace;
 
 /// What a request waits for: a gather at the root, things side by side below it.
 #[derive(Debug, Clone)]
@@ -152,6 +153,25 @@ pub enum Phase {
     Body,
     Redirect,
     Join,
+}
+
+impl Plan {
+    /// Has every fetch say whose trace it is part of, unless it says so itself.
+    pub fn mark(&mut self, trace: &Trace) {
+        self.root.mark(trace);
+    }
+}
+
+impl Gather {
+    fn mark(&mut self, trace: &Trace) {
+        for thing in &mut self.things {
+            match thing {
+                Thing::Fetch(fetch) => trace.mark(&mut fetch.headers),
+                Thing::Gather(gather) => gather.mark(trace),
+                Thing::Sleep(_) | Thing::Done(_) => {}
+            }
+        }
+    }
 }
 
 impl Fetch {

@@ -108,6 +108,12 @@ impl Alarm {
             .store(self.shared.millis(deadline), Relaxed);
     }
 
+    /// The deadline is now.
+    pub fn ring(&self) {
+        self.set(Instant::now());
+        self.watch.waker.wake();
+    }
+
     pub fn clear(&self) {
         self.watch.deadline.store(NEVER, Relaxed);
     }

@@ -1,17 +1,27 @@
 //! Unix-domain listeners: a path that is taken over from the dead, not from the living.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdUnix;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket as Unbound, UnixStream};
 
-/// A bound listener; its file is removed when it is dropped.
+/// Clients that may wait to be accepted. The kernel's usual bound for it (`net.core.somaxconn`) is as high;
+/// the 128 of most libraries are a burst of a few milliseconds.
+pub const BACKLOG: u32 = 4096;
+
+/// A bound listener; its file is removed when it is dropped, if it has made it.
 #[derive(Debug)]
 pub struct UnixSocket {
     listener: UnixListener,
     path: PathBuf,
+    ours: Option<FileId>,
 }
+
+/// What tells a file from another one of the same name: device and inode.
+type FileId = (u64, u64);
 
 impl UnixSocket {
     /// Listens at `path`; `mode` says who may connect.
@@ -26,16 +36,32 @@ impl UnixSocket {
                 "another process listens there",
             ));
         }
-        let left_behind = std::fs::symlink_metadata(path)
-            .is_ok_and(|file| std::os::unix::fs::FileTypeExt::is_socket(&file.file_type()));
-        if left_behind {
+        if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
             std::fs::remove_file(path)?;
         }
-        let listener = UnixListener::bind(path)?;
+        let socket = Unbound::new_stream()?;
+        socket.bind(path)?;
+        // Nobody can connect before `listen`, so nobody does with another mode.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
         Ok(Self {
-            listener,
+            listener: socket.listen(BACKLOG)?,
             path: path.to_owned(),
+            ours: file_id(path),
+        })
+    }
+
+    /// Goes on with a socket that is bound already. Its file is removed in the end if it is `ours`.
+    ///
+    /// # Errors
+    /// When it is no listening socket.
+    pub fn adopt(listener: StdUnix, ours: bool) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let path = address.as_pathname().unwrap_or(Path::new("")).to_owned();
+        Ok(Self {
+            listener: UnixListener::from_std(listener)?,
+            ours: file_id(&path).filter(|_| ours),
+            path,
         })
     }
 
@@ -50,13 +76,29 @@ impl UnixSocket {
     pub async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
+
+    /// The socket, still listening; its file stays.
+    ///
+    /// # Errors
+    /// When the descriptors have run out.
+    pub fn keep(mut self) -> io::Result<OwnedFd> {
+        self.ours = None;
+        std::os::fd::AsFd::as_fd(&self.listener).try_clone_to_owned()
+    }
 }
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        // Somebody may have tidied up before us.
-        let _ = std::fs::remove_file(&self.path);
+        // Somebody may have tidied up before us, and another one may listen there now.
+        if self.ours.is_some() && self.ours == file_id(&self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn file_id(path: &Path) -> Option<FileId> {
+    let file = std::fs::symlink_metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 #[cfg(test)]
@@ -74,6 +116,42 @@ mod tests {
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_another_has_put_there_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("http.sock");
+        let socket = UnixSocket::bind(&path, 0o600).expect("bound");
+        std::fs::rename(&path, folder.path().join("aside")).expect("renamed");
+        let successor = UnixSocket::bind(&path, 0o600).expect("bound");
+        drop(socket);
+        assert!(path.exists());
+        drop(successor);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_kept_goes_on_under_its_new_owner() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("http.sock");
+        let socket = UnixSocket::bind(&path, 0o600).expect("bound");
+        let waiting = UnixStream::connect(&path).await.expect("connected");
+        let kept = socket.keep().expect("a descriptor");
+        assert!(path.exists());
+        let owner = UnixSocket::adopt(kept.into(), true).expect("adopted");
+        owner.accept().await.expect("who waited is accepted");
+        drop((waiting, owner));
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn who_may_connect_is_said_by_the_mode() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("http.sock");
+        let _socket = UnixSocket::bind(&path, 0o660).expect("bound");
+        let mode = std::fs::metadata(&path).expect("it is there").mode();
+        assert_eq!(mode & 0o777, 0o660);
     }
 
     #[tokio::test]

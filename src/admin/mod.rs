@@ -26,12 +26,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
+use crate::descriptors::{Spare, is_shortage};
 use crate::metrics::Metrics;
 use pages::Sources;
 
 pub use status::{
     Board, Job, Parked, Process, Queue, Readiness, ShownPath, Slot, SlotState, Slots, Status,
-    WaitsInPlace,
+    Upstream, WaitsInPlace,
 };
 
 const LIMITS: Limits = Limits {
@@ -51,6 +52,10 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Pause after a failed accept: it fails at once again while descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Descriptors kept for a listener's connections when all others are taken: whoever wants to see why has
+/// to get through.
+const SPARE: usize = 4;
 
 /// The running listeners. Dropping it ends them too, without waiting.
 #[derive(Debug)]
@@ -161,12 +166,16 @@ async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: Canc
         .expect("the listener is non-blocking and this is a runtime with I/O");
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
+    let mut spare = Spare::new(SPARE);
     loop {
         let accepted = tokio::select! {
             biased; // A stop must not starve behind connections.
             () = stop.cancelled() => break,
-            // Keeps the set from growing; nothing is to be done about a connection's end.
-            Some(_) = connections.join_next() => continue,
+            // Keeps the set from growing, and takes its descriptor back if it was lent.
+            Some(_) = connections.join_next() => {
+                spare.refill();
+                continue;
+            }
             accepted = accept(&listener, &places) => accepted,
         };
         match accepted {
@@ -177,9 +186,12 @@ async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: Canc
                     drop(place);
                 });
             }
+            // Tried again at once, with a descriptor that was kept for this.
+            Err(error) if is_shortage(&error) && spare.give_up() => {}
             Err(error) => {
                 warn!(%error, "admin listener could not accept");
                 sleep(ACCEPT_PAUSE).await;
+                spare.refill();
             }
         }
     }
@@ -257,6 +269,7 @@ mod tests {
                         state: SlotState::WaitingInPlace,
                         job: Some(Job {
                             request: 71,
+                            request_id: "a1b2".to_owned(),
                             method: "POST".to_owned(),
                             path: ShownPath::new("/checkout?card=4111"),
                             seconds: 0.25,
@@ -272,6 +285,7 @@ mod tests {
                     limit: 10_000,
                 },
                 processes: vec![],
+                upstreams: vec![],
                 waits_in_place: vec![],
             }
         }
@@ -354,7 +368,7 @@ mod tests {
             page["slots"]["list"][0],
             json!({
                 "slot": 0, "process": 1, "state": "waiting_in_place",
-                "job": {"request": 71, "method": "POST", "path": "/checkout", "seconds": 0.25},
+                "job": {"request": 71, "request_id": "a1b2", "method": "POST", "path": "/checkout", "seconds": 0.25},
             })
         );
         assert_eq!(page["queue"], json!({"length": 3, "limit": 1000}));

@@ -32,6 +32,8 @@ pub struct Status {
     pub slots: Slots,
     pub queue: Queue,
     pub parked: Parked,
+    /// HTTP upstreams, that of the whole gateway first.
+    pub upstreams: Vec<Upstream>,
     pub processes: Vec<Process>,
     pub waits_in_place: Vec<WaitsInPlace>,
 }
@@ -68,8 +70,10 @@ pub enum SlotState {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Job {
-    /// Id of the request.
+    /// The request's number on the link.
     pub request: u64,
+    /// Its id, as in logs and answers.
+    pub request_id: String,
     pub method: String,
     pub path: ShownPath,
     /// How long the slot has been at it.
@@ -91,6 +95,22 @@ pub struct Parked {
     pub requests: usize,
     /// How many requests may be running or parked.
     pub limit: usize,
+}
+
+/// An HTTP upstream. `idle + busy + lost = connections`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Upstream {
+    /// As the configuration has it.
+    pub upstream: String,
+    /// It accepts connections, as far as is known.
+    pub up: bool,
+    /// Requests that it may have at once.
+    pub connections: u16,
+    pub idle: u16,
+    pub busy: u16,
+    pub lost: u16,
+    /// Requests that wait for one.
+    pub queued: usize,
 }
 
 /// A worker process.

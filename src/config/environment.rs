@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::keys::{self, KEYS, Key, ROUTES};
+use super::keys::{self, KEYS, Key, LISTS};
 use super::mistakes::{Mistake, Place};
 use super::read::{Given, Item, Layer, Written};
 
@@ -16,6 +16,7 @@ const OTHERS: &[&str] = &[
     "LAYBY_DEBUG",
     "LAYBY_TOKEN",
     "LAYBY_LOG",
+    "LAYBY_HANDOVER",
 ];
 
 #[derive(Default)]
@@ -72,9 +73,13 @@ fn unknown(name: &str) -> Option<String> {
     if OTHERS.contains(&name) {
         return None;
     }
-    if name.starts_with("LAYBY_ROUTE_") {
+    let list = LISTS.iter().map(|(list, _)| *list).find(|list| {
+        let prefix = format!("LAYBY_{}_", list.to_uppercase());
+        name.starts_with(&prefix)
+    });
+    if let Some(list) = list {
         return Some(format!(
-            "{name}: unknown variable, ignored; routes are given in the file, as [[{ROUTES}]]"
+            "{name}: unknown variable, ignored; these sections are given in the file, as [[{list}]]"
         ));
     }
     let variables: Vec<String> = KEYS.iter().map(Key::variable).collect();

@@ -3,7 +3,7 @@
 //! A syntax error hides as little as possible: the parser goes on behind it where it can, and
 //! what it then finds is believed, except on the line of the error itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::Path;
@@ -11,9 +11,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, KEYS, Key, ROUTE, ROUTES, SECTIONS};
+use super::keys::{self, KEYS, Key, LISTS, SECTIONS};
 use super::mistakes::{Mistake, Place, masked};
-use super::read::{Given, Item, Layer, RouteTable, Written};
+use super::read::{Given, Item, Layer, ListTable, Written};
 
 /// Read if it is there.
 const DEFAULT_PATH: &str = "layby.toml";
@@ -26,7 +26,8 @@ pub(super) struct File {
 #[derive(Default)]
 pub(super) struct Parsed {
     pub layer: Layer,
-    pub routes: Vec<RouteTable>,
+    /// The sections of lists, by the name of the list.
+    pub lists: BTreeMap<&'static str, Vec<ListTable>>,
     pub mistakes: Vec<Mistake>,
     /// Lines that are not TOML, and those below a broken section header: nothing else that
     /// is wrong there counts.
@@ -105,8 +106,8 @@ impl File {
                 _ => format!("{section}.{}", key.get_ref()),
             };
             let place = self.place(self.line(key.span()));
-            if name == ROUTES {
-                self.read_routes(place, value, parsed);
+            if let Some((list, _)) = LISTS.iter().find(|(list, _)| *list == name) {
+                self.read_list(list, place, value, parsed);
             } else if let Some(key) = keys::find(&name) {
                 match self.given(key, value) {
                     Ok(given) => _ = parsed.layer.insert(key.name, given),
@@ -127,33 +128,40 @@ impl File {
         }
     }
 
-    fn read_routes(&self, place: Place, value: &Spanned<DeValue<'_>>, parsed: &mut Parsed) {
+    fn read_list(
+        &self,
+        list: &'static str,
+        place: Place,
+        value: &Spanned<DeValue<'_>>,
+        parsed: &mut Parsed,
+    ) {
         let DeValue::Array(array) = value.get_ref() else {
-            let text = format!("is a list of sections; write [[{ROUTES}]] above the keys of each");
-            parsed.mistakes.push(Mistake::new(place, ROUTES, text));
+            let text = format!("is a list of sections; write [[{list}]] above the keys of each");
+            parsed.mistakes.push(Mistake::new(place, list, text));
             return;
         };
-        for route in array {
-            let place = self.place(self.line(route.span()));
-            let DeValue::Table(table) = route.get_ref() else {
-                let text = format!("an item is not a section; write [[{ROUTES}]]");
-                parsed.mistakes.push(Mistake::new(place, ROUTES, text));
+        for section in array {
+            let place = self.place(self.line(section.span()));
+            let DeValue::Table(table) = section.get_ref() else {
+                let text = format!("an item is not a section; write [[{list}]]");
+                parsed.mistakes.push(Mistake::new(place, list, text));
                 continue;
             };
             let mut layer = Layer::new();
             for (key, value) in table {
-                let name = format!("{ROUTES}.{}", key.get_ref());
+                let name = format!("{list}.{}", key.get_ref());
                 match keys::find(&name).map(|key| (key.name, self.given(key, value))) {
                     Some((name, Ok(given))) => _ = layer.insert(name, given),
                     Some((_, Err(mistake))) => parsed.mistakes.push(mistake),
                     None => {
                         let place = self.place(self.line(key.span()));
-                        let text = unknown(ROUTES, &name, value.get_ref());
+                        let text = unknown(list, &name, value.get_ref());
                         parsed.mistakes.push(Mistake::new(place, name, text));
                     }
                 }
             }
-            parsed.routes.push(RouteTable { layer, place });
+            let sections = parsed.lists.entry(list).or_default();
+            sections.push(ListTable { layer, place });
         }
     }
 
@@ -260,31 +268,33 @@ fn unknown(section: &str, name: &str, value: &DeValue<'_>) -> String {
         _ => false,
     };
     if tables && section.is_empty() {
-        return match keys::nearest(name, SECTIONS.iter().copied().chain([ROUTES])) {
-            Some(ROUTES) => format!("unknown section; did you mean [[{ROUTES}]]?"),
-            Some(meant) => format!("unknown section; did you mean [{meant}]?"),
-            None => format!(
-                "unknown section; there are {}, {ROUTES}",
-                SECTIONS.join(", ")
-            ),
+        let lists = LISTS.iter().map(|(list, _)| *list);
+        return match keys::nearest(name, SECTIONS.iter().copied().chain(lists.clone())) {
+            Some(meant) if SECTIONS.contains(&meant) => {
+                format!("unknown section; did you mean [{meant}]?")
+            }
+            Some(meant) => format!("unknown section; did you mean [[{meant}]]?"),
+            None => {
+                let all: Vec<_> = SECTIONS.iter().copied().chain(lists).collect();
+                format!("unknown section; there are {}", all.join(", "))
+            }
         };
     }
-    let meant = match section {
-        ROUTES => keys::meant_in_route(name),
-        _ => keys::meant_by(name),
+    let list = LISTS.iter().find(|(list, _)| *list == section);
+    let meant = match list {
+        Some((_, keys)) => keys::meant_among(keys, name),
+        None => keys::meant_by(name),
     };
     if let Some(meant) = meant {
         return format!("unknown key; did you mean {meant}?");
     }
-    let siblings = KEYS
-        .iter()
-        .chain(ROUTE)
-        .filter(|key| key.section() == section);
+    let siblings = list.map_or(KEYS, |(_, keys)| keys).iter();
+    let siblings = siblings.filter(|key| key.section() == section);
     let siblings: Vec<&str> = siblings.map(Key::short).collect();
-    let here = match section {
-        "" => "at the top level".to_owned(),
-        ROUTES => format!("in [[{ROUTES}]]"),
-        _ => format!("in [{section}]"),
+    let here = match (section, list) {
+        ("", _) => "at the top level".to_owned(),
+        (_, Some(_)) => format!("in [[{section}]]"),
+        (_, None) => format!("in [{section}]"),
     };
     format!("unknown key; {here} there are {}", siblings.join(", "))
 }

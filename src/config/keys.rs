@@ -26,6 +26,12 @@ pub(super) enum Kind {
     DatabaseUrl,
     RoutePath,
     Method,
+    /// A path from `/` on, or from `./`.
+    Folder,
+    FileName,
+    MediaType,
+    HeaderValue,
+    Header,
     /// `true` or `false`.
     Truth,
 }
@@ -83,8 +89,9 @@ pub(super) const KEYS: &[Key] = &[
         },
         example: "0.0.0.0:8000",
         flag: Some("--listen"),
-        restart: true,
-        doc: "Where clients connect: addresses with port, or `unix:PATH`.",
+        doc: "Where clients connect: addresses with port, `unix:PATH`, or sockets that systemd holds: \
+              `systemd` for all of them, `systemd:NAME` for those with this `FileDescriptorName`. A reload \
+              opens new ones and closes those that are gone.",
         ..PLAIN
     },
     Key {
@@ -120,6 +127,31 @@ pub(super) const KEYS: &[Key] = &[
         example: "10.0.0.0/8",
         doc: "Peers whose `X-Forwarded-*` and `Forwarded` are believed: addresses, networks, \
               or `unix` for every peer on a Unix-socket listener.",
+        ..PLAIN
+    },
+    Key {
+        name: "forwarding_headers",
+        kind: Kind::Word(&["any", "x-forwarded", "forwarded"]),
+        default: Default::Value {
+            text: "any",
+            because: "proxies differ; where both kinds come and disagree, the request is refused",
+        },
+        example: "x-forwarded",
+        doc: "Which headers the `trusted_proxies` write. The other kind is then removed: it may be the client's, \
+              whom a proxy that does not know it lets pass.",
+        ..PLAIN
+    },
+    Key {
+        name: "proxy_protocol",
+        kind: Kind::Trusted,
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "whoever may send such a header chooses the client's address",
+        },
+        example: "10.0.0.7",
+        doc: "Peers whose connections begin with a PROXY protocol header, version 1 or 2, without exception: \
+              addresses, networks, or `unix` for every peer on a Unix-socket listener. From all others it is no request.",
         ..PLAIN
     },
     Key {
@@ -270,6 +302,32 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "tunnel_timeout",
+        kind: Kind::Duration,
+        range: Some(("1s", "24h")),
+        default: Default::Value {
+            text: "10m",
+            because: "WebSocket servers ping every half minute or so; what is silent for longer is most likely dead",
+        },
+        example: "30m",
+        doc: "How long a tunnel, which is what a connection becomes after an upgrade such as WebSocket's, may carry \
+              nothing either way; then it is closed. Only HTTP upstreams have them.",
+        ..PLAIN
+    },
+    Key {
+        name: "drain_delay",
+        kind: Kind::Duration,
+        range: Some(("0s", "1h")),
+        default: Default::Value {
+            text: "0s",
+            because: "one gateway beside one application; a balancer that looks every few seconds needs as many",
+        },
+        example: "5s",
+        doc: "Before a drain closes the door: `/readyz` is red already, and clients are still let in, until \
+              the balancer has seen it.",
+        ..PLAIN
+    },
+    Key {
         name: "log_format",
         kind: Kind::Word(&["text", "json"]),
         default: Default::Value {
@@ -280,6 +338,26 @@ pub(super) const KEYS: &[Key] = &[
         flag: Some("--log-format"),
         restart: true,
         doc: "`text` for people, `json` for log collectors.",
+        ..PLAIN
+    },
+    Key {
+        name: "error_pages",
+        kind: Kind::Path,
+        default: Default::Unset("a line of text"),
+        example: "/srv/errors",
+        doc: "Folder of the pages that clients get instead of the gateway's own error texts: `503.html`, else \
+              `5xx.html`, else `error.html`. In them `{status}`, `{reason}`, `{message}` and `{request_id}` \
+              are filled in. Clients that ask for JSON get JSON.",
+        ..PLAIN
+    },
+    Key {
+        name: "sendfile_root",
+        kind: Kind::Folder,
+        list: true,
+        default: Default::Unset("`X-Sendfile` is a header like any other"),
+        example: "/srv/media",
+        doc: "Folders whose files the application may name in `X-Sendfile`, for the gateway to send them in place of \
+              the answer's body. From `/` on, or from `./` on.",
         ..PLAIN
     },
     Key {
@@ -429,6 +507,19 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "slots.overdue_grace",
+        kind: Kind::Duration,
+        range: Some(("1ms", "24h")),
+        default: Default::Value {
+            text: "30s",
+            because: "a query that is merely slow ends by itself, and costs no process",
+        },
+        example: "10s",
+        doc: "How long a slot may go on with a request whose time is over. Then its process gets no new \
+              requests, and is replaced when the time and the grace of all its others are over too.",
+        ..PLAIN
+    },
+    Key {
         name: "slots.parked",
         kind: Kind::Number,
         range: Some(("1", "1000000")),
@@ -534,6 +625,35 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "workers.max_requests",
+        kind: Kind::Number,
+        range: Some(("1", "1000000000")),
+        default: Default::Unset("any number"),
+        example: "10000",
+        doc: "A worker process is replaced after so many requests, or up to a fifth fewer, so that processes do not \
+              come to it together; only with `workers.app`. None of its requests is lost.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.max_age",
+        kind: Kind::Duration,
+        range: Some(("1s", "8760h")),
+        default: Default::Unset("any age"),
+        example: "24h",
+        doc: "A worker process is replaced at this age, or up to a fifth sooner; as for `workers.max_requests`.",
+        ..PLAIN
+    },
+    Key {
+        name: "workers.max_memory",
+        kind: Kind::Size,
+        range: Some(("16MiB", "1024TiB")),
+        default: Default::Unset("any amount"),
+        example: "1GiB",
+        doc: "A worker process is replaced when its resident memory is this large, or up to a fifth smaller; as for \
+              `workers.max_requests`. At twice as much it is killed at once, with the requests in it.",
+        ..PLAIN
+    },
+    Key {
         name: "workers.thread_locals",
         kind: Kind::Dotted,
         list: true,
@@ -607,6 +727,87 @@ pub(super) const KEYS: &[Key] = &[
               Never printed.",
         ..PLAIN
     },
+    Key {
+        name: "access_log.format",
+        kind: Kind::Word(&["off", "json", "combined"]),
+        default: Default::Value {
+            text: "off",
+            because: "the application or a balancer often keeps one already",
+        },
+        example: "json",
+        doc: "One line for each request that ended: `json`, with all fields, or `combined`, Apache's format.",
+        ..PLAIN
+    },
+    Key {
+        name: "access_log.path",
+        kind: Kind::Path,
+        default: Default::Unset("standard output"),
+        example: "/var/log/layby/access.log",
+        doc: "File that lines are added to. SIGUSR1 and a reload open it anew, as `logrotate` needs it.",
+        ..PLAIN
+    },
+    Key {
+        name: "access_log.query",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "queries hold tokens and addresses of people, and logs are kept and copied",
+        },
+        example: "true",
+        doc: "Whether lines tell the query of a request and of its referrer.",
+        ..PLAIN
+    },
+    Key {
+        name: "compression.algorithms",
+        kind: Kind::Word(&["zstd", "br", "gzip"]),
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "off: compressing secrets beside what a client sent tells them (BREACH), and many \
+                      applications and networks in front compress already",
+        },
+        example: "br",
+        doc: "How answers are compressed for clients that take it; of what a client likes equally well, the first. \
+              Never what is compressed already, parts of files, or answers with `Cache-Control: no-transform`.",
+        ..PLAIN
+    },
+    Key {
+        name: "compression.types",
+        kind: Kind::MediaType,
+        list: true,
+        default: Default::Value {
+            text: "text/html,text/css,text/plain,text/csv,text/xml,text/javascript,application/javascript,\
+                   application/json,application/ld+json,application/problem+json,application/manifest+json,\
+                   application/xml,application/rss+xml,application/atom+xml,application/wasm,image/svg+xml",
+            because: "what is text, and grows much smaller",
+        },
+        example: "text/html",
+        doc: "Media types of answers worth compressing.",
+        ..PLAIN
+    },
+    Key {
+        name: "compression.min_size",
+        kind: Kind::Size,
+        range: Some(("1", "1024TiB")),
+        default: Default::Value {
+            text: "1KiB",
+            because: "below that both fit one packet",
+        },
+        example: "4KiB",
+        doc: "Smallest answer worth compressing. One whose length is not known beforehand counts as large.",
+        ..PLAIN
+    },
+    Key {
+        name: "compression.level",
+        kind: Kind::Word(&["fast", "balanced", "small"]),
+        default: Default::Value {
+            text: "balanced",
+            because: "`small` takes several times the computing for a few percent",
+        },
+        example: "fast",
+        doc: "What to save: time or bytes.",
+        ..PLAIN
+    },
 ];
 
 /// The keys of one `[[route]]`. They are in the file only: an environment variable holds no list of sections.
@@ -659,15 +860,151 @@ pub(super) const ROUTE: &[Key] = &[
         doc: "Largest request body on this route; a larger one is answered 413.",
         ..PLAIN
     },
+    Key {
+        name: "route.upstream",
+        kind: Kind::Upstream,
+        default: Default::Unset("the workers of the whole gateway"),
+        example: "http://127.0.0.1:9000",
+        doc: "HTTP/1.1 server that these requests are handed to, `http://HOST:PORT` or `unix:PATH`, with a queue and \
+              connections of its own: an ASGI or Node service beside the workers. Routes with the same upstream share \
+              it. Not with `body = \"lazy\"`.",
+        ..PLAIN
+    },
+    Key {
+        name: "route.connections",
+        kind: Kind::Number,
+        range: Some(("1", "10000")),
+        default: Default::Value {
+            text: "64",
+            because: "servers that need no thread for each request manage many, and a burst still waits here \
+                      rather than there",
+        },
+        example: "200",
+        doc: "Requests, and tunnels, at once to the upstream of this route, on a connection each; more wait in its \
+              queue, bounded by `slots.queue` and `slots.queue_timeout`. At or below what the server itself works on \
+              at once.",
+        ..PLAIN
+    },
 ];
 
-/// What a list of routes is called in the file.
-pub(super) const ROUTES: &str = "route";
+/// The keys of one `[[static]]`, in the file only as well.
+pub(super) const STATIC: &[Key] = &[
+    Key {
+        name: "static.path",
+        kind: Kind::RoutePath,
+        default: Default::Unset("a mistake: files stand below some path"),
+        example: "/static",
+        doc: "Where the files are for clients: this path and all below it, as for a route. Where a `[[route]]` with a \
+              longer path fits a request, the request goes there.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.root",
+        kind: Kind::Folder,
+        default: Default::Unset("a mistake: files are in some folder"),
+        example: "/srv/app/staticfiles",
+        doc: "The folder with the files, from `/` on, or from `./` on: where layby was started. It may be missing at \
+              the start. Links that lead out of it are not followed, hidden files not served.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.index",
+        kind: Kind::FileName,
+        default: Default::Unset("a folder is answered 404"),
+        example: "index.html",
+        doc: "The file that stands for its folder. The folder's name without a slash at its end is redirected to the one \
+              with it.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.fallthrough",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "a file that is missing is no work for a slot",
+        },
+        example: "true",
+        doc: "Whether requests that there is no file for go to the application, other methods than GET and HEAD too. \
+              Else they are answered 404 and 405.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.internal",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "most files are for everybody",
+        },
+        example: "true",
+        doc: "For files that only the application gives away, with `X-Accel-Redirect: PATH/FILE` in its answer. Clients \
+              are answered 404.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.cache_control",
+        kind: Kind::HeaderValue,
+        default: Default::Unset("caches decide by the age of the file"),
+        example: "public, max-age=3600",
+        doc: "`Cache-Control` of the files, but for those that are `immutable`.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.immutable",
+        kind: Kind::Word(&["none", "hashed", "all"]),
+        default: Default::Value {
+            text: "none",
+            because: "what a browser keeps for a year cannot be called back",
+        },
+        example: "hashed",
+        doc: "Files whose content never changes, and that caches keep for a year: those with a `hashed` name, as \
+              Django's `ManifestStaticFilesStorage` and bundlers make them (`base.4f5a2e1b3c9d.css`), or `all`.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.precompressed",
+        kind: Kind::Word(&["zstd", "br", "gzip"]),
+        list: true,
+        default: Default::Value {
+            text: "",
+            because: "each costs a look for every file",
+        },
+        example: "gzip",
+        doc: "Compressed siblings that are sent to clients that take them: `a.css.zst`, `a.css.br`, `a.css.gz`, in the \
+              order given. Never one that is older than the file itself.",
+        ..PLAIN
+    },
+    Key {
+        name: "static.headers",
+        kind: Kind::Header,
+        list: true,
+        default: Default::Unset("none"),
+        example: "Access-Control-Allow-Origin: *",
+        doc: "Headers that every file is sent with besides.",
+        ..PLAIN
+    },
+];
 
-pub(super) const SECTIONS: &[&str] = &["tls", "slots", "workers", "outbound", "database"];
+/// What lists of sections are called in the file.
+pub(super) const ROUTES: &str = "route";
+pub(super) const STATICS: &str = "static";
+
+/// The sections that there may be several of, in the file only, and their keys.
+pub(super) const LISTS: &[(&str, &[Key])] = &[(ROUTES, ROUTE), (STATICS, STATIC)];
+
+pub(super) const SECTIONS: &[&str] = &[
+    "tls",
+    "slots",
+    "workers",
+    "outbound",
+    "database",
+    "access_log",
+    "compression",
+];
 
 /// What other servers call a key, and what it is here.
 const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
+    ("access_log.file", "access_log.path"),
+    ("access_logfile", "access_log.path"),
     ("address", "listen"),
     ("bind", "listen"),
     ("client_max_body_size", "max_body"),
@@ -687,6 +1024,9 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("workers.count", "workers.processes"),
     ("workers.threads", "slots.count"),
     ("workers.timeout", "slots.request_timeout"),
+    ("workers.max_requests_jitter", "workers.max_requests"),
+    ("workers.max_rss", "workers.max_memory"),
+    ("workers.lifetime", "workers.max_age"),
     ("workers.module", "workers.app"),
     ("workers.socket", "workers.link"),
     ("workers.url", "workers.upstream"),
@@ -698,6 +1038,20 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("outbound.hosts", "outbound.allow"),
     ("outbound.labels", "outbound.label"),
     ("database.dsn", "database.url"),
+    ("static.prefix", "static.path"),
+    ("static.location", "static.path"),
+    ("static.url", "static.path"),
+    ("static.alias", "static.root"),
+    ("static.folder", "static.root"),
+    ("static.dir", "static.root"),
+    ("static.add_header", "static.headers"),
+    ("static.gzip_static", "static.precompressed"),
+    ("compression.enabled", "compression.algorithms"),
+    ("compression.min_length", "compression.min_size"),
+    ("compression.minimum_size", "compression.min_size"),
+    ("gzip", "compression.algorithms"),
+    ("gzip_types", "compression.types"),
+    ("gzip_min_length", "compression.min_size"),
     ("tls.certs", "tls.cert"),
     ("tls.certificate", "tls.cert"),
     ("tls.keys", "tls.key"),
@@ -709,6 +1063,10 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("route.method", "route.methods"),
     ("route.hosts", "route.host"),
     ("route.client_max_body_size", "route.max_body"),
+    ("route.proxy_pass", "route.upstream"),
+    ("route.url", "route.upstream"),
+    ("route.slots", "route.connections"),
+    ("route.max_connections", "route.connections"),
 ];
 
 impl Key {
@@ -733,12 +1091,13 @@ impl Key {
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().chain(ROUTE).find(|key| key.name == name)
+    let mut all = KEYS.iter().chain(LISTS.iter().flat_map(|(_, keys)| *keys));
+    all.find(|key| key.name == name)
 }
 
-/// The key of a route that somebody who wrote this unknown name most likely meant.
-pub(super) fn meant_in_route(name: &str) -> Option<&'static str> {
-    known_elsewhere(name).or_else(|| nearest(name, ROUTE.iter().map(|key| key.name)))
+/// The one of these keys that somebody who wrote this unknown name most likely meant.
+pub(super) fn meant_among(keys: &'static [Key], name: &str) -> Option<&'static str> {
+    known_elsewhere(name).or_else(|| nearest(name, keys.iter().map(|key| key.name)))
 }
 
 fn known_elsewhere(name: &str) -> Option<&'static str> {

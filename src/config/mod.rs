@@ -4,7 +4,7 @@
 //! file, default. Every value in it has been checked, so no other room checks again. What is
 //! wrong is reported all at once, each mistake with its place and what to write instead.
 //!
-//! The keys stand in one table ([`keys::KEYS`], and [`keys::ROUTE`] for each of the routes); reading the file, reading the environment, the
+//! The keys stand in one table ([`keys::KEYS`], and [`keys::LISTS`] for sections of which there may be several); reading the file, reading the environment, the
 //! effective configuration and the reference page all follow it. What a value means to the
 //! machine (does the folder exist, is the port free) is left to whoever uses it.
 
@@ -17,6 +17,7 @@ mod read;
 mod reference;
 mod routes;
 mod rules;
+mod statics;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,6 +27,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 pub use effective::{Effective, Entry};
@@ -40,11 +42,18 @@ pub struct Config {
     pub admin: SocketAddr,
     pub probes: Option<SocketAddr>,
     pub trusted_proxies: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY protocol header.
+    pub proxy_protocol: Vec<Trusted>,
     pub max_body: u64,
     pub spool_dir: PathBuf,
     pub bodies: Bodies,
     pub clients: Clients,
     pub drain_timeout: Duration,
+    /// How long a tunnel may carry nothing.
+    pub tunnel_timeout: Duration,
+    /// Red in readiness, and still open.
+    pub drain_delay: Duration,
     pub log_format: LogFormat,
     /// HTTP/2 by ALPN on the listeners of `tls`.
     pub http2: bool,
@@ -55,8 +64,16 @@ pub struct Config {
     pub workers: Workers,
     pub outbound: Outbound,
     pub database: Option<Database>,
+    pub access_log: AccessLog,
+    /// A folder.
+    pub error_pages: Option<PathBuf>,
+    pub compression: Compression,
+    /// Where `X-Sendfile` may point; empty: nowhere.
+    pub sendfile_root: Vec<PathBuf>,
     /// In the order of the file; no two for the same requests.
     pub routes: Vec<Route>,
+    /// In the order of the file; no two with the same path.
+    pub mounts: Vec<Mount>,
 }
 
 /// What all bodies together may take.
@@ -86,9 +103,11 @@ pub struct Clients {
 pub enum Listen {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// Sockets that systemd holds: all, or those of this name.
+    Systemd(Option<String>),
 }
 
-/// Whose forwarding headers are believed.
+/// Who tells the truth about clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trusted {
     Net(IpNet),
@@ -96,10 +115,43 @@ pub enum Trusted {
     Unix,
 }
 
+impl Listen {
+    /// As it is written in `listen`; None if it is no such entry.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        values::Value::parse(text).ok()
+    }
+}
+
+/// Which headers of trusted proxies are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardingHeaders {
+    /// Both, if they agree.
+    Any,
+    XForwarded,
+    Forwarded,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    pub format: AccessFormat,
+    /// None: standard output.
+    pub path: Option<PathBuf>,
+    /// Lines tell queries.
+    pub query: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessFormat {
+    Off,
+    Json,
+    Combined,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +192,8 @@ pub struct Slots {
     pub queue: usize,
     pub queue_timeout: Duration,
     pub request_timeout: Duration,
+    /// How long a slot may go on with a request whose time is over.
+    pub overdue_grace: Duration,
     /// Never below a fixed count.
     pub parked: usize,
     /// Bytes that running and parked requests may retain in the gateway.
@@ -186,6 +240,16 @@ pub struct App {
     pub mode: Mode,
     /// The interpreter, if given.
     pub python: Option<PathBuf>,
+    pub recycle: Recycle,
+}
+
+/// When a worker process is replaced that works well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recycle {
+    pub max_requests: Option<usize>,
+    pub max_age: Option<Duration>,
+    /// Resident bytes.
+    pub max_memory: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,7 +261,7 @@ pub enum Mode {
 }
 
 /// An HTTP/1.1 application server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Upstream {
     /// `host:port`, always with the port.
     Tcp(String),
@@ -243,6 +307,67 @@ pub struct Route {
     pub body: BodyMode,
     /// None: that of the whole gateway.
     pub max_body: Option<u64>,
+    /// None: the workers of the whole gateway. Then the body is buffered.
+    pub upstream: Option<RouteUpstream>,
+}
+
+/// A server beside the workers. Routes to the same one agree about it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RouteUpstream {
+    pub server: Upstream,
+    /// Requests at once, 1 to 10000.
+    pub connections: u16,
+}
+
+/// Files that are sent without the application: one `[[static]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Like that of a [`Route`].
+    pub path: String,
+    pub root: PathBuf,
+    /// A plain name.
+    pub index: Option<String>,
+    pub fallthrough: bool,
+    pub internal: bool,
+    pub cache_control: Option<HeaderValue>,
+    pub immutable: Immutable,
+    /// The best first.
+    pub precompressed: Vec<Coding>,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Which files never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Immutable {
+    None,
+    Hashed,
+    All,
+}
+
+/// A content coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    Zstd,
+    Brotli,
+    Gzip,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compression {
+    /// The best first; empty: nothing is compressed.
+    pub algorithms: Vec<Coding>,
+    /// Lower case, without parameters.
+    pub types: Vec<String>,
+    pub min_size: u64,
+    pub level: Level,
+}
+
+/// What compressing is to save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Fast,
+    Balanced,
+    Small,
 }
 
 /// When a request's body is taken from its client.
@@ -291,6 +416,16 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// A time as the configuration has it, for flags that are no keys.
+///
+/// # Errors
+///
+/// What to write instead.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    <Duration as values::Value>::parse(text)
+        .map_err(|_| "write a number with a unit, as in 30s or 10m".to_owned())
+}
+
 impl Config {
     /// Reads the configuration file and puts all sources together.
     ///
@@ -324,7 +459,6 @@ impl Config {
             (old, _) => old,
         };
         Config {
-            listen: self.listen,
             admin: self.admin,
             probes: self.probes,
             spool_dir: self.spool_dir,
@@ -373,7 +507,6 @@ impl Config {
                 .map(|database| database.url.clone())
         };
         [
-            ("listen", self.listen != new.listen),
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
             ("spool_dir", self.spool_dir != new.spool_dir),
@@ -391,6 +524,23 @@ impl Config {
     }
 }
 
+impl ForwardingHeaders {
+    pub const ALL: [ForwardingHeaders; 3] = [
+        ForwardingHeaders::Any,
+        ForwardingHeaders::XForwarded,
+        ForwardingHeaders::Forwarded,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ForwardingHeaders::Any => "any",
+            ForwardingHeaders::XForwarded => "x-forwarded",
+            ForwardingHeaders::Forwarded => "forwarded",
+        }
+    }
+}
+
 impl LogFormat {
     pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
 
@@ -403,6 +553,23 @@ impl LogFormat {
     }
 }
 
+impl AccessFormat {
+    pub const ALL: [AccessFormat; 3] = [
+        AccessFormat::Off,
+        AccessFormat::Json,
+        AccessFormat::Combined,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AccessFormat::Off => "off",
+            AccessFormat::Json => "json",
+            AccessFormat::Combined => "combined",
+        }
+    }
+}
+
 impl OnDisconnect {
     pub const ALL: [OnDisconnect; 2] = [OnDisconnect::Finish, OnDisconnect::Cancel];
 
@@ -411,6 +578,56 @@ impl OnDisconnect {
         match self {
             OnDisconnect::Finish => "finish",
             OnDisconnect::Cancel => "cancel",
+        }
+    }
+}
+
+impl Coding {
+    pub const ALL: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
+
+    /// Its name in HTTP.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Coding::Zstd => "zstd",
+            Coding::Brotli => "br",
+            Coding::Gzip => "gzip",
+        }
+    }
+
+    /// Of files.
+    #[must_use]
+    pub fn ending(self) -> &'static str {
+        match self {
+            Coding::Zstd => "zst",
+            Coding::Brotli => "br",
+            Coding::Gzip => "gz",
+        }
+    }
+}
+
+impl Level {
+    pub const ALL: [Level; 3] = [Level::Fast, Level::Balanced, Level::Small];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Fast => "fast",
+            Level::Balanced => "balanced",
+            Level::Small => "small",
+        }
+    }
+}
+
+impl Immutable {
+    pub const ALL: [Immutable; 3] = [Immutable::None, Immutable::Hashed, Immutable::All];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Immutable::None => "none",
+            Immutable::Hashed => "hashed",
+            Immutable::All => "all",
         }
     }
 }
@@ -470,6 +687,8 @@ impl std::fmt::Display for Listen {
         match self {
             Listen::Tcp(address) => address.fmt(f),
             Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Systemd(None) => f.write_str("systemd"),
+            Listen::Systemd(Some(name)) => write!(f, "systemd:{name}"),
         }
     }
 }

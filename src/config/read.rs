@@ -25,9 +25,9 @@ pub(super) struct Given {
     pub place: Place,
 }
 
-/// One `[[route]]`: what it says, and where it begins.
+/// One section of a list, a `[[route]]` say: what it says, and where it begins.
 #[derive(Debug)]
-pub(super) struct RouteTable {
+pub(super) struct ListTable {
     pub layer: Layer,
     pub place: Place,
 }
@@ -64,7 +64,7 @@ pub(super) fn resolve(
     });
     let Parsed {
         layer,
-        routes,
+        lists,
         mut mistakes,
         broken_lines,
     } = file.as_ref().map(File::parse).unwrap_or_default();
@@ -75,7 +75,7 @@ pub(super) fn resolve(
 
     let mut reader = Reader {
         layers: [layer, environment.layer, flags(&sources.flags)],
-        routes,
+        lists,
         mistakes,
         entries: Vec::new(),
         warnings: environment.warnings,
@@ -118,7 +118,7 @@ fn flags(flags: &[(&'static str, Vec<String>)]) -> Layer {
 pub(super) struct Reader {
     /// File, environment, flags: the weaker before the stronger.
     pub layers: [Layer; 3],
-    pub routes: Vec<RouteTable>,
+    pub lists: BTreeMap<&'static str, Vec<ListTable>>,
     pub mistakes: Vec<Mistake>,
     pub entries: Vec<Entry>,
     pub warnings: Vec<String>,
@@ -159,11 +159,11 @@ impl Reader {
         values
     }
 
-    /// The values of a key in one route, the default's if none is given or one is wrong.
-    pub fn in_route<T: Value>(&mut self, route: &RouteTable, name: &'static str) -> Vec<T> {
+    /// The values of a key in one section of a list, the default's if none is given or one is wrong.
+    pub fn within<T: Value>(&mut self, section: &ListTable, name: &'static str) -> Vec<T> {
         let key = key(name);
         assert!(T::is(key.kind), "the table has another kind for {name}");
-        let given = route.layer.get(name).map(|given| parse_items(key, given));
+        let given = section.layer.get(name).map(|given| parse_items(key, given));
         let (values, mistakes) = given.unwrap_or_default();
         self.mistakes.extend(mistakes);
         values.unwrap_or_else(|| default_values(key))

@@ -4,14 +4,14 @@
 
 use std::fmt::Write as _;
 
-use super::keys::{Default, KEYS, Key, Kind, ROUTE, SECTIONS};
+use super::keys::{Default, KEYS, Key, Kind, ROUTE, SECTIONS, STATIC};
 
 const HEAD: &str = "\
 # Configuration
 
 <!-- Written from the table in src/config/keys.rs; `UPDATE_DOCS=1 cargo test reference` writes it anew. -->
 
-Every key can be given in four places, those of a `[[route]]` in the file only. The stronger comes first:
+Every key can be given in four places, those of a `[[route]]` or a `[[static]]` in the file only. The stronger comes first:
 
 1. a flag, for the keys that have one: `--slots 8`;
 2. an environment variable: `LAYBY_SLOTS_COUNT=8`, lists with commas: `LAYBY_OUTBOUND_ALLOW=public,10.0.0.7`.
@@ -48,11 +48,37 @@ max_body = "5GiB"
 
 [[route]]
 path = "/upload/avatar"
+
+[[route]]
+path = "/live"
+upstream = "unix:/run/live.sock"
+connections = 200
 ```
 
 A request takes one route, of those whose path, host and methods fit: the one with the longest path; of those with
 the same path one with a host before one without, then one with methods before one without. What that route does not
 say is as without a route; nothing is taken from a shorter path. Two routes for the same requests are a mistake.
+"#;
+
+const STATICS: &str = r#"
+## `[[static]]`
+
+Files that the gateway sends by itself, without a slot ([files.md](files.md)). There may be any number of such
+sections, in the file only:
+
+```toml
+[[static]]
+path = "/static"
+root = "/srv/app/staticfiles"
+immutable = "hashed"
+
+[[static]]
+path = "/protected"
+root = "/srv/app/media"
+internal = true
+```
+
+A request belongs to the one with the longest path. Two with the same path are a mistake.
 "#;
 
 /// The page as Markdown.
@@ -71,6 +97,10 @@ pub fn reference() -> String {
     }
     page += ROUTES;
     for key in ROUTE {
+        page += &entry(key, false);
+    }
+    page += STATICS;
+    for key in STATIC {
         page += &entry(key, false);
     }
     page
@@ -124,7 +154,7 @@ fn describe(key: &Key) -> String {
         }
         Kind::Path => "path".to_owned(),
         Kind::Address => "IP address with port".to_owned(),
-        Kind::Listen => "IP address with port, or `unix:PATH`".to_owned(),
+        Kind::Listen => "IP address with port, `unix:PATH`, `systemd` or `systemd:NAME`".to_owned(),
         Kind::Trusted => "address, network, or `unix`".to_owned(),
         Kind::App => "`module:object`".to_owned(),
         Kind::UnixSocket => "`unix:PATH`".to_owned(),
@@ -135,6 +165,11 @@ fn describe(key: &Key) -> String {
         Kind::DatabaseUrl => "`postgres://` URL".to_owned(),
         Kind::RoutePath => "path, from `/` on".to_owned(),
         Kind::Method => "method, in capitals".to_owned(),
+        Kind::Folder => "path, from `/` or `./` on".to_owned(),
+        Kind::FileName => "name of a file".to_owned(),
+        Kind::MediaType => "media type".to_owned(),
+        Kind::HeaderValue => "value of a header".to_owned(),
+        Kind::Header => "`NAME: VALUE`".to_owned(),
         Kind::Truth => "`true` or `false`".to_owned(),
     };
     let list = if key.list { "list of: " } else { "" };

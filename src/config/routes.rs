@@ -3,18 +3,21 @@
 //! Each is read by itself; no two may be for the same requests, since one of them would say nothing.
 //! Which route a request takes is decided where requests are.
 
+use super::keys::ROUTES;
 use super::mistakes::{Mistake, Place};
-use super::read::{Reader, RouteTable, key, show};
+use super::read::{ListTable, Reader, key, show};
 use super::values::{Host, RoutePath, Size, Value};
-use super::{BodyMode, Entry, Route};
+use super::{BodyMode, Entry, Listen, Route, RouteUpstream, Upstream};
 
 impl Reader {
-    pub fn routes(&mut self) -> Vec<Route> {
+    pub fn routes(&mut self, listen: &[Listen]) -> Vec<Route> {
         let mut routes: Vec<(Route, Place)> = Vec::new();
-        for table in std::mem::take(&mut self.routes) {
-            let Some(route) = self.route(&table) else {
+        let tables = self.lists.remove(ROUTES).unwrap_or_default();
+        for table in &tables {
+            let Some(route) = self.route(table) else {
                 continue;
             };
+            self.check_upstream(&route, table, &routes, listen);
             if let Some((_, before)) = routes.iter().find(|(other, _)| same(&route, other)) {
                 let text = format!("is for requests of the route at {before} already; keep one");
                 self.mistakes
@@ -25,18 +28,96 @@ impl Reader {
                 value: Some(shown(&route)),
                 source: table.place.clone(),
             });
-            routes.push((route, table.place));
+            routes.push((route, table.place.clone()));
         }
+        self.lists.insert(ROUTES, tables);
         routes.into_iter().map(|(route, _)| route).collect()
     }
 
+    /// What a route says of its upstream, by itself and beside the routes before it.
+    fn check_upstream(
+        &mut self,
+        route: &Route,
+        table: &ListTable,
+        before: &[(Route, Place)],
+        listen: &[Listen],
+    ) {
+        let mut blame = |key: &'static str, text: String| {
+            let given = table.layer.get(key);
+            let place = given.map_or(&table.place, |given| &given.place);
+            self.mistakes.push(Mistake::new(place.clone(), key, text));
+        };
+        let Some(upstream) = &route.upstream else {
+            let right = table.layer.contains_key("route.upstream");
+            if table.layer.contains_key("route.connections") && !right {
+                let text = "says nothing without upstream; remove it, or set upstream";
+                blame("route.connections", text.to_owned());
+            }
+            return;
+        };
+        if route.body == BodyMode::Lazy {
+            let text = "\"lazy\" is not for an upstream, which cannot ask for a body; write \"buffered\", \
+                        or remove it";
+            blame("route.body", text.to_owned());
+        }
+        if listen
+            .iter()
+            .any(|address| is_at(&upstream.server, address))
+        {
+            let text = format!("{} is this gateway itself; write another", upstream.server);
+            blame("route.upstream", text);
+        }
+        let differs = before.iter().find(|(other, _)| {
+            other.upstream.as_ref().is_some_and(|other| {
+                other.server == upstream.server && other.connections != upstream.connections
+            })
+        });
+        if let Some((other, place)) = differs {
+            let connections = other.upstream.as_ref().map_or(0, |it| it.connections);
+            let text = format!(
+                "{} has {connections} of them by the route at {place}; write {connections} here too",
+                upstream.server
+            );
+            blame("route.connections", text);
+        }
+    }
+
+    /// All requests go to this server already.
+    pub fn check_beside(&mut self, main: &Upstream) {
+        let mut mistakes = Vec::new();
+        for table in self.lists.get(ROUTES).into_iter().flatten() {
+            let said = |key: &str| {
+                let given = table.layer.get(key)?;
+                Some((given.items.first()?.text.clone(), given.place.clone()))
+            };
+            if let Some((text, place)) = said("route.upstream")
+                && Upstream::parse(&text).is_ok_and(|server| server == *main)
+            {
+                let text = format!("{main} is workers.upstream already; remove it");
+                mistakes.push(Mistake::new(place, "route.upstream", text));
+            }
+            if let Some((text, place)) = said("route.body")
+                && text == BodyMode::Lazy.as_str()
+                && said("route.upstream").is_none()
+            {
+                let text = "\"lazy\" is not for workers.upstream, which cannot ask for a body; write \
+                            \"buffered\", or remove it";
+                mistakes.push(Mistake::new(place, "route.body", text.to_owned()));
+            }
+        }
+        self.mistakes.extend(mistakes);
+    }
+
     /// None if its path is wrong or missing.
-    fn route(&mut self, table: &RouteTable) -> Option<Route> {
-        let path = self.in_route(table, "route.path").pop();
-        let host = self.in_route(table, "route.host").pop();
-        let methods = self.in_route(table, "route.methods");
-        let body = self.in_route(table, "route.body").pop();
-        let max_body = self.in_route(table, "route.max_body").pop();
+    fn route(&mut self, table: &ListTable) -> Option<Route> {
+        let path = self.within(table, "route.path").pop();
+        let host = self.within(table, "route.host").pop();
+        let methods = self.within(table, "route.methods");
+        let body = self.within(table, "route.body").pop();
+        let max_body = self.within(table, "route.max_body").pop();
+        let server = self.within(table, "route.upstream").pop();
+        let connections = self.within(table, "route.connections").pop();
+        let connections = connections.expect("the table has a default for it");
         if path.is_none() && !table.layer.contains_key("route.path") {
             let text = "is missing; write path = \"/\" for every path";
             let mistake = Mistake::new(table.place.clone(), "route.path", text);
@@ -48,6 +129,10 @@ impl Reader {
             methods,
             body: body.expect("the table has a default for it"),
             max_body: max_body.map(|Size(bytes)| bytes),
+            upstream: server.map(|server| RouteUpstream {
+                server,
+                connections,
+            }),
         })
     }
 }
@@ -69,7 +154,10 @@ fn shown(route: &Route) -> String {
         methods,
         body,
         max_body,
+        upstream,
     } = route;
+    let server = upstream.as_ref().map(|it| &it.server);
+    let connections = upstream.as_ref().map(|it| it.connections);
     let default = (*body != BodyMode::Buffered).then_some(*body);
     let keys = [
         ("path", said("route.path", &[RoutePath(path.clone())])),
@@ -80,6 +168,8 @@ fn shown(route: &Route) -> String {
             "max_body",
             said("route.max_body", &list(max_body.map(Size))),
         ),
+        ("upstream", said("route.upstream", &list(server.cloned()))),
+        ("connections", said("route.connections", &list(connections))),
     ];
     let keys = keys
         .into_iter()
@@ -87,13 +177,24 @@ fn shown(route: &Route) -> String {
     format!("{{ {} }}", keys.collect::<Vec<_>>().join(", "))
 }
 
-fn said<T: Value>(name: &str, values: &[T]) -> Option<String> {
+/// Whether a server is found at an address where the gateway itself listens.
+fn is_at(server: &Upstream, address: &Listen) -> bool {
+    match (server, address) {
+        (Upstream::Unix(one), Listen::Unix(other)) => one == other,
+        (Upstream::Tcp(authority), Listen::Tcp(address)) => {
+            authority.parse() == Ok(*address) && address.port() != 0
+        }
+        _ => false,
+    }
+}
+
+pub(super) fn said<T: Value>(name: &str, values: &[T]) -> Option<String> {
     match values {
         [] => None,
         values => show(key(name), values),
     }
 }
 
-fn list<T>(value: Option<T>) -> Vec<T> {
+pub(super) fn list<T>(value: Option<T>) -> Vec<T> {
     value.into_iter().collect()
 }

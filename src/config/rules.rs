@@ -8,13 +8,23 @@ use std::path::PathBuf;
 
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
-use super::values::{AppName, Dotted, Host, Size, UnixSocket};
+use super::values::{AppName, Dotted, Folder, Host, MediaType, Size, UnixSocket};
 use super::{
-    App, Bodies, Certificate, Clients, Config, Count, Database, Listen, Outbound, Role, Secret,
-    Slots, Source, Tls, Upstream, Workers,
+    AccessLog, App, Bodies, Certificate, Clients, Compression, Config, Count, Database, Listen,
+    Outbound, Recycle, Role, Secret, Slots, Source, Tls, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
+
+/// What says something beside `workers.app` only.
+const BESIDE_APP: [&str; 6] = [
+    "workers.processes",
+    "workers.mode",
+    "workers.python",
+    "workers.max_requests",
+    "workers.max_age",
+    "workers.max_memory",
+];
 
 /// The most hosts with a metric label of their own.
 const MOST_LABELS: usize = 100;
@@ -26,6 +36,8 @@ impl Reader {
         let admin: SocketAddr = self.one("admin");
         let probes = self.optional("probes");
         let trusted_proxies = self.list("trusted_proxies");
+        let forwarding_headers = self.one("forwarding_headers");
+        let proxy_protocol = self.list("proxy_protocol");
         let max_body = self.one::<Size>("max_body").0;
         let spool_dir = self.one("spool_dir");
         let bodies = Bodies {
@@ -42,21 +54,31 @@ impl Reader {
             min_rate: self.one::<Size>("min_rate").0,
         };
         let drain_timeout = self.one("drain_timeout");
+        let tunnel_timeout = self.one("tunnel_timeout");
+        let drain_delay = self.one("drain_delay");
         let log_format = self.one("log_format");
+        let error_pages = self.optional("error_pages");
+        let sendfile_root = self.list("sendfile_root");
+        let sendfile_root = sendfile_root.into_iter().map(|Folder(path)| path).collect();
         let http2 = self.one("http2");
         let h2c = self.one("h2c");
-        let routes = self.routes();
+        let routes = self.routes(&listen);
+        let mounts = self.mounts();
         let tls = self.tls();
         let slots = Slots {
             count: self.one("slots.count"),
             queue: self.one("slots.queue"),
             queue_timeout: self.one("slots.queue_timeout"),
             request_timeout: self.one("slots.request_timeout"),
+            overdue_grace: self.one("slots.overdue_grace"),
             parked: self.one("slots.parked"),
             parked_bytes: self.one::<Size>("slots.parked_bytes").0,
             on_disconnect: self.one("slots.on_disconnect"),
         };
         let workers = self.workers(role);
+        if let Some(Source::Upstream(server)) = workers.as_ref().map(|it| &it.source) {
+            self.check_beside(server);
+        }
         let outbound = Outbound {
             allow: self.list("outbound.allow"),
             timeout: self.one("outbound.timeout"),
@@ -69,6 +91,18 @@ impl Reader {
         };
         let url: Option<Secret> = self.optional("database.url");
         let database = url.map(|url| Database { url });
+        let types = self.list("compression.types").into_iter();
+        let compression = Compression {
+            algorithms: self.list("compression.algorithms"),
+            types: types.map(|MediaType(media)| media).collect(),
+            min_size: self.one::<Size>("compression.min_size").0,
+            level: self.one("compression.level"),
+        };
+        let access_log = AccessLog {
+            format: self.one("access_log.format"),
+            path: self.optional("access_log.path"),
+            query: self.one("access_log.query"),
+        };
 
         if outbound.label.len() > MOST_LABELS {
             let text = format!("too many hosts; write at most {MOST_LABELS}");
@@ -90,11 +124,15 @@ impl Reader {
             admin,
             probes,
             trusted_proxies,
+            forwarding_headers,
+            proxy_protocol,
             max_body,
             spool_dir,
             bodies,
             clients,
             drain_timeout,
+            tunnel_timeout,
+            drain_delay,
             log_format,
             http2,
             h2c,
@@ -103,7 +141,12 @@ impl Reader {
             workers: workers?,
             outbound,
             database,
+            access_log,
+            error_pages,
+            compression,
+            sendfile_root,
             routes,
+            mounts,
         })
     }
 
@@ -144,6 +187,13 @@ impl Reader {
         let processes = self.optional("workers.processes");
         let mode = self.one("workers.mode");
         let python = self.optional("workers.python");
+        let recycle = Recycle {
+            max_requests: self.optional("workers.max_requests"),
+            max_age: self.optional("workers.max_age"),
+            max_memory: self
+                .optional::<Size>("workers.max_memory")
+                .map(|size| size.0),
+        };
         let thread_locals = self.list("workers.thread_locals");
 
         let (chosen, layer) = self.chosen(role)?;
@@ -151,7 +201,7 @@ impl Reader {
         let mut idle: Vec<&'static str> =
             CHOICES.into_iter().filter(|key| *key != chosen).collect();
         if chosen != "workers.app" {
-            idle.extend(["workers.processes", "workers.mode", "workers.python"]);
+            idle.extend(BESIDE_APP);
         }
         if chosen == "workers.upstream" {
             idle.push("workers.thread_locals");
@@ -170,6 +220,7 @@ impl Reader {
                 processes,
                 mode,
                 python,
+                recycle,
             }),
             "workers.link" => Source::Link(link?.0),
             _ => Source::Upstream(upstream?),
@@ -320,6 +371,9 @@ fn addresses(
 fn overlap(one: &Listen, other: &Listen) -> bool {
     match (one, other) {
         (Listen::Unix(one), Listen::Unix(other)) => one == other,
+        (Listen::Systemd(one), Listen::Systemd(other)) => {
+            one.is_none() || other.is_none() || one == other
+        }
         (Listen::Tcp(one), Listen::Tcp(other)) => {
             let same_family = one.is_ipv4() == other.is_ipv4();
             let any = one.ip().is_unspecified() || other.ip().is_unspecified();

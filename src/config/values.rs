@@ -5,6 +5,7 @@
 //! keys; quotes and places are the reader's business.
 
 mod addresses;
+mod files;
 mod names;
 mod quantities;
 mod requests;
@@ -13,9 +14,13 @@ use std::path::PathBuf;
 
 use super::keys::Kind;
 use super::mistakes::Problem;
-use super::{BodyMode, ClientAuth, LogFormat, Mode, OnDisconnect, Secret, TlsVersion};
+use super::{
+    AccessFormat, BodyMode, ClientAuth, ForwardingHeaders, LogFormat, Mode, OnDisconnect, Secret,
+    TlsVersion,
+};
 
 pub(super) use addresses::UnixSocket;
+pub(super) use files::{Folder, Header, MediaType, Name};
 pub(super) use names::{AppName, Dotted, Host};
 pub(super) use quantities::Size;
 pub(super) use requests::RoutePath;
@@ -36,6 +41,34 @@ pub(super) trait Value: Sized {
 }
 
 impl Value for LogFormat {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for ForwardingHeaders {
+    fn is(kind: Kind) -> bool {
+        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &Self::ALL, Self::as_str)
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
+impl Value for AccessFormat {
     fn is(kind: Kind) -> bool {
         matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
     }

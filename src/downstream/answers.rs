@@ -3,7 +3,7 @@
 //! The one place that knows which failure has which status.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -14,13 +14,20 @@ use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 
+use super::Settings;
+use super::compress::Coded;
+use super::finish::Finish;
 use super::head::{Refusal, strip_hop_by_hop};
-use super::watch::Finish;
+use super::upgrade;
 use crate::exchange::Failure;
+use crate::files::{NoFile, NotHandedOff};
 use crate::message::{Answer, AnswerBody, NoBody};
+use crate::metrics::ShedReason;
 use crate::plan::FailureKind;
+use crate::record::Id;
 use crate::slots::Shed;
 use crate::spool::{AnswerReader, FilePart, RelayReader};
+use crate::tunnel::Tunnel;
 
 /// Why a request is not answered by the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +38,23 @@ pub enum Trouble {
     /// The worker's answer cannot be passed on.
     BadAnswer(&'static str),
     Exchange(Failure),
+    /// There is no file to answer with.
+    File(NoFile),
+}
+
+impl From<NoFile> for Trouble {
+    fn from(no_file: NoFile) -> Self {
+        Self::File(no_file)
+    }
+}
+
+impl From<NotHandedOff> for Trouble {
+    fn from(not: NotHandedOff) -> Self {
+        match not {
+            NotHandedOff::NoFile(no_file) => Self::File(no_file),
+            NotHandedOff::Wrong(why) => Self::BadAnswer(why),
+        }
+    }
 }
 
 impl Trouble {
@@ -48,6 +72,34 @@ impl Trouble {
                 StatusCode::BAD_GATEWAY
             }
             Self::Exchange(Failure::Deadline) => StatusCode::GATEWAY_TIMEOUT,
+            Self::File(no) => match no {
+                NoFile::Missing => StatusCode::NOT_FOUND,
+                NoFile::Method => StatusCode::METHOD_NOT_ALLOWED,
+                NoFile::Unreadable => StatusCode::SERVICE_UNAVAILABLE,
+            },
+        }
+    }
+
+    /// Why, for the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::Body(no) | Self::Exchange(Failure::Body(no)) => match no {
+                NoBody::Late => "body_late",
+                NoBody::TooLarge => "body_too_large",
+                NoBody::Broken => "body_broken",
+                NoBody::NoRoom => "no_room",
+            },
+            Self::BadAnswer(_) => "bad_answer",
+            Self::Exchange(Failure::Shed(shed)) => ShedReason::from(shed).as_str(),
+            Self::Exchange(Failure::Deadline) => "deadline",
+            Self::Exchange(Failure::WorkerGone) => "worker_gone",
+            Self::Exchange(Failure::Origin(_)) => "origin_failed",
+            Self::File(no) => match no {
+                NoFile::Missing => "no_file",
+                NoFile::Method => "refused",
+                NoFile::Unreadable => "file_unreadable",
+            },
         }
     }
 
@@ -66,6 +118,11 @@ impl Trouble {
             }
             Self::Exchange(Failure::Shed(_)) => "the server is busy; try again later",
             Self::BadAnswer(_) => "the application gave an invalid answer",
+            Self::File(no) => match no {
+                NoFile::Missing => "there is no such file",
+                NoFile::Method => "files are only read here",
+                NoFile::Unreadable => "the file cannot be read; try again later",
+            },
             Self::Exchange(Failure::WorkerGone) => "the application did not finish its answer",
             Self::Exchange(Failure::Deadline) => "the application took too long",
             Self::Exchange(Failure::Origin(kind)) => match kind {
@@ -80,7 +137,7 @@ impl Trouble {
 
     /// The connection is not to carry another request.
     fn closes(self) -> bool {
-        !matches!(self, Self::Exchange(_) | Self::BadAnswer(_))
+        !matches!(self, Self::Exchange(_) | Self::BadAnswer(_) | Self::File(_))
             || matches!(
                 self,
                 Self::Exchange(Failure::Shed(Shed::Draining) | Failure::Body(_))
@@ -88,12 +145,16 @@ impl Trouble {
     }
 }
 
-/// The gateway's own answer: JSON for clients that ask for it, else a line of text.
-pub fn own(trouble: Trouble, json: bool, retry_after: u64) -> Response<Body> {
+/// The gateway's own answer: JSON for clients that ask for it, else the operator's page, else a line of text.
+pub fn own(trouble: Trouble, json: bool, settings: &Settings, id: &Id) -> Response<Body> {
     let status = trouble.status();
     let (media, text) = if json {
-        let text = serde_json::json!({ "status": status.as_u16(), "error": trouble.text() });
+        let text = serde_json::json!({
+            "status": status.as_u16(), "error": trouble.text(), "request_id": id.as_str(),
+        });
         ("application/json", format!("{text}\n"))
+    } else if let Some(page) = settings.pages.page(status, trouble.text(), id) {
+        ("text/html; charset=utf-8", page)
     } else {
         ("text/plain; charset=utf-8", format!("{}\n", trouble.text()))
     };
@@ -102,12 +163,16 @@ pub fn own(trouble: Trouble, json: bool, retry_after: u64) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
+        let seconds = settings.retry_after.as_secs().max(1);
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(
             ALLOW,
-            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+            HeaderValue::from_static(match trouble {
+                Trouble::File(_) => "GET, HEAD",
+                _ => "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+            }),
         );
     }
     if trouble.closes() {
@@ -126,24 +191,35 @@ pub fn wants_json(headers: &HeaderMap) -> bool {
     accept.windows(b"json".len()).any(|part| part == b"json")
 }
 
-/// A worker's answer as a response.
+/// A worker's answer as a response, and what the connection becomes with it, if that is something else.
 ///
 /// # Errors
 /// When its headers contradict each other or its body.
-pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trouble> {
+pub fn passed_on(
+    answer: Answer,
+    method: &Method,
+) -> Result<(Response<Body>, Option<Tunnel>), Trouble> {
     let Answer {
         status,
         reason,
         mut headers,
         body,
     } = answer;
+    let body = match body {
+        AnswerBody::Tunnel(tunnel) => {
+            upgrade::switching(&mut headers, strip_hop_by_hop);
+            headers.remove(CONTENT_LENGTH);
+            let response = response(status, reason, headers, Body::whole(Bytes::new()));
+            return Ok((response, Some(tunnel)));
+        }
+        body => body,
+    };
     strip_hop_by_hop(&mut headers);
     let length = content_length(&headers).map_err(Trouble::BadAnswer)?;
-    if status == StatusCode::NO_CONTENT {
+    // A 204 ends with its head, which goes without saying; a 205 says that its body is empty.
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT) {
         headers.remove(CONTENT_LENGTH);
     }
-    let bodiless = *method == Method::HEAD
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let same = |len| match length {
         Some(length) if length != len => Err(Trouble::BadAnswer(
             "Content-Length is not the length of the body",
@@ -152,8 +228,8 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
     };
     let body = match body {
         AnswerBody::Unreadable(why) => return Err(Trouble::BadAnswer(why)),
-        _ if bodiless && length.is_some() => Body::whole(Bytes::new()),
-        AnswerBody::Whole(_) | AnswerBody::File(_) if bodiless && *method != Method::HEAD => {
+        AnswerBody::Tunnel(_) => unreachable!("it has been taken out above"),
+        _ if has_no_body(status) || (*method == Method::HEAD && length.is_some()) => {
             Body::whole(Bytes::new())
         }
         AnswerBody::Whole(bytes) => {
@@ -168,13 +244,34 @@ pub fn passed_on(answer: Answer, method: &Method) -> Result<Response<Body>, Trou
         AnswerBody::Spooled(reader) => Body::read(Reader::Spooled(reader), length),
         AnswerBody::Relayed(reader) => Body::read(Reader::Relayed(reader), length),
     };
+    Ok((response(status, reason, headers, body), None))
+}
+
+fn response(
+    status: StatusCode,
+    reason: Option<Bytes>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_ref()).ok()) {
         response.extensions_mut().insert(reason);
     }
-    Ok(response)
+    response
+}
+
+/// Whether no body follows the head, whatever the answer has.
+pub fn is_bodiless(status: StatusCode, method: &Method) -> bool {
+    *method == Method::HEAD || has_no_body(status)
+}
+
+fn has_no_body(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+    )
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
@@ -213,11 +310,22 @@ enum Source {
     },
 }
 
+impl Source {
+    /// Nothing is left of it.
+    fn is_taken(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Read { length, passed, .. } => *length == Some(*passed),
+        }
+    }
+}
+
 /// Where the parts of a body come from.
-enum Reader {
+pub enum Reader {
     Spooled(AnswerReader),
     File(FilePart),
     Relayed(RelayReader),
+    Coded(Box<Coded>),
 }
 
 impl Reader {
@@ -226,12 +334,13 @@ impl Reader {
             Self::Spooled(reader) => reader.next().await,
             Self::File(part) => part.next().await,
             Self::Relayed(reader) => reader.next().await,
+            Self::Coded(coded) => coded.next().await,
         }
     }
 }
 
 /// The next part of an answer that is to be so long, and has come so far.
-async fn next_part(
+pub async fn next_part(
     mut reader: Reader,
     length: Option<u64>,
     passed: u64,
@@ -252,7 +361,7 @@ async fn next_part(
 }
 
 impl Body {
-    fn whole(bytes: Bytes) -> Self {
+    pub fn whole(bytes: Bytes) -> Self {
         Self {
             source: Source::Whole(bytes),
             finish: None,
@@ -271,7 +380,27 @@ impl Body {
         }
     }
 
-    /// `finish` is told when the body makes the client wait, and dropped with the body.
+    /// All of it, if it is at hand.
+    pub fn as_whole(&self) -> Option<&Bytes> {
+        match &self.source {
+            Source::Whole(bytes) => Some(bytes),
+            Source::Read { .. } => None,
+        }
+    }
+
+    /// The same body, of which nothing has been read, through a coding. One that is at hand stays as it is.
+    pub fn through(self, coding: impl FnOnce(Reader, Option<u64>) -> Coded) -> Self {
+        match self.source {
+            Source::Read {
+                reader: Some(reader),
+                length,
+                ..
+            } => Self::read(Reader::Coded(Box::new(coding(reader, length))), None),
+            _ => self,
+        }
+    }
+
+    /// `finish` is told what has been taken, and dropped with the body.
     pub fn watched(mut self, finish: Finish) -> Self {
         self.finish = Some(finish);
         self
@@ -302,12 +431,7 @@ impl http_body::Body for Body {
                 match read {
                     None => None,
                     Some(under_way) => {
-                        let Poll::Ready((done, chunk)) = under_way.as_mut().poll(cx) else {
-                            if let Some(finish) = finish {
-                                finish.waits(true);
-                            }
-                            return Poll::Pending;
-                        };
+                        let (done, chunk) = ready!(under_way.as_mut().poll(cx));
                         *read = None;
                         if let Ok(Some(chunk)) = &chunk {
                             *passed += chunk.len() as u64;
@@ -319,7 +443,13 @@ impl http_body::Body for Body {
             }
         };
         if let Some(finish) = finish {
-            finish.waits(false);
+            if let Some(Ok(chunk)) = &chunk {
+                finish.sent(chunk.len());
+            }
+            // hyper does not ask for more once it has the announced length.
+            if chunk.is_none() || source.is_taken() {
+                finish.whole();
+            }
         }
         Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
     }

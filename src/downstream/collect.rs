@@ -1,8 +1,6 @@
 //! Taking in a request's body: in memory first, then in a file.
 //!
-//! A client may be slow, but not stop for long, and not send more than it may.
-
-use std::time::Duration;
+//! A client may be slow, but not for long slower than the least rate, and not send more than it may.
 
 use bytes::Bytes;
 use http_body::Body;
@@ -12,21 +10,12 @@ use super::watch::Watch;
 use crate::message::NoBody;
 use crate::spool::{self, Spool, Upload};
 
-/// What a client may do.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Bytes that it may send.
-    pub max: u64,
-    /// How long it may send none.
-    pub stall: Duration,
-}
-
-/// The whole body. Nothing is asked of the client before this is polled.
+/// The whole body, of so many bytes at most. Nothing is asked of the client before this is polled.
 pub async fn collect<B>(
     mut body: B,
     spool: &Spool,
     watch: &Watch,
-    Bounds { max, stall }: Bounds,
+    max: u64,
 ) -> Result<spool::Body, NoBody>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
@@ -34,20 +23,27 @@ where
     let announced = body.size_hint().exact();
     let mut upload = Upload::new(spool);
     loop {
-        watch.within(2 * stall);
-        let frame = match tokio::time::timeout(stall, body.frame()).await {
-            Err(_) => return Err(NoBody::Late),
-            Ok(None) => break,
-            Ok(Some(Err(error))) => {
-                tracing::debug!(%error, "request body broken");
-                return Err(NoBody::Broken);
+        watch.awaits();
+        let frame = tokio::select! {
+            biased; // What has come is not late.
+            frame = body.frame() => Some(frame),
+            () = watch.alarm.rang() => None,
+        };
+        let chunk = match frame {
+            // Trailers are dropped: WSGI has no place for them, and they must not become headers.
+            Some(Some(Ok(frame))) => Ok(frame.into_data().unwrap_or_default()),
+            Some(None) => {
+                watch.got(0);
+                break;
             }
-            Ok(Some(Ok(frame))) => frame,
+            Some(Some(Err(error))) => {
+                tracing::debug!(%error, "request body broken");
+                Err(NoBody::Broken)
+            }
+            None => Err(NoBody::Late),
         };
-        // Trailers are dropped: WSGI has no place for them, and they must not become headers.
-        let Ok(chunk) = frame.into_data() else {
-            continue;
-        };
+        watch.got(chunk.as_ref().map_or(0, Bytes::len));
+        let chunk = chunk?;
         if upload.len() + chunk.len() as u64 > max {
             return Err(NoBody::TooLarge);
         }
@@ -59,12 +55,11 @@ where
     }
     let body = upload.finish().await.map_err(no_room)?;
     watch.set_unread(false);
-    watch.in_hand();
     Ok(body)
 }
 
 fn no_room(error: std::io::Error) -> NoBody {
-    tracing::error!(%error, "the spool folder takes no more");
+    tracing::debug!(%error, "upload refused");
     NoBody::NoRoom
 }
 
@@ -72,11 +67,15 @@ fn no_room(error: std::io::Error) -> NoBody {
 mod tests {
     use std::convert::Infallible;
     use std::sync::Arc;
+    use std::time::{Duration, Instant};
 
+    use futures_util::FutureExt;
     use futures_util::stream::{self, StreamExt};
     use http_body::{Frame, SizeHint};
     use http_body_util::StreamBody;
 
+    use super::super::pace::Rate;
+    use super::super::watch::Bounds;
     use super::*;
     use crate::metrics::Metrics;
     use crate::sweeper::Sweeper;
@@ -86,15 +85,24 @@ mod tests {
         Spool::new(folder, Metrics::new(&[])).expect("a folder")
     }
 
-    fn up_to(max: u64) -> Bounds {
-        Bounds {
-            max,
-            stall: Duration::from_secs(60),
-        }
-    }
+    const STALL: Duration = Duration::from_millis(60);
 
     fn watch() -> Arc<Watch> {
-        let watch = Watch::new(Sweeper::default().alarm());
+        watched_by(&Sweeper::default())
+    }
+
+    fn watched_by(sweeper: &Sweeper) -> Arc<Watch> {
+        let long = Duration::from_secs(60);
+        let bounds = Bounds {
+            head: long,
+            idle: long,
+            rate: Rate {
+                stall: STALL,
+                least: 1024,
+            },
+        };
+        let watch = Watch::new(sweeper.alarm(), bounds);
+        watch.begun();
         watch.set_unread(true);
         watch
     }
@@ -110,9 +118,7 @@ mod tests {
     async fn a_body_is_whole_and_its_connection_can_go_on() {
         let watch = watch();
         let body = StreamBody::new(chunks(&["one ", "two"]));
-        let body = collect(body, &spool(), &watch, up_to(7))
-            .await
-            .expect("a body");
+        let body = collect(body, &spool(), &watch, 7).await.expect("a body");
         assert!(matches!(body, spool::Body::Memory(bytes) if bytes == "one two"));
         assert!(!watch.is_unread());
     }
@@ -121,29 +127,32 @@ mod tests {
     async fn a_byte_too_many_is_too_large() {
         let watch = watch();
         let body = StreamBody::new(chunks(&["one ", "two"]));
-        let body = collect(body, &spool(), &watch, up_to(6)).await;
+        let body = collect(body, &spool(), &watch, 6).await;
         assert_eq!(body.expect_err("seven bytes"), NoBody::TooLarge);
         assert!(watch.is_unread());
     }
 
     #[tokio::test]
     async fn a_client_that_stops_is_late() {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let body = StreamBody::new(chunks(&["one"]).chain(stream::pending()));
-        let bounds = Bounds {
-            stall: Duration::from_millis(20),
-            ..up_to(100)
+        let sweeper = Sweeper::default();
+        let (spool, watch) = (spool(), watched_by(&sweeper));
+        let body = tokio::select! {
+            body = collect(body, &spool, &watch, 100) => body,
+            () = sweeper.run(|| {}) => unreachable!("the sweeper runs for ever"),
         };
-        let body = collect(body, &spool(), &watch(), bounds).await;
         assert_eq!(body.expect_err("one of two"), NoBody::Late);
-        assert!(begun.elapsed() >= bounds.stall);
+        assert!(begun.elapsed() >= STALL);
+        // There is time again for it to read why.
+        assert!(watch.alarm.rang().now_or_never().is_none());
     }
 
     #[tokio::test]
     async fn an_error_breaks_a_body() {
         let broken = stream::once(async { Err("reset") });
         let body = StreamBody::new(chunks(&["one"]).chain(broken.boxed()));
-        let body = collect(body, &spool(), &watch(), up_to(100)).await;
+        let body = collect(body, &spool(), &watch(), 100).await;
         assert_eq!(body.expect_err("broken"), NoBody::Broken);
     }
 
@@ -168,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_ends_before_its_announced_length_is_broken() {
-        let body = collect(Left, &spool(), &watch(), up_to(100)).await;
+        let body = collect(Left, &spool(), &watch(), 100).await;
         assert_eq!(body.expect_err("five bytes fewer"), NoBody::Broken);
     }
 }

@@ -1,21 +1,32 @@
 //! Who the client is, as far as trusted proxies tell.
 //!
 //! A peer that is not trusted is the client, and what it says of forwarding is removed. From a
-//! trusted peer, `X-Forwarded-For` is read from the right, past every trusted address.
+//! trusted peer, `X-Forwarded-For` or `Forwarded` (RFC 7239) is read from the right, past every trusted
+//! address. A proxy that writes the one lets the other pass as its client has sent it: so where both are
+//! there, only what both say is believed, and a contradiction is refused, unless the operator has said
+//! which of them the proxies write.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderMap;
 use http::header::{FORWARDED, HOST, HeaderName};
+use http::{HeaderMap, StatusCode};
 
-use crate::config::Trusted;
+use super::REQUEST_ID;
+use super::head::Refusal;
+use super::seldom::Seldom;
+use super::way::Way;
+use crate::config::{ForwardingHeaders, Trusted};
 use crate::message::{Client, Scheme};
+use crate::record::Id;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+static CONTRADICTIONS: Seldom = Seldom::new();
 
 /// The two ends of the connection that a request came on.
 #[derive(Debug, Clone, Copy)]
@@ -24,38 +35,113 @@ pub enum Peer {
     Unix,
 }
 
-/// Tells the client, and removes forwarding headers that nobody trusted has set.
-pub fn client(peer: Peer, trusted: &[Trusted], headers: &mut HeaderMap) -> Client {
-    let believed = match peer {
-        Peer::Tcp { peer, .. } => trusts(trusted, peer.ip()),
-        Peer::Unix => trusted.contains(&Trusted::Unix),
-    };
-    if !believed {
-        remove_claims(headers);
+/// Whom to believe, and what they write.
+#[derive(Debug, Clone, Copy)]
+pub struct Trust<'a> {
+    pub proxies: &'a [Trusted],
+    pub headers: ForwardingHeaders,
+}
+
+/// An address with or without its port; nothing, if it is not known.
+type Node = (Option<IpAddr>, Option<u16>);
+
+/// What proxies say of a request.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Claims<'a> {
+    client: Option<Node>,
+    scheme: Option<Scheme>,
+    host: Option<Cow<'a, str>>,
+    port: Option<u16>,
+}
+
+impl Peer {
+    /// Whether these name it.
+    pub fn among(&self, named: &[Trusted]) -> bool {
+        match self {
+            Self::Tcp { peer, .. } => trusts(named, peer.ip()),
+            Self::Unix => named.contains(&Trusted::Unix),
+        }
     }
-    let (address, port) = origin(peer, trusted, headers);
-    let scheme = match last(headers, &PROTO) {
-        Some(proto) if proto.eq_ignore_ascii_case("https") => Scheme::Https,
-        _ => Scheme::Http,
-    };
-    let host = last(headers, &FORWARDED_HOST).or_else(|| headers.get(HOST)?.to_str().ok());
+
+    fn hop(&self) -> Node {
+        match self {
+            Self::Tcp { peer, .. } => (Some(peer.ip().to_canonical()), Some(peer.port())),
+            Self::Unix => (None, None),
+        }
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { peer, .. } => peer.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// Tells the client, and removes forwarding headers that nobody trusted has set. A request that is to be
+/// refused, because a trusted proxy's headers cannot be read in one way, is the peer's own.
+pub fn client(
+    way: &Way,
+    trust: Trust<'_>,
+    headers: &mut HeaderMap,
+) -> (Client, Result<(), Refusal>) {
+    let peer = way.peer;
+    if !peer.among(trust.proxies) {
+        remove_x_forwarded(headers);
+        headers.remove(FORWARDED);
+    }
+    match trust.headers {
+        ForwardingHeaders::Any => {}
+        ForwardingHeaders::XForwarded => drop(headers.remove(FORWARDED)),
+        ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
+    }
+    match claims(peer, trust.proxies, headers) {
+        Ok(claims) => (claimed(way, claims, headers), Ok(())),
+        Err(refusal) => (claimed(way, Claims::default(), headers), Err(refusal)),
+    }
+}
+
+/// The client, if these claims are true.
+fn claimed(way: &Way, claims: Claims<'_>, headers: &HeaderMap) -> Client {
+    let peer = way.peer;
+    let scheme = claims.scheme.unwrap_or(way.scheme);
+    let host = claims
+        .host
+        .as_deref()
+        .or_else(|| headers.get(HOST)?.to_str().ok());
     let (name, host_port) = host.map_or((None, None), split_host);
-    let claimed_port = last(headers, &PORT).and_then(|port| port.parse().ok());
-    let forwarded = headers.contains_key(&PROTO);
-    let server_port = claimed_port.or(host_port).unwrap_or_else(|| match peer {
-        Peer::Tcp { local, .. } if !forwarded => local.port(),
+    let server_port = claims.port.or(host_port).unwrap_or_else(|| match peer {
+        Peer::Tcp { local, .. } if claims.scheme.is_none() => local.port(),
         _ => scheme.default_port(),
     });
     let server_name = name.map(str::to_owned).unwrap_or_else(|| match peer {
         Peer::Tcp { local, .. } => local.ip().to_string(),
         Peer::Unix => "localhost".to_owned(),
     });
+    let (address, port) = claims.client.unwrap_or_else(|| peer.hop());
+    let peer = match peer {
+        Peer::Tcp { peer, .. } => Some(peer.ip().to_canonical()),
+        Peer::Unix => None,
+    };
     Client {
         address,
         port,
+        peer,
         scheme,
         server_name,
         server_port,
+        credential: way.credential.clone(),
+    }
+}
+
+/// What the request is called: as a trusted proxy says, else a new name.
+pub fn request_id(peer: Peer, trusted: &[Trusted], headers: &HeaderMap) -> Id {
+    let mut given = headers.get_all(REQUEST_ID).iter();
+    match (given.next(), given.next()) {
+        (Some(id), None) if peer.among(trusted) => Id::given(id).unwrap_or_default(),
+        _ => Id::new(),
     }
 }
 
@@ -67,20 +153,81 @@ fn trusts(trusted: &[Trusted], address: IpAddr) -> bool {
         .any(|entry| matches!(entry, Trusted::Net(net) if net.contains(&address)))
 }
 
-fn remove_claims(headers: &mut HeaderMap) {
+fn remove_x_forwarded(headers: &mut HeaderMap) {
     let claims = |name: &&HeaderName| name.as_str().starts_with("x-forwarded-");
     let claimed: Vec<HeaderName> = headers.keys().filter(claims).cloned().collect();
-    for name in claimed.iter().chain([&FORWARDED, &REAL_IP]) {
+    for name in claimed.iter().chain([&REAL_IP]) {
         headers.remove(name);
     }
 }
 
-/// The rightmost address of the chain that is not a trusted proxy's; the leftmost if all are.
-fn origin(peer: Peer, trusted: &[Trusted], headers: &HeaderMap) -> (Option<IpAddr>, Option<u16>) {
-    let mut nearest = match peer {
-        Peer::Tcp { peer, .. } => (Some(peer.ip().to_canonical()), Some(peer.port())),
-        Peer::Unix => (None, None),
+/// What is to be believed of the headers that are left.
+fn claims<'a>(
+    peer: Peer,
+    trusted: &[Trusted],
+    headers: &'a HeaderMap,
+) -> Result<Claims<'a>, Refusal> {
+    let old = x_forwarded(peer, trusted, headers);
+    let Some(new) = forwarded(peer, trusted, headers)? else {
+        return Ok(old);
     };
+    if old == Claims::default() {
+        return Ok(new);
+    }
+    let agreed = Claims {
+        client: both(old.client, new.client, |old, new| old.0 == new.0)?,
+        scheme: both(old.scheme, new.scheme, |old, new| old == new)?,
+        host: both(old.host, new.host, |old, new| old.eq_ignore_ascii_case(new))?,
+        port: None,
+    };
+    Ok(agreed)
+}
+
+/// What both kinds of headers say.
+fn both<T>(
+    old: Option<T>,
+    new: Option<T>,
+    agree: impl Fn(&T, &T) -> bool,
+) -> Result<Option<T>, Refusal> {
+    match (old, new) {
+        (Some(old), Some(new)) if !agree(&old, &new) => {
+            if let Some(unsaid) = CONTRADICTIONS.says() {
+                tracing::warn!(
+                    unsaid,
+                    "request refused: Forwarded and X-Forwarded-* of a trusted proxy contradict each other; \
+                     forwarding_headers can say which of them it writes"
+                );
+            }
+            Err(bad("Forwarded and X-Forwarded-* contradict each other"))
+        }
+        (Some(old), Some(_)) => Ok(Some(old)),
+        _ => Ok(None),
+    }
+}
+
+fn bad(why: &'static str) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, why)
+}
+
+// X-Forwarded-* ------------------------------------------------------------------------
+
+fn x_forwarded<'a>(peer: Peer, trusted: &[Trusted], headers: &'a HeaderMap) -> Claims<'a> {
+    let secure = |proto: &str| match proto.eq_ignore_ascii_case("https") {
+        true => Scheme::Https,
+        false => Scheme::Http,
+    };
+    Claims {
+        client: headers
+            .contains_key(&FOR)
+            .then(|| origin(peer.hop(), trusted, headers)),
+        scheme: last(headers, &PROTO).map(secure),
+        host: last(headers, &FORWARDED_HOST).map(Cow::Borrowed),
+        port: last(headers, &PORT).and_then(|port| port.parse().ok()),
+    }
+}
+
+/// The rightmost address of the chain that is not a trusted proxy's; the leftmost if all are.
+fn origin(mut nearest: Node, trusted: &[Trusted], headers: &HeaderMap) -> Node {
     let lines: Vec<&str> = headers
         .get_all(&FOR)
         .iter()
@@ -100,7 +247,7 @@ fn origin(peer: Peer, trusted: &[Trusted], headers: &HeaderMap) -> (Option<IpAdd
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
-fn parse_hop(hop: &str) -> Option<(Option<IpAddr>, Option<u16>)> {
+fn parse_hop(hop: &str) -> Option<Node> {
     if let Ok(address) = hop.parse::<SocketAddr>() {
         return Some((Some(address.ip().to_canonical()), Some(address.port())));
     }
@@ -122,6 +269,135 @@ fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
         .filter(|value| !value.is_empty())
 }
 
+// Forwarded ----------------------------------------------------------------------------
+
+/// What one proxy has written.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Element<'a> {
+    client: Option<Cow<'a, str>>,
+    proto: Option<Cow<'a, str>>,
+    host: Option<Cow<'a, str>>,
+}
+
+/// None if the header is not there.
+fn forwarded<'a>(
+    peer: Peer,
+    trusted: &[Trusted],
+    headers: &'a HeaderMap,
+) -> Result<Option<Claims<'a>>, Refusal> {
+    let mut elements = Vec::new();
+    for line in headers.get_all(FORWARDED) {
+        // Each line by itself: an open quote in the one must not swallow the next.
+        let line = line.to_str().ok().and_then(parse_forwarded);
+        elements.extend(line.ok_or(bad("Forwarded cannot be read"))?);
+    }
+    if elements.is_empty() {
+        return Ok(None);
+    }
+    let mut nearest = peer.hop();
+    let mut claims = Claims::default();
+    for element in elements.into_iter().rev() {
+        if nearest.0.is_some_and(|address| !trusts(trusted, address)) {
+            break;
+        }
+        // The outermost trusted proxy has seen what the client asked for.
+        claims.scheme = match element.proto {
+            Some(proto) if proto.eq_ignore_ascii_case("https") => Some(Scheme::Https),
+            Some(_) => Some(Scheme::Http),
+            None => claims.scheme,
+        };
+        claims.host = element.host.or(claims.host);
+        // A hidden client (`unknown`, `_name`) ends the chain at the proxy that hides it.
+        let Some(hop) = element.client.as_deref().and_then(parse_node) else {
+            break;
+        };
+        nearest = hop;
+    }
+    claims.client = Some(nearest);
+    Ok(Some(claims))
+}
+
+/// As `X-Forwarded-For` has it, or with a port that hides (`192.0.2.1:_p`).
+fn parse_node(node: &str) -> Option<Node> {
+    parse_hop(node).or_else(|| {
+        let (address, _) = node.split_once(":_").or_else(|| node.split_once("]:_"))?;
+        parse_hop(address)
+    })
+}
+
+/// The elements of one line, from left to right; None if it is not what RFC 7239 says. Values that should
+/// be quoted and are not (an address with its port) are taken as they are meant.
+fn parse_forwarded(line: &str) -> Option<Vec<Element<'_>>> {
+    let mut elements = Vec::new();
+    let mut element = Element::default();
+    let mut rest = line;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t']);
+        if !rest.is_empty() && !rest.starts_with([',', ';']) {
+            let (name, after) = rest.split_once('=')?;
+            let (value, after) = match after.strip_prefix('"') {
+                Some(quoted) => unquote(quoted)?,
+                None => plain(after)?,
+            };
+            let place = match name {
+                _ if name.eq_ignore_ascii_case("for") => &mut element.client,
+                _ if name.eq_ignore_ascii_case("proto") => &mut element.proto,
+                _ if name.eq_ignore_ascii_case("host") => &mut element.host,
+                _ if is_token(name) => &mut None,
+                _ => return None,
+            };
+            // Twice in one element is none too many to choose from.
+            if place.replace(value).is_some() {
+                return None;
+            }
+            rest = after.trim_start_matches([' ', '\t']);
+        }
+        if let Some(after) = rest.strip_prefix(';') {
+            rest = after;
+            continue;
+        }
+        elements.push(std::mem::take(&mut element));
+        match rest.strip_prefix(',') {
+            Some(after) => rest = after,
+            None if rest.is_empty() => break,
+            None => return None,
+        }
+    }
+    // Empty elements are allowed in lists, and say nothing.
+    elements.retain(|element| *element != Element::default());
+    Some(elements)
+}
+
+/// A value without quotes, and what follows.
+fn plain(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let end = text.find([',', ';', '"', '=', '\\', ' ', '\t']);
+    let (value, after) = text.split_at(end.unwrap_or(text.len()));
+    (!value.is_empty()).then_some((Cow::Borrowed(value), after))
+}
+
+/// A quoted value, from behind its first quote, and what follows its last.
+fn unquote(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let end = text.find(['"', '\\'])?;
+    if text[end..].starts_with('"') {
+        return Some((Cow::Borrowed(&text[..end]), &text[end + 1..]));
+    }
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((place, char)) = chars.next() {
+        match char {
+            '"' => return Some((Cow::Owned(value), &text[place + 1..])),
+            '\\' => value.push(chars.next()?.1),
+            _ => value.push(char),
+        }
+    }
+    None
+}
+
+fn is_token(name: &str) -> bool {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(token)
+}
+
 /// Host and port of a Host value that is known to be valid, or of a proxy's claim.
 fn split_host(host: &str) -> (Option<&str>, Option<u16>) {
     let end_of_name = host.rfind(']').map_or(0, |end| end + 1);
@@ -136,6 +412,8 @@ fn split_host(host: &str) -> (Option<&str>, Option<u16>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn seen(
@@ -143,6 +421,16 @@ mod tests {
         trusted: &[&str],
         headers: &[(&'static str, &'static str)],
     ) -> (Client, HeaderMap) {
+        let (client, headers) = told(ForwardingHeaders::Any, peer, trusted, headers);
+        (client.expect("one way to read it"), headers)
+    }
+
+    fn told(
+        read: ForwardingHeaders,
+        peer: &str,
+        trusted: &[&str],
+        headers: &[(&'static str, &str)],
+    ) -> (Result<Client, Refusal>, HeaderMap) {
         let trusted: Vec<_> = trusted
             .iter()
             .map(|net| Trusted::Net(net.parse().expect("a network")))
@@ -156,8 +444,12 @@ mod tests {
             peer: peer.parse().expect("an address"),
             local: "10.0.0.1:8000".parse().expect("an address"),
         };
-        let client = client(peer, &trusted, &mut map);
-        (client, map)
+        let trust = Trust {
+            proxies: &trusted,
+            headers: read,
+        };
+        let (client, told) = client(&Way::plain(peer), trust, &mut map);
+        (told.map(|()| client), map)
     }
 
     fn address(client: &Client) -> String {
@@ -218,6 +510,150 @@ mod tests {
                 &[("x-forwarded-for", chain)],
             );
             assert_eq!(address(&client), client_address, "{chain}");
+        }
+    }
+
+    #[test]
+    fn forwarded_is_read_as_x_forwarded_for_is() {
+        for (chain, client_address) in [
+            ("for=203.0.113.9", "203.0.113.9"),
+            ("For=\"[2001:db8::1]:4711\"", "2001:db8::1"),
+            ("for=\"[2001:db8::1]\"", "2001:db8::1"),
+            ("for=\"203.0.113.9:4711\";by=10.0.0.7", "203.0.113.9"),
+            ("for=203.0.113.9:4711", "203.0.113.9"),
+            ("for=\"203.0.113.9:_p\"", "203.0.113.9"),
+            ("for=\"\\203.0.113.9\"", "203.0.113.9"),
+            ("for=6.6.6.6, for=203.0.113.9, for=10.0.0.8", "203.0.113.9"),
+            ("for=6.6.6.6, for=unknown", "10.0.0.7"),
+            ("for=6.6.6.6, for=_hidden", "10.0.0.7"),
+            ("for=6.6.6.6, proto=https", "10.0.0.7"),
+            (", ,for=203.0.113.9 ; proto=http ,", "203.0.113.9"),
+            ("", "10.0.0.7"),
+        ] {
+            let headers = [("forwarded", chain)];
+            let (client, _) = seen("10.0.0.7:5000", &["10.0.0.0/8"], &headers);
+            assert_eq!(address(&client), client_address, "{chain}");
+        }
+    }
+
+    #[test]
+    fn the_outermost_trusted_proxy_says_what_was_asked_for() {
+        let chain =
+            "for=203.0.113.9;proto=https;host=shop.example, for=10.0.0.8;proto=http;host=inside";
+        let headers = [
+            ("forwarded", "for=1.1.1.1;proto=http;host=evil"),
+            ("forwarded", chain),
+        ];
+        let (client, _) = seen("10.0.0.7:5000", &["10.0.0.0/8"], &headers);
+        assert_eq!(address(&client), "203.0.113.9");
+        assert_eq!((client.scheme, client.server_port), (Scheme::Https, 443));
+        assert_eq!(client.server_name, "shop.example");
+    }
+
+    #[test]
+    fn forwarded_that_cannot_be_read_is_refused() {
+        for chain in [
+            "for",
+            "for=",
+            "for=\"203.0.113.9",
+            "for=1.1.1.1 for=2.2.2.2",
+            "for=1.1.1.1;for=2.2.2.2",
+            "for=\"1.1.1.1\"x",
+            "f\u{e9}r=1.1.1.1",
+            "a b=1",
+        ] {
+            let headers = [("forwarded", chain)];
+            let (client, _) = told(
+                ForwardingHeaders::Any,
+                "10.0.0.7:5000",
+                &["10.0.0.0/8"],
+                &headers,
+            );
+            assert_eq!(client.expect_err(chain).0, 400);
+        }
+    }
+
+    #[test]
+    fn of_both_kinds_only_what_both_say_is_believed() {
+        let both = |old: &'static str, new: &'static str| {
+            let headers = [
+                ("x-forwarded-for", old),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "evil.example"),
+                ("forwarded", new),
+            ];
+            told(
+                ForwardingHeaders::Any,
+                "10.0.0.7:5000",
+                &["10.0.0.0/8"],
+                &headers,
+            )
+            .0
+        };
+        let agreed = both("203.0.113.9", "for=\"203.0.113.9:80\";proto=https").expect("they agree");
+        assert_eq!(address(&agreed), "203.0.113.9");
+        assert_eq!(agreed.scheme, Scheme::Https);
+        assert_eq!(agreed.server_name, "shop.example");
+        for new in [
+            "for=6.6.6.6;proto=https",
+            "for=203.0.113.9;proto=http",
+            "for=203.0.113.9;proto=https;host=other.example",
+            "for=unknown",
+        ] {
+            assert_eq!(both("203.0.113.9", new).expect_err(new).0, 400);
+        }
+    }
+
+    #[test]
+    fn the_kind_that_the_proxies_do_not_write_is_removed() {
+        let headers = [
+            ("x-forwarded-for", "203.0.113.9"),
+            ("forwarded", "for=198.51.100.1"),
+        ];
+        for (read, client_address, left) in [
+            (
+                ForwardingHeaders::XForwarded,
+                "203.0.113.9",
+                "x-forwarded-for",
+            ),
+            (ForwardingHeaders::Forwarded, "198.51.100.1", "forwarded"),
+        ] {
+            let (client, map) = told(read, "10.0.0.7:5000", &["10.0.0.0/8"], &headers);
+            assert_eq!(address(&client.expect("one way")), client_address);
+            assert_eq!(map.len(), 2);
+            assert!(map.contains_key(left));
+        }
+    }
+
+    proptest! {
+        /// Whatever a client sends, it is the one that the proxy has seen, or it is refused.
+        #[test]
+        fn a_client_cannot_hide_behind_what_it_sends(
+            sent in "[ -~]{0,40}|(for=|\"|\\\\|,|;|=|1\\.1\\.1\\.1| ){0,12}",
+            appended in prop_oneof![Just("for=203.0.113.9"), Just("for=\"203.0.113.9:80\";proto=https")],
+            own_line: bool,
+        ) {
+            let joined = format!("{sent}, {appended}");
+            let headers: &[(&'static str, &str)] = match own_line {
+                true => &[("forwarded", &sent), ("forwarded", appended)],
+                false => &[("forwarded", &joined)],
+            };
+            let (client, _) = told(ForwardingHeaders::Any, "10.0.0.7:5000", &["10.0.0.0/8"], headers);
+            if let Ok(client) = client {
+                prop_assert_eq!(address(&client), "203.0.113.9");
+            }
+        }
+
+        #[test]
+        fn what_is_quoted_is_read_back(value in "[ -~]{0,30}") {
+            let quoted: String = value.chars().flat_map(|char| ['\\', char]).collect();
+            let line = format!("by=x;for=\"{quoted}\" ;proto=https");
+            let element = Element {
+                client: Some(value.into()),
+                proto: Some("https".into()),
+                host: None,
+            };
+            prop_assert_eq!(parse_forwarded(&line), Some(vec![element]));
         }
     }
 

@@ -1,18 +1,17 @@
-//! A request's head, vetted: framing, target, and headers that nobody but the gateway may set.
+//! A request's head, vetted: host, target, and headers that nobody but the gateway may set.
 //!
-//! What cannot be read in one way only is refused (RFC 9112). hyper has parsed the bytes; this
-//! decides what hyper lets through. Pure: no I/O.
+//! What cannot be read in one way only is refused (RFC 9110, 9112 and 9113). The bytes of HTTP/1 have
+//! passed [`super::framing`], those of HTTP/2 the h2 crate; from here on both versions are the same.
+//! Pure: no I/O.
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST,
-    HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode, Version};
-
-/// Longest target. Browsers and their servers stop earlier; what is longer is an accident or an attack.
-const MAX_TARGET: usize = 32 * 1024;
 
 /// Why a request is refused before anything else happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +24,9 @@ fn bad(why: &'static str) -> Refusal {
 /// A target in its parts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Origin-form, as received.
+    /// Origin-form or `*`, in ASCII, and as received but for what no URI may hold.
     pub raw: String,
-    /// Percent-decoded.
+    /// Percent-decoded. Routes, files and applications all go by this one.
     pub path: Vec<u8>,
     pub query: String,
 }
@@ -39,63 +38,76 @@ pub struct Target {
 /// # Errors
 /// When the request is ambiguous, malformed, or asks for what a gateway does not do.
 pub fn vet(parts: &mut Parts) -> Result<Target, Refusal> {
-    framing(&parts.headers)?;
-    let authority = host(parts)?;
+    framing(parts)?;
+    host(parts)?;
     let target = target(parts)?;
-    if let Some(authority) = authority {
-        // An absolute-form target names the host; the Host line agrees, or is ambiguous.
-        let agrees = parts
-            .headers
-            .get(HOST)
-            .is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()));
-        if !agrees {
-            return Err(bad("Host does not agree with the request target"));
-        }
-        let host =
-            http::HeaderValue::from_str(&authority).map_err(|_| bad("invalid request target"))?;
-        parts.headers.insert(HOST, host);
-    }
-    expectation(&mut parts.headers)?;
+    expectation(parts)?;
     clean(&mut parts.headers);
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut parts.headers);
+    }
     Ok(target)
 }
 
-/// hyper has settled lengths; of transfer codings it lets more pass than the one we know.
-fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Where the body ends is settled already, and not by anything that the next hop could take for more.
+fn framing(parts: &Parts) -> Result<(), Refusal> {
+    let headers = &parts.headers;
+    if parts.version == Version::HTTP_2 {
+        // RFC 9113 section 8.2.2: there is no connection to speak of.
+        let of_connection = [
+            CONNECTION,
+            TRANSFER_ENCODING,
+            UPGRADE,
+            KEEP_ALIVE,
+            PROXY_CONNECTION,
+        ];
+        if of_connection.iter().any(|name| headers.contains_key(name)) {
+            return Err(bad("a header of HTTP/1 connections in HTTP/2"));
+        }
+        if headers.get_all(TE).iter().any(|value| value != "trailers") {
+            return Err(bad("an invalid TE"));
+        }
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let Some(coding) = codings.next() else {
-        return Ok(());
-    };
-    if codings.next().is_some() {
-        return Err(bad("more than one Transfer-Encoding"));
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(bad("an invalid Transfer-Encoding")),
     }
-    if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-        return Err(Refusal(
-            StatusCode::NOT_IMPLEMENTED,
-            "unknown Transfer-Encoding",
-        ));
-    }
-    Ok(())
 }
 
-/// Exactly one valid Host (RFC 9112 section 3.2), none only in HTTP/1.0. Returns the authority of an
-/// absolute-form target.
-fn host(parts: &Parts) -> Result<Option<String>, Refusal> {
+/// Makes Host the one name of the host.
+///
+/// There is exactly one (RFC 9112 section 3.2), none only in HTTP/1.0, or where the target names the host
+/// in HTTP/2 (RFC 9113 section 8.3.1). Where both do, they agree.
+fn host(parts: &mut Parts) -> Result<(), Refusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) if valid_host(host.as_bytes()) => {}
-        (None, _) if parts.version == Version::HTTP_10 => {}
-        (None, _) => return Err(bad("Host is missing")),
-        (Some(_), Some(_)) => return Err(bad("more than one Host")),
-        (Some(_), None) => return Err(bad("invalid Host")),
+    let (host, another) = (hosts.next(), hosts.next());
+    let authority = parts.uri.authority().map(Authority::as_str);
+    if another.is_some() {
+        return Err(bad("more than one Host"));
     }
-    match parts.uri.authority() {
-        None => Ok(None),
-        Some(authority) if valid_host(authority.as_str().as_bytes()) => {
-            Ok(Some(authority.to_string()))
+    if authority.is_some_and(|authority| !valid_host(authority.as_bytes())) {
+        return Err(bad("invalid host in the request target"));
+    }
+    match (host, authority) {
+        (Some(host), _) if !valid_host(host.as_bytes()) => return Err(bad("invalid Host")),
+        (Some(host), Some(authority))
+            if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) =>
+        {
+            return Err(bad("Host does not agree with the request target"));
         }
-        Some(_) => Err(bad("invalid host in the request target")),
+        (Some(_), _) => {}
+        (None, None) if parts.version == Version::HTTP_10 => {}
+        (None, Some(_)) if parts.version != Version::HTTP_11 => {}
+        (None, _) => return Err(bad("Host is missing")),
     }
+    if let Some(authority) = authority {
+        let host = HeaderValue::from_str(authority);
+        let host = host.map_err(|_| bad("invalid host in the request target"))?;
+        parts.headers.insert(HOST, host);
+    }
+    Ok(())
 }
 
 /// `host` or `host:port`, without userinfo.
@@ -109,40 +121,59 @@ fn valid_host(host: &[u8]) -> bool {
 }
 
 fn target(parts: &Parts) -> Result<Target, Refusal> {
+    let uri = &parts.uri;
     if parts.method == Method::CONNECT {
         return Err(Refusal(
             StatusCode::METHOD_NOT_ALLOWED,
             "CONNECT is not served here",
         ));
     }
-    let uri = &parts.uri;
     match uri.scheme_str() {
-        None if uri.authority().is_some() => return Err(bad("authority-form target")),
+        None if parts.version != Version::HTTP_2 && uri.authority().is_some() => {
+            return Err(bad("authority-form target"));
+        }
         None | Some("http" | "https") => {}
         Some(_) => return Err(bad("unknown scheme in the request target")),
     }
     if uri.path() == "*" && parts.method != Method::OPTIONS {
         return Err(bad("target * is for OPTIONS only"));
     }
-    let path = percent_decode(uri.path().as_bytes());
+    let raw = uri.path_and_query().map_or("/", |target| target.as_str());
+    if !raw.is_ascii() {
+        // In HTTP/1 it has been escaped.
+        return Err(bad("an invalid request target"));
+    }
+    Ok(Target {
+        raw: if raw.starts_with('?') {
+            format!("/{raw}")
+        } else {
+            raw.to_owned()
+        },
+        path: path(uri.path().as_bytes())?,
+        query: uri.query().unwrap_or_default().to_owned(),
+    })
+}
+
+/// Decodes the path once, and refuses what one server would go on to change and another not.
+fn path(raw: &[u8]) -> Result<Vec<u8>, Refusal> {
+    if raw.contains(&b'\\') {
+        // A letter for most servers; for those that read targets as browsers do, a slash.
+        return Err(bad("a backslash in the path"));
+    }
+    let path = percent_decode(raw);
     if path.contains(&0) {
         return Err(bad("NUL in the path"));
     }
-    let raw = uri
-        .path_and_query()
-        .map_or("/", |target| target.as_str())
-        .to_owned();
-    if raw.len() > MAX_TARGET {
-        return Err(Refusal(
-            StatusCode::URI_TOO_LONG,
-            "the request target is too long",
-        ));
+    // Clients resolve them before they send. A server that still does would have a request that was
+    // routed by one path handled by another. Some take `..;x` for `..`.
+    let is_dots = |segment: &[u8]| {
+        let end = segment.iter().position(|byte| *byte == b';');
+        matches!(&segment[..end.unwrap_or(segment.len())], b"." | b"..")
+    };
+    if path.contains(&b'.') && path.split(|byte| *byte == b'/').any(is_dots) {
+        return Err(bad("a path with the segment . or .."));
     }
-    Ok(Target {
-        raw,
-        path,
-        query: uri.query().unwrap_or_default().to_owned(),
-    })
+    Ok(path)
 }
 
 /// `%41` becomes `A`; what is no valid escape stays as it is.
@@ -169,22 +200,28 @@ fn percent_decode(raw: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// hyper answers `100-continue` when the body is first asked for.
-fn expectation(headers: &mut HeaderMap) -> Result<(), Refusal> {
-    match headers.remove(EXPECT) {
-        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Refusal(
+/// hyper answers `100-continue` when the body is first asked for. Of HTTP/1.0, nothing is expected.
+fn expectation(parts: &mut Parts) -> Result<(), Refusal> {
+    let met = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if parts.version != Version::HTTP_10 && !parts.headers.get_all(EXPECT).iter().all(met) {
+        return Err(Refusal(
             StatusCode::EXPECTATION_FAILED,
             "unknown expectation",
-        )),
-        _ => Ok(()),
+        ));
     }
+    parts.headers.remove(EXPECT);
+    Ok(())
 }
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
 /// Headers that belong to one connection only (RFC 9110 section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    HeaderName::from_static("http2-settings"),
     PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION,
     TE,
@@ -194,13 +231,17 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// `Connection` may list headers of its hop, but not take these from the application.
-const KEPT: [HeaderName; 6] = [
+const KEPT: [HeaderName; 10] = [
     HOST,
     CONTENT_LENGTH,
     CONTENT_TYPE,
     COOKIE,
     AUTHORIZATION,
     FORWARDED,
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
 ];
 
 fn clean(headers: &mut HeaderMap) {
@@ -212,6 +253,20 @@ fn clean(headers: &mut HeaderMap) {
         .collect();
     for name in spoofed {
         headers.remove(name);
+    }
+}
+
+/// HTTP/2 sends them in crumbs (RFC 9113 section 8.2.3), which no other protocol may see.
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if crumbs.len() > 1 {
+        let whole = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+            .expect("valid values, and what joins them, are one");
+        headers.insert(COOKIE, whole);
     }
 }
 
@@ -277,6 +332,14 @@ mod tests {
                 .header("transfer-encoding", "chunked"),
             get("/x%00REMOTE_USER%00admin"),
             get("ftp://shop.example/"),
+            get("/a/../b"),
+            get("/a/."),
+            get("/%2e%2E/b"),
+            get("/a%2f..%2fb"),
+            get("/a/..;x=1/b"),
+            get("/a\\..\\b"),
+            get("/caf\u{e9}"),
+            get("/").header("transfer-encoding", "gzip, chunked"),
             Request::get("shop.example:80").header("host", "shop.example:80"),
             get("*"),
         ] {
@@ -286,10 +349,6 @@ mod tests {
             };
             assert_eq!(status, 400, "{shown}");
         }
-        let Err(refusal) = vetted(get("/").header("transfer-encoding", "gzip, chunked")) else {
-            panic!("passed")
-        };
-        assert_eq!(refusal.0, 501);
         let Err(refusal) = vetted(get("/").header("expect", "200-ok")) else {
             panic!("passed")
         };
@@ -313,6 +372,100 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_otherwise_left_alone() {
+        for (raw, path) in [
+            ("/a//b", "/a//b"),
+            ("/...", "/..."),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a..b/c.", "/a..b/c."),
+            ("/a%5c..%5cb", "/a\\..\\b"),
+            ("/a%zz", "/a%zz"),
+            ("/a;b/c", "/a;b/c"),
+        ] {
+            let (target, _) = vetted(get(raw)).expect(raw);
+            assert_eq!(target.path, path.as_bytes());
+            assert_eq!(target.raw, raw);
+        }
+        let (target, _) = vetted(get("/?../x\\y/../z")).expect("dots in a query");
+        assert_eq!(target.query, "../x\\y/../z");
+        let (target, _) = vetted(get("http://shop.example?a=1")).expect("no path");
+        assert_eq!(
+            (target.raw.as_str(), &target.path[..]),
+            ("/?a=1", &b"/"[..])
+        );
+    }
+
+    #[test]
+    fn an_expectation_is_met_or_refused_but_in_http_1_0_ignored() {
+        let twice = get("/").header("expect", "100-continue");
+        let (_, headers) = vetted(twice.header("expect", "100-Continue")).expect("passes");
+        assert!(!headers.contains_key("expect"));
+        let other = get("/")
+            .header("expect", "100-continue")
+            .header("expect", "x");
+        assert_eq!(vetted(other).expect_err("unknown").0, 417);
+        let old = get("/").version(Version::HTTP_10).header("expect", "x");
+        assert!(!vetted(old).expect("passes").1.contains_key("expect"));
+    }
+
+    fn h2(uri: &str) -> http::request::Builder {
+        Request::get(uri).version(Version::HTTP_2)
+    }
+
+    #[test]
+    fn in_http_2_the_authority_is_the_host() {
+        let (target, headers) = vetted(h2("https://shop.example/a?b")).expect("passes");
+        assert_eq!(target.raw, "/a?b");
+        assert_eq!(headers["host"], "shop.example");
+        let both = h2("https://shop.example/").header("host", "SHOP.example");
+        assert_eq!(vetted(both).expect("passes").1["host"], "shop.example");
+        let host_alone = h2("/").header("host", "shop.example");
+        assert_eq!(
+            vetted(host_alone).expect("passes").1["host"],
+            "shop.example"
+        );
+        for request in [
+            h2("/"),
+            h2("https://shop.example/").header("host", "other.example"),
+            h2("https://user@shop.example/"),
+            h2("/").header("host", "a").header("host", "a"),
+        ] {
+            let shown = format!("{request:?}");
+            assert_eq!(vetted(request).expect_err(&shown).0, 400, "{shown}");
+        }
+    }
+
+    #[test]
+    fn in_http_2_nothing_is_said_of_connections() {
+        for (name, value) in [
+            ("connection", "close"),
+            ("connection", "x-a"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("te", "gzip"),
+            ("te", "trailers, deflate"),
+        ] {
+            let request = h2("https://shop.example/").header(name, value);
+            assert_eq!(vetted(request).expect_err(name).0, 400, "{name}: {value}");
+        }
+        let trailers = h2("https://shop.example/").header("te", "trailers");
+        assert!(!vetted(trailers).expect("passes").1.contains_key("te"));
+    }
+
+    #[test]
+    fn in_http_2_a_cookie_may_come_in_crumbs() {
+        let crumbs = h2("https://shop.example/")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+            .header("cookie", "c=3");
+        let (_, headers) = vetted(crumbs).expect("passes");
+        let lines: Vec<_> = headers.get_all("cookie").iter().collect();
+        assert_eq!(lines, ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
     fn headers_of_the_hop_and_spoofs_do_not_pass() {
         let (_, headers) = vetted(
             get("/")
@@ -322,7 +475,8 @@ mod tests {
                 .header("x-other", "1")
                 .header("cookie", "a=1")
                 .header("keep-alive", "1")
-                .header("upgrade", "websocket")
+                .header("upgrade", "h2c")
+                .header("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA")
                 .header("proxy", "http://evil.example")
                 .header("layby-token", "1")
                 .header("x_forwarded_for", "127.0.0.1"),

@@ -1,44 +1,110 @@
 //! Listeners: accepting connections, and going on when descriptors run out.
+//!
+//! Decides which connections are taken: all that have reached this machine until the door closes. Where a
+//! socket comes from (bound here, held by systemd, handed over by a predecessor) makes no difference after that.
 
 use std::io;
-use std::net::TcpListener as StdTcp;
-use std::os::fd::AsFd;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Downstream;
+use super::crowd::{self, Crowd};
 use super::forwarded::Peer;
+use super::proxy;
+use super::tls::Tls;
 use super::watch::Watch;
+use super::{Downstream, Settings};
 use crate::config::Listen;
-use crate::unix_socket::UnixSocket;
+use crate::descriptors;
+use crate::unix_socket::{BACKLOG, UnixSocket};
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
 /// would only turn the wheel.
 const BREATHER: Duration = Duration::from_millis(50);
 
+/// Of an answer, so much waits in the kernel at most beside what is under way on the line.
+const UNSENT: u32 = 64 * 1024;
+
 /// A bound listener.
-pub enum Listener {
+pub struct Listener {
+    socket: Socket,
+    entry: Listen,
+    name: Listen,
+}
+
+enum Socket {
     Tcp(TcpListener),
     Unix(UnixSocket),
+}
+
+/// A listening socket that somebody else has made.
+#[derive(Debug)]
+pub enum Adopted {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
 }
 
 impl Listener {
     /// # Errors
     /// When the address is taken or cannot be had.
     pub fn bind(listen: &Listen) -> io::Result<Self> {
-        match listen {
+        let socket = match listen {
             Listen::Tcp(address) => {
-                let listener = StdTcp::bind(address)?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Tcp(TcpListener::from_std(listener)?))
+                let socket = match address.is_ipv4() {
+                    true => TcpSocket::new_v4()?,
+                    false => TcpSocket::new_v6()?,
+                };
+                // Connections of a predecessor that still linger do not keep the address.
+                socket.set_reuseaddr(true)?;
+                socket.bind(*address)?;
+                Socket::Tcp(socket.listen(BACKLOG)?)
             }
             // Whoever can reach the path may send requests, as to a port.
-            Listen::Unix(path) => Ok(Self::Unix(UnixSocket::bind(path, 0o666)?)),
-        }
+            Listen::Unix(path) => Socket::Unix(UnixSocket::bind(path, 0o666)?),
+            Listen::Systemd(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "systemd has passed no such socket",
+                ));
+            }
+        };
+        Ok(Self {
+            socket,
+            entry: listen.clone(),
+            name: listen.clone(),
+        })
+    }
+
+    /// A socket that is there already, for this entry of the configuration; `name` tells it from others for
+    /// a successor.
+    ///
+    /// # Errors
+    /// When it is no listening socket.
+    pub fn adopt(entry: &Listen, name: Listen, socket: Adopted) -> io::Result<Self> {
+        let socket = match socket {
+            Adopted::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Socket::Tcp(TcpListener::from_std(listener)?)
+            }
+            Adopted::Unix(listener) => {
+                let ours = matches!(name, Listen::Unix(_));
+                Socket::Unix(UnixSocket::adopt(listener, ours)?)
+            }
+        };
+        Ok(Self {
+            socket,
+            entry: entry.clone(),
+            name,
+        })
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -46,22 +112,41 @@ impl Listener {
     /// # Errors
     /// When the system cannot tell.
     pub fn address(&self) -> io::Result<Listen> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
-            Self::Unix(listener) => Ok(Listen::Unix(listener.path().to_owned())),
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
+            Socket::Unix(listener) => Ok(Listen::Unix(listener.path().to_owned())),
+        }
+    }
+
+    /// Keeps the kernel from taking more of an answer than it can soon send: what waits there cannot be seen
+    /// to stand still. Connections inherit it.
+    fn take_little(&self) {
+        if let Socket::Tcp(listener) = &self.socket
+            && let Err(error) = SockRef::from(listener).set_tcp_notsent_lowat(UNSENT)
+        {
+            tracing::debug!(%error, "the kernel takes answers as it likes");
         }
     }
 
     async fn accept(&self) -> io::Result<(Accepted, Peer)> {
-        match self {
-            Self::Tcp(listener) => {
+        match &self.socket {
+            Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let local = stream.local_addr()?;
                 Ok((Accepted::Tcp(stream), Peer::Tcp { peer, local }))
             }
-            Self::Unix(listener) => Ok((Accepted::Unix(listener.accept().await?), Peer::Unix)),
+            Socket::Unix(listener) => Ok((Accepted::Unix(listener.accept().await?), Peer::Unix)),
         }
+    }
+
+    /// The socket, still listening, with all who wait there, and its name.
+    fn keep(self) -> io::Result<(Listen, OwnedFd)> {
+        let kept = match self.socket {
+            Socket::Tcp(listener) => listener.into_std()?.into(),
+            Socket::Unix(listener) => listener.keep()?,
+        };
+        Ok((self.name, kept))
     }
 }
 
@@ -70,54 +155,164 @@ enum Accepted {
     Unix(UnixStream),
 }
 
+impl Accepted {
+    fn refuse(self) {
+        // A connection that is gone needs no answer.
+        match self {
+            Self::Tcp(stream) => _ = stream.into_std().map(crowd::refuse),
+            Self::Unix(stream) => _ = stream.into_std().map(crowd::refuse),
+        }
+    }
+}
+
 /// A connection's bytes.
-pub trait Stream: AsyncRead + AsyncWrite + AsFd + Unpin {
-    /// Ends it so that the client cannot take it for a regular end.
-    fn reset(self);
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// The line below, whatever is spoken over it.
+    fn line(&self) -> BorrowedFd<'_>;
+
+    /// Its end cannot be taken for a regular one by the client.
+    fn reset(&self);
 }
 
 impl Stream for TcpStream {
-    fn reset(self) {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn reset(&self) {
         // It may be gone already; then nobody can mistake anything.
         let _ = self.set_zero_linger();
     }
 }
 
 impl Stream for UnixStream {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
     /// Unix sockets know no reset.
-    fn reset(self) {}
+    fn reset(&self) {}
+}
+
+/// TLS tells a regular end (`close_notify`) from any other; the line's own end makes it plain.
+impl<S: Stream> Stream for TlsStream<S> {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.get_ref().0.line()
+    }
+
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+impl Stream for Box<dyn Stream> {
+    fn line(&self) -> BorrowedFd<'_> {
+        (**self).line()
+    }
+
+    fn reset(&self) {
+        (**self).reset();
+    }
 }
 
 /// All listeners, and the connections that came through them.
 #[derive(Default)]
 pub struct Listeners {
+    doors: Vec<Door>,
     accepting: TaskTracker,
     connections: TaskTracker,
+    /// Nothing more is accepted, and the sockets stay.
+    kept: CancellationToken,
+}
+
+struct Door {
+    listener: Arc<Listener>,
+    /// Its entry is one of `[tls]`.
+    tls: bool,
+    /// Takes in who has arrived, and no more.
+    closing: CancellationToken,
 }
 
 impl Listeners {
-    /// Accepts on this listener until the drain has begun.
-    pub fn add(&self, listener: Listener, downstream: Arc<Downstream>) {
-        let connections = self.connections.clone();
+    /// Accepts on this listener until the drain has begun, or it is closed. With `tls`, connections begin
+    /// with a handshake.
+    pub fn add(&mut self, listener: Listener, tls: Option<Arc<Tls>>, downstream: Arc<Downstream>) {
+        listener.take_little();
+        let door = Door {
+            listener: Arc::new(listener),
+            tls: tls.is_some(),
+            closing: CancellationToken::new(),
+        };
+        let (listener, closing) = (Arc::clone(&door.listener), door.closing.clone());
+        let (connections, kept) = (self.connections.clone(), self.kept.clone());
+        self.doors.push(door);
         self.accepting.spawn(async move {
-            let drain = downstream.drain_begun();
-            tokio::pin!(drain);
+            let closed = async {
+                tokio::select! {
+                    () = downstream.drain_begun() => {}
+                    () = closing.cancelled() => {}
+                }
+            };
+            tokio::pin!(closed);
             loop {
                 let accepted = tokio::select! {
+                    biased; // However many come, the end is seen.
+                    () = kept.cancelled() => return,
+                    () = &mut closed => break,
                     accepted = listener.accept() => accepted,
-                    () = &mut drain => return,
                 };
                 match accepted {
                     Ok((stream, peer)) => {
-                        connections.spawn(connection(Arc::clone(&downstream), stream, peer));
+                        let (downstream, tls) = (Arc::clone(&downstream), tls.clone());
+                        connections.spawn(connection(downstream, stream, peer, tls));
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(BREATHER).await;
+                    Err(error) if descriptors::is_shortage(&error) => {
+                        make_do(&listener, &downstream.crowd, &error).await;
                     }
+                    // That connection is gone already; the next one may be there.
+                    Err(error) => tracing::debug!(%error, "cannot accept a connection"),
                 }
             }
+            // The runtime looks at its sockets once more: who is in the kernel's queue has come in time.
+            tokio::task::yield_now().await;
+            for _ in 0..BACKLOG {
+                let Some(Ok((stream, peer))) = listener.accept().now_or_never() else {
+                    return;
+                };
+                let (downstream, tls) = (Arc::clone(&downstream), tls.clone());
+                connections.spawn(connection(downstream, stream, peer, tls));
+            }
         });
+    }
+
+    /// The entries of `listen` that are listened on, one for each socket.
+    pub fn entries(&self) -> impl Iterator<Item = &Listen> {
+        let plain = self.doors.iter().filter(|door| !door.tls);
+        plain.map(|door| &door.listener.entry)
+    }
+
+    /// Closes the listeners of all other entries of `listen`. Their connections go on.
+    pub fn retain(&mut self, entries: &[Listen]) {
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.doors)
+            .into_iter()
+            .partition(|door| door.tls || entries.contains(&door.listener.entry));
+        self.doors = kept;
+        for door in gone {
+            tracing::info!(listen = %door.listener.entry, "listener closed");
+            door.closing.cancel();
+        }
+    }
+
+    /// Accepts no more, and takes the sockets out: whoever comes from now on waits there until somebody
+    /// else accepts.
+    pub fn keep(&mut self) -> Kept {
+        self.kept.cancel();
+        Kept(std::mem::take(&mut self.doors))
+    }
+
+    /// Every door closes when it has seen the drain. A socket that others hold too stays open there.
+    pub fn shut(&mut self) {
+        self.doors.clear();
     }
 
     /// Resolves when no connection is left; call after the drain began.
@@ -133,8 +328,58 @@ impl Listeners {
     }
 }
 
-async fn connection(downstream: Arc<Downstream>, stream: Accepted, peer: Peer) {
-    let watch = Watch::new(downstream.sweeper.alarm());
+/// Sockets where clients wait and nobody accepts. Dropping it closes them.
+pub struct Kept(Vec<Door>);
+
+impl Kept {
+    /// The sockets and their names, after [`Listeners::finished`].
+    ///
+    /// # Errors
+    /// When the descriptors have run out.
+    pub fn sockets(self) -> io::Result<Vec<(Listen, OwnedFd)>> {
+        let alone = |door: Door| Arc::into_inner(door.listener);
+        let listeners = self.0.into_iter().filter_map(alone);
+        listeners.map(Listener::keep).collect()
+    }
+}
+
+/// Goes on without descriptors: the connections that have been idle longest give theirs, and if there are
+/// none, whoever waits at the door is let go.
+async fn make_do(listener: &Listener, crowd: &Crowd, error: &io::Error) {
+    if crowd.make_room() > 0 {
+        // They leave in tasks of their own, which run before this one goes on.
+        return tokio::task::yield_now().await;
+    }
+    let accept = || listener.accept().now_or_never()?.ok();
+    if crowd.turn_away(accept, |(stream, _)| stream.refuse()) {
+        return tokio::task::yield_now().await;
+    }
+    // Somebody else has taken even the one that was kept back.
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(BREATHER).await;
+}
+
+/// Whom a connection counts for, if for anybody: not a proxy, which speaks for many.
+fn counted(peer: Peer, settings: &Settings) -> Option<IpAddr> {
+    let speaks_for_many = peer.among(&settings.trusted) || peer.among(&settings.proxied);
+    match peer {
+        Peer::Tcp { peer, .. } if !speaks_for_many => Some(peer.ip()),
+        Peer::Tcp { .. } | Peer::Unix => None,
+    }
+}
+
+async fn connection(
+    downstream: Arc<Downstream>,
+    stream: Accepted,
+    peer: Peer,
+    tls: Option<Arc<Tls>>,
+) {
+    let settings = downstream.settings();
+    let watch = Watch::new(downstream.sweeper.alarm(), settings.bounds);
+    let Ok(_place) = downstream.crowd.enter(&watch, counted(peer, &settings)) else {
+        return stream.refuse();
+    };
+    drop(settings);
     // hyper takes its buffers at once; a connection that says nothing should cost nothing.
     let readable = async {
         match &stream {
@@ -149,7 +394,29 @@ async fn connection(downstream: Arc<Downstream>, stream: Accepted, peer: Peer) {
         () = downstream.drain_begun() => return,
     }
     match stream {
-        Accepted::Tcp(stream) => downstream.serve(stream, peer, watch).await,
-        Accepted::Unix(stream) => downstream.serve(stream, peer, watch).await,
+        Accepted::Tcp(stream) => begin(downstream, stream, peer, tls, watch).await,
+        Accepted::Unix(stream) => begin(downstream, stream, peer, tls, watch).await,
+    }
+}
+
+/// A connection whose first bytes are there.
+async fn begin<S: Stream>(
+    downstream: Arc<Downstream>,
+    mut stream: S,
+    peer: Peer,
+    tls: Option<Arc<Tls>>,
+    watch: Arc<Watch>,
+) {
+    let peer = match peer.among(&downstream.settings().proxied) {
+        false => peer,
+        true => match Box::pin(proxy::read(&mut stream, peer, &watch)).await {
+            Some(client) => client,
+            None => return,
+        },
+    };
+    match tls {
+        None => downstream.serve_plain(stream, peer, watch).await,
+        // Boxed: its size would be paid by every idle connection.
+        Some(tls) => Box::pin(downstream.serve_tls(tls, Box::new(stream), peer, watch)).await,
     }
 }

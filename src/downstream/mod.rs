@@ -3,42 +3,75 @@
 //! A request leaves this room vetted, with its whole body in hand, or the means to take it later; what
 //! comes back is made fit for the wire. Slots and workers are not known here.
 
-mod answers;
+pub mod access_log;
+pub(crate) mod answers;
 mod collect;
+mod compress;
+mod crowd;
+mod finish;
 pub(crate) mod forwarded;
+pub(crate) mod framing;
 pub(crate) mod head;
+mod http2;
 mod listen;
+mod mounts;
+mod pace;
+mod pages;
+mod protocol;
+pub(crate) mod proxy;
 mod routes;
+mod seldom;
+pub mod tls;
+mod upgrade;
 mod watch;
+mod way;
 
+use std::pin::Pin;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
-use self::collect::{Bounds, collect};
-use self::forwarded::Peer;
+use self::collect::collect;
+use self::finish::{Entry, Finish};
+use self::forwarded::Trust;
+use self::framing::{Framed, Heads, MAX_HEAD, Refused};
+use self::head::{Refusal, Target};
 use self::listen::Stream;
-use self::watch::{Finish, STALL, Watch, Watched};
-use crate::config::{BodyMode, Trusted};
+use self::watch::{Watch, Watched};
+use self::way::Way;
+use crate::coding::Accepted;
+use crate::config::{BodyMode, Compression, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
-use crate::message::{self, LaterBody, NoBody, RequestBody};
+use crate::files::{Conditions, Files};
+use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
+use crate::record::Record;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
+use crate::trace::Trace;
+use crate::tunnel::Resumed;
 
-pub use listen::{Listener, Listeners};
-pub use routes::Routes;
+pub use access_log::{AccessLog, Style};
+pub use crowd::{Crowd, Most};
+pub use listen::{Adopted, Listener, Listeners};
+pub use pace::Rate;
+pub use pages::Pages;
+pub use routes::{Route, Routes};
+pub use watch::Bounds;
 
-/// Largest request head.
-const MAX_HEAD: usize = 64 * 1024;
+/// What a request is called: to workers, and in the answer to its client.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What has reached this machine when a drain begins, connections and requests, is taken in within
 /// this time. What comes later meets a closed door.
@@ -52,11 +85,23 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub trusted: Vec<Trusted>,
+    pub forwarding_headers: ForwardingHeaders,
+    /// Peers that begin with a PROXY header.
+    pub proxied: Vec<Trusted>,
+    /// HTTP/2 without TLS is taken.
+    pub h2c: bool,
     pub max_body: u64,
+    /// Of connections that are yet to come.
+    pub bounds: Bounds,
     pub routes: Routes,
+    pub files: Files,
+    pub compression: Compression,
     pub exchange: exchange::Settings,
     /// Told to clients that were shed.
     pub retry_after: Duration,
+    pub pages: Pages,
+    /// None if none is kept.
+    pub access_log: Option<Style>,
 }
 
 /// Everything that a connection needs, shared by all.
@@ -64,10 +109,14 @@ pub struct Downstream {
     pub exchange: Exchange,
     pub spool: Spool,
     pub metrics: Metrics,
+    pub access_log: AccessLog,
     pub sweeper: Sweeper,
+    pub crowd: Crowd,
     pub settings: RwLock<Arc<Settings>>,
     /// Connections end with their request under way.
     pub drain: CancellationToken,
+    /// Tunnels end, however much they carry.
+    pub end_tunnels: CancellationToken,
 }
 
 impl Downstream {
@@ -84,7 +133,8 @@ impl Downstream {
         tokio::time::sleep(LAST_ARRIVALS).await;
     }
 
-    fn settings(&self) -> Arc<Settings> {
+    /// Those in force.
+    pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(
             &self
                 .settings
@@ -93,18 +143,67 @@ impl Downstream {
         )
     }
 
-    /// Serves one connection to its end.
-    async fn serve<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
-        let io = TokioIo::new(Watched {
-            stream,
-            watch: Arc::clone(&watch),
-        });
+    /// Serves one connection of HTTP/1 to its end.
+    async fn serve<S: Stream>(self: Arc<Self>, mut stream: S, way: Way, watch: Arc<Watch>) {
+        let mut read = Bytes::new();
+        loop {
+            let talk = Arc::clone(&self).converse(stream, read, way.clone(), Arc::clone(&watch));
+            // Boxed: while the connection rests, nothing is left of it.
+            let Some(rested) = Box::pin(talk).await else {
+                return;
+            };
+            (stream, read) = rested;
+            if read.is_empty() {
+                // Empty as it is, it may keep a buffer.
+                drop(read);
+                let Some(first) = self.first_byte(&mut stream, &watch).await else {
+                    return;
+                };
+                read = first;
+            }
+        }
+    }
+
+    /// Waits for a request on a connection that rests; none if the connection is to end.
+    async fn first_byte<S: Stream>(&self, stream: &mut S, watch: &Watch) -> Option<Bytes> {
+        let mut byte = [0];
+        tokio::select! {
+            biased; // A request that is there is worth more than a drain that has begun.
+            read = stream.read(&mut byte) => matches!(read, Ok(1)).then(|| Bytes::copy_from_slice(&byte)),
+            () = watch.alarm.rang() => None,
+            () = self.drain_begun() => None,
+        }
+    }
+
+    /// Serves a connection until it ends, or has nothing to say for a while: then it is given back, with what
+    /// has been read of it. hyper keeps its buffers, some 16 KiB, for as long as it has a connection.
+    async fn converse<S: Stream>(
+        self: Arc<Self>,
+        stream: S,
+        read: Bytes,
+        way: Way,
+        watch: Arc<Watch>,
+    ) -> Option<(S, Bytes)> {
+        let heads = Arc::new(Heads::default());
+        let watched = Watched::new(stream, read, Arc::clone(&watch));
+        let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
+            let refused = heads.next_request();
+            let answered =
+                Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch));
+            let heads = Arc::clone(&heads);
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(Arc::clone(&self).handle(request, peer, Arc::clone(&watch)))
+            Box::pin(async move {
+                let response = answered.await?;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    heads.open_tunnel();
+                }
+                Ok::<_, ClientLeft>(response)
+            })
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.max_header_size(MAX_HEAD);
+        // `Framed` has the bound; what it has escaped may be longer than what came.
+        http.max_header_size(2 * MAX_HEAD);
         let mut connection = http.serve_connection(io, service);
         let drain = self.drain_begun();
         tokio::pin!(drain);
@@ -114,11 +213,18 @@ impl Downstream {
                 biased;
                 ended = &mut connection => match ended {
                     Ok(()) => {
-                        if watch.is_unread() {
-                            let stream = connection.into_parts().io.into_inner().stream;
-                            Box::pin(linger(stream)).await;
+                        let parts = connection.into_parts();
+                        let framed = parts.io.into_inner();
+                        if let Some(tunnel) = watch.take_tunnel() {
+                            let line = Resumed {
+                                read: parts.read_buf,
+                                line: framed,
+                            };
+                            Box::pin(tunnel.run(line, self.end_tunnels.clone())).await;
+                        } else if watch.is_unread() {
+                            Box::pin(linger(framed.stream.stream)).await;
                         }
-                        return;
+                        return None;
                     }
                     Err(error) => {
                         tracing::debug!(%error, "connection ended");
@@ -127,101 +233,193 @@ impl Downstream {
                     }
                 },
                 () = watch.alarm.rang() => {
+                    if watch.rests() {
+                        if heads.is_mid_head() {
+                            // It began to come before the last answer was out.
+                            watch.bytes_came();
+                            continue;
+                        }
+                        let parts = connection.into_parts();
+                        let watched = parts.io.into_inner().stream;
+                        return Some((watched.stream, parts.read_buf));
+                    }
+                    if !watch.is_sending() && heads.give_up() {
+                        watch.within(LINGER);
+                        continue;
+                    }
                     tracing::debug!("connection closed: too slow or idle");
                     break watch.is_sending();
                 }
                 () = &mut drain, if !draining => {
                     draining = true;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    // A request whose head has begun to come is the last, but served.
+                    if !heads.is_mid_head() {
+                        std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    }
                 }
             }
         };
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            connection.into_parts().io.into_inner().stream.reset();
+            let watched = connection.into_parts().io.into_inner().stream;
+            watched.stream.reset();
         }
+        None
     }
 
+    /// One request, from its head to the head of its answer.
     async fn handle(
         self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: Peer,
+        request: Request<impl RequestStream>,
+        refused: Option<Refused>,
+        way: Way,
         watch: Arc<Watch>,
     ) -> Result<Response<Body>, ClientLeft> {
         let settings = self.settings();
-        let method = request.method().clone();
-        let mut finish = Finish::new(self.metrics.clone(), Arc::clone(&watch), method.clone());
-        let json = answers::wants_json(request.headers());
-        let answered = async {
-            let (request, later) = self.receive(request, peer, &watch, &settings).await?;
-            watch.in_hand();
-            let lazy = later.is_some();
-            let outcome = self.exchange.run(request, later, settings.exchange);
-            let answer = if lazy {
-                // hyper looks for the client's leaving only while it reads.
-                tokio::select! {
-                    answer = outcome => answer,
-                    () = Box::pin(watch.hung_up()) => return Ok(None),
-                }
-            } else {
-                outcome.await
-            };
-            answers::passed_on(answer.map_err(Trouble::Exchange)?, &method).map(Some)
-        };
-        let mut response = match answered.await {
-            Ok(Some(response)) => response,
-            Ok(None) => return Err(ClientLeft),
-            Err(trouble) => {
-                log(trouble, &method);
-                let retry_after = settings.retry_after.as_secs().max(1);
-                answers::own(trouble, json, retry_after)
+        let (mut parts, body) = request.into_parts();
+        watch.set_unread(!body.is_end_stream());
+        let upgrade = upgrade::asked(&parts);
+        let vetted = match refused {
+            // It stands for what came instead, and what comes behind that is not read as anything.
+            Some(refused) => {
+                watch.set_unread(true);
+                parts.uri = refused.target;
+                Err(refused.refusal)
             }
+            None => head::vet(&mut parts),
         };
-        if self.drain.is_cancelled() || watch.is_unread() {
-            let headers = response.headers_mut();
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        let (mut visit, told) = self.identify(&mut parts, &way, &settings, &watch);
+        visit.upgrade = upgrade;
+        let answered = async {
+            let target = vetted.and_then(|target| told.map(|()| target));
+            let target = target.map_err(Trouble::Refused)?;
+            if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
+                && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
+            {
+                let (response, _) = answers::passed_on(answer, &parts.method)?;
+                return Ok(Some(response));
+            }
+            let (request, later, exchange) = self
+                .receive(parts, target, body, &mut visit, &watch, &settings)
+                .await?;
+            let wish = visit.wish.take();
+            pass(exchange, request, later, wish, &watch, &settings).await
+        };
+        match answered.await {
+            Ok(Some(response)) => {
+                let (accepted, how) = (&visit.accepted, &settings.compression);
+                let response = compress::compressed(response, &visit.method, accepted, how);
+                Ok(self.finish(Box::pin(response).await, visit, &watch))
+            }
+            Ok(None) => Err(ClientLeft),
+            Err(trouble) => {
+                let response = refuse(trouble, &mut visit, &settings);
+                Ok(self.finish(response, visit, &watch))
+            }
         }
-        finish.answered(response.status());
-        Ok(response.map(|body| body.watched(finish)))
     }
 
-    /// Vets the head and takes in the whole body, or leaves it where it is if its route says so.
-    async fn receive(
+    /// Who asks, if that can be told in one way, and what the request is called. From here on it is counted,
+    /// whatever becomes of it, so this comes before a refusal of its head.
+    fn identify(
         &self,
-        request: Request<Incoming>,
-        peer: Peer,
-        watch: &Arc<Watch>,
+        parts: &mut Parts,
+        way: &Way,
         settings: &Settings,
-    ) -> Result<(message::Request, Option<LaterBody>), Trouble> {
-        let (mut parts, body) = request.into_parts();
-        let empty = http_body::Body::is_end_stream(&body);
-        watch.set_unread(!empty);
-        let target = head::vet(&mut parts).map_err(Trouble::Refused)?;
-        let client = forwarded::client(peer, &settings.trusted, &mut parts.headers);
+        watch: &Arc<Watch>,
+    ) -> (Visit, Result<(), Refusal>) {
+        let arrived = Instant::now();
+        let id = forwarded::request_id(way.peer, &settings.trusted, &parts.headers);
+        let trust = Trust {
+            proxies: &settings.trusted,
+            headers: settings.forwarding_headers,
+        };
+        let (client, told) = forwarded::client(way, trust, &mut parts.headers);
+        let trace = Trace::take(&mut parts.headers);
+        let record = match settings.access_log {
+            Some(_) => Record::new(id, trace, arrived),
+            None => Record::untimed(id, trace),
+        };
+        let entry = settings.access_log.map(|style| {
+            Box::new(Entry {
+                log: self.access_log.clone(),
+                style,
+                head: style.head(parts, &client),
+                arrived: SystemTime::now(),
+                route: None,
+            })
+        });
+        let finish = Finish::new(
+            self.metrics.clone(),
+            Arc::clone(watch),
+            parts.method.clone(),
+            Arc::clone(&record),
+            arrived,
+            entry,
+        );
+        let visit = Visit {
+            client,
+            method: parts.method.clone(),
+            wants_json: answers::wants_json(&parts.headers),
+            accepted: Accepted::of(&parts.headers, &settings.compression.algorithms),
+            wish: match settings.files.hands_off() {
+                true => Conditions::of(&parts.method, &parts.headers).map(Box::new),
+                false => None,
+            },
+            record,
+            finish,
+            upgrade: None,
+        };
+        (visit, told)
+    }
+
+    /// Takes in the whole body, or leaves it where it is if its route says so. Also tells where the request is
+    /// to go.
+    async fn receive<'a>(
+        &'a self,
+        mut parts: Parts,
+        target: Target,
+        body: impl RequestStream,
+        visit: &mut Visit,
+        watch: &Arc<Watch>,
+        settings: &'a Settings,
+    ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
+        let (client, record) = (visit.client.clone(), Arc::clone(&visit.record));
         let route = settings
             .routes
             .of(&target.path, &client.server_name, &parts.method);
+        let upstream = route.and_then(|route| route.upstream.as_ref());
+        let exchange = upstream.unwrap_or(&self.exchange);
+        let route = route.map(|route| &route.rules);
+        if let Some(route) = route {
+            visit.finish.takes(&route.path);
+        }
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
-        if http_body::Body::size_hint(&body).lower() > max {
+        if body.size_hint().lower() > max {
             return Err(Trouble::Body(NoBody::TooLarge));
         }
-        let bounds = Bounds { max, stall: STALL };
+        let empty = body.is_end_stream();
         let lazy = !empty && route.is_some_and(|route| route.body == BodyMode::Lazy);
+        let body = Counted {
+            body,
+            record: Arc::clone(&record),
+        };
         let (body, later) = if empty {
-            let nothing = spool::Body::Memory(bytes::Bytes::new());
+            let nothing = spool::Body::Memory(Bytes::new());
             (RequestBody::Here(nothing), None)
         } else if lazy {
-            let announced = http_body::Body::size_hint(&body).exact();
+            let announced = body.size_hint().exact();
             let (spool, watch) = (self.spool.clone(), Arc::clone(watch));
-            let taking = async move { collect(body, &spool, &watch, bounds).await };
+            let taking = async move { collect(body, &spool, &watch, max).await };
             (RequestBody::Later(announced), Some(LaterBody::new(taking)))
         } else {
-            let body = collect(body, &self.spool, watch, bounds).await;
+            let body = collect(body, &self.spool, watch, max).await;
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
+        parts.headers.insert(REQUEST_ID, record.id.header());
         let request = message::Request {
             method: parts.method,
             version: parts.version,
@@ -230,10 +428,127 @@ impl Downstream {
             query: target.query,
             headers: parts.headers,
             client,
+            record,
             body,
+            upgrade: visit.upgrade.clone().filter(|_| exchange.may_upgrade()),
         };
-        Ok((request, later))
+        Ok((request, later, exchange))
     }
+
+    /// What every answer has, whoever gave it.
+    fn finish(&self, mut response: Response<Body>, visit: Visit, watch: &Watch) -> Response<Body> {
+        let headers = response.headers_mut();
+        // An application that has ids of its own, or passes another server's on, keeps them.
+        headers
+            .entry(REQUEST_ID)
+            .or_insert_with(|| visit.record.id.header());
+        let closes = self.drain.is_cancelled() || watch.is_unread();
+        if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        let Visit {
+            mut finish, method, ..
+        } = visit;
+        let status = response.status();
+        let bodiless = answers::is_bodiless(status, &method) || response.body().is_end_stream();
+        finish.answered(status, bodiless);
+        response.map(|body| body.watched(finish))
+    }
+}
+
+/// Has the application answer; None if the client left meanwhile.
+async fn pass(
+    exchange: &Exchange,
+    request: message::Request,
+    later: Option<LaterBody>,
+    wish: Option<Box<Conditions>>,
+    watch: &Watch,
+    settings: &Settings,
+) -> Result<Option<Response<Body>>, Trouble> {
+    watch.in_hand();
+    let method = request.method.clone();
+    let lazy = later.is_some();
+    let outcome = exchange.run(request, later, settings.exchange);
+    let answer = if lazy {
+        // hyper looks for the client's leaving only while it reads.
+        tokio::select! {
+            answer = outcome => answer,
+            () = Box::pin(watch.hung_up()) => return Ok(None),
+        }
+    } else {
+        outcome.await
+    };
+    let mut answer = answer.map_err(Trouble::Exchange)?;
+    if settings.files.hands_off() {
+        answer = Box::pin(settings.files.hand_off(answer, wish)).await?;
+    }
+    let (response, tunnel) = answers::passed_on(answer, &method)?;
+    if let Some(tunnel) = tunnel {
+        watch.set_tunnel(tunnel);
+    }
+    Ok(Some(response))
+}
+
+/// What is known of a request as soon as its head is there.
+struct Visit {
+    client: Client,
+    method: Method,
+    wants_json: bool,
+    /// Of what answers are compressed with.
+    accepted: Accepted,
+    /// What is asked of a file, should the application name one.
+    wish: Option<Box<Conditions>>,
+    record: Arc<Record>,
+    finish: Finish,
+    /// The protocol that the client would like to change to.
+    upgrade: Option<HeaderValue>,
+}
+
+/// A request's body, whose bytes are counted as they come.
+struct Counted<B> {
+    body: B,
+    record: Arc<Record>,
+}
+
+impl<B: RequestStream> http_body::Body for Counted<B> {
+    type Data = bytes::Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.record.received(data.len());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A request's body, as it comes from the client.
+trait RequestStream:
+    http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestStream for B where
+    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send>
+        + Send
+        + Unpin
+        + 'static
+{
 }
 
 /// The client of a request is gone: nobody is answered, and the connection ends.
@@ -264,15 +579,21 @@ async fn linger(mut stream: impl Stream) {
     let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
-/// What the client is not told.
-fn log(trouble: Trouble, method: &http::Method) {
+/// The gateway's own answer, and a word about it in the log: what the client is not told.
+fn refuse(trouble: Trouble, visit: &mut Visit, settings: &Settings) -> Response<Body> {
+    let (method, request) = (&visit.method, &visit.record.id);
     match trouble {
         Trouble::BadAnswer(why) => {
-            tracing::error!(%method, why, "invalid answer from the application")
+            tracing::error!(%request, %method, why, "invalid answer from the application");
         }
         Trouble::Exchange(failure @ exchange::Failure::WorkerGone) => {
-            tracing::warn!(%method, %failure, "request failed");
+            tracing::warn!(%request, %method, %failure, "request failed");
         }
-        trouble => tracing::debug!(%method, status = trouble.status().as_u16(), "request refused"),
+        trouble => {
+            let status = trouble.status().as_u16();
+            tracing::debug!(%request, %method, status, "request refused");
+        }
     }
+    visit.finish.failed(trouble.as_str());
+    answers::own(trouble, visit.wants_json, settings, request)
 }

@@ -7,7 +7,15 @@ use std::cmp::Reverse;
 
 use http::Method;
 
-use crate::config::Route;
+use crate::config;
+use crate::exchange::Exchange;
+
+/// A route, and where its requests go if not to the workers of the whole gateway.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub rules: config::Route,
+    pub upstream: Option<Exchange>,
+}
 
 /// The routes, those first that go before others.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +23,7 @@ pub struct Routes(Vec<Route>);
 
 impl Routes {
     pub fn new(mut routes: Vec<Route>) -> Self {
-        routes.sort_by_key(|route| {
+        routes.sort_by_key(|Route { rules: route, .. }| {
             (
                 Reverse(route.path.len()),
                 route.host.is_none(),
@@ -27,7 +35,7 @@ impl Routes {
 
     /// `path` is decoded, `host` as the client named it, without the port.
     pub fn of(&self, path: &[u8], host: &str, method: &Method) -> Option<&Route> {
-        self.0.iter().find(|route| {
+        self.0.iter().find(|Route { rules: route, .. }| {
             is_below(path, route.path.as_bytes())
                 && route.host.as_deref().is_none_or(|name| is_host(host, name))
                 && (route.methods.is_empty() || route.methods.contains(method))
@@ -55,7 +63,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::BodyMode;
+    use crate::config::{BodyMode, Route};
+
+    fn routes(rules: Vec<Route>) -> Routes {
+        let alone = |rules| super::Route {
+            rules,
+            upstream: None,
+        };
+        Routes::new(rules.into_iter().map(alone).collect())
+    }
 
     fn route(path: &str, host: Option<&str>, methods: &[Method]) -> Route {
         Route {
@@ -64,6 +80,7 @@ mod tests {
             methods: methods.to_vec(),
             body: BodyMode::Buffered,
             max_body: None,
+            upstream: None,
         }
     }
 
@@ -104,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_route_for_the_fewest_requests_goes_first() {
-        let routes = Routes::new(vec![
+        let found_in = routes(vec![
             route("/", None, &[]),
             route("/a", None, &[]),
             route("/a", None, &[Method::POST]),
@@ -120,8 +137,10 @@ mod tests {
             ("/a/b/c", "g", Method::GET, Some(("/a", None, 0))),
             ("*", "h", Method::OPTIONS, None),
         ] {
-            let taken = routes.of(path.as_bytes(), host, &method);
-            let taken = taken.map(|it| (&*it.path, it.host.as_deref(), it.methods.len()));
+            let taken = found_in.of(path.as_bytes(), host, &method);
+            let taken = taken
+                .map(|it| &it.rules)
+                .map(|it| (&*it.path, it.host.as_deref(), it.methods.len()));
             assert_eq!(taken, found, "{method} {host} {path}");
         }
     }
@@ -163,13 +182,13 @@ mod tests {
             list in proptest::collection::vec(any_route(), 0..8),
             path in path(), host in host(), method in method(),
         ) {
-            let routes = Routes::new(list.clone());
+            let found_in = routes(list.clone());
             let rank = |route: &Route| {
                 (route.path.len(), route.host.is_some(), !route.methods.is_empty())
             };
             let fitting = list.iter().filter(|route| fits(route, &path, host, &method));
             let best = fitting.map(rank).max();
-            let taken = routes.of(path.as_bytes(), host, &method);
+            let taken = found_in.of(path.as_bytes(), host, &method).map(|it| &it.rules);
             prop_assert_eq!(taken.map(rank), best);
             if let Some(taken) = taken {
                 prop_assert!(fits(taken, &path, host, &method));
@@ -181,13 +200,13 @@ mod tests {
             list in proptest::collection::vec(any_route(), 0..6),
             path in path(), host in host(), method in method(),
         ) {
-            let rank = |route: Option<&Route>| {
-                route.map(|it| (it.path.clone(), it.host.clone(), !it.methods.is_empty()))
+            let rank = |route: Option<&super::Route>| {
+                route.map(|it| &it.rules).map(|it| (it.path.clone(), it.host.clone(), !it.methods.is_empty()))
             };
             let reversed = list.iter().rev().cloned().collect();
             prop_assert_eq!(
-                rank(Routes::new(list).of(path.as_bytes(), host, &method)),
-                rank(Routes::new(reversed).of(path.as_bytes(), host, &method))
+                rank(routes(list).of(path.as_bytes(), host, &method)),
+                rank(routes(reversed).of(path.as_bytes(), host, &method))
             );
         }
     }

@@ -1,40 +1,52 @@
-//! One deadline per connection: idle ones, slow heads, and clients that do not read are bounded by it.
+//! One deadline per connection, or per stream of one: idle clients, slow heads, slow bodies and slow readers.
 //!
 //! The connection's task waits on the alarm; whoever makes progress moves it. Whether the
 //! application is in time is not decided here: while a request is in its hands, the alarm is off.
+//!
+//! How a body keeps to [`Bounds::rate`], over whatever protocol:
+//! - one that comes in: [`Watch::awaits`] before waiting for the client, [`Watch::got`] after; the alarm says
+//!   that it is late;
+//! - one that goes out: [`Watch::behind`] when what we have to send is not taken, [`Watch::took`] with all that
+//!   is, and [`Watch::caught_up`] when nothing of ours is left to take. Over HTTP/1, [`Watched`] sees to that.
 
 use std::future::pending;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use crate::metrics::Metrics;
+use super::listen::Stream;
+use super::pace::{Credit, Rate};
 use crate::sweeper::Alarm;
+use crate::tunnel::Tunnel;
 
-/// A connection without a request is closed after this time. Longer than the 60 s that common
-/// balancers keep theirs, so that they close first and never meet a closed one.
-const IDLE: Duration = Duration::from_secs(75);
+/// What the kernel takes of an answer before its client does, about. [`super::listen`] keeps it from taking
+/// more of what cannot be sent.
+const KERNEL: u64 = 128 * 1024;
 
-/// From the first byte of a head to its last.
-const HEAD: Duration = Duration::from_secs(15);
+/// A connection that has been idle for so long does without its buffers until the next request.
+const REST: Duration = Duration::from_secs(1);
 
-/// Between two reads of a request body, and between two writes of an answer.
-pub const STALL: Duration = Duration::from_secs(30);
-
-/// nginx's word for a client that closed before it was answered.
-const CLIENT_CLOSED: u16 = 499;
+/// What a client may do with its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// Without a request.
+    pub idle: Duration,
+    /// Of bodies.
+    pub rate: Rate,
+}
 
 /// What a connection is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 enum Phase {
     /// Between requests, or the last answer's end is still on its way. → Head, InHand
     Idle,
@@ -46,43 +58,247 @@ enum Phase {
     Sending,
 }
 
+/// What a connection is about, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    Idle,
+    Reading,
+    Waiting,
+    Writing,
+}
+
 #[derive(Debug)]
 pub struct Watch {
     pub alarm: Alarm,
-    phase: AtomicU8,
+    bounds: Bounds,
+    state: Mutex<State>,
     /// Not all of the last request's body was read.
     unread: AtomicBool,
     /// Somebody asks for the connection's descriptor.
     wanted: AtomicBool,
     asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
+    /// What the connection becomes once the answer under way is sent.
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// When the phase has lasted too long.
+    until: Option<Instant>,
+    /// When the connection has been idle for long enough to rest.
+    rest: Option<Instant>,
+    taking: Credit,
+    sending: Credit,
+}
+
+impl State {
+    fn due(&self) -> Option<Instant> {
+        let all = [self.until, self.rest, self.taking.due(), self.sending.due()];
+        all.into_iter().flatten().min()
+    }
+
+    fn idle(&mut self, now: Instant, bounds: &Bounds) {
+        self.until = Some(now + bounds.idle);
+        self.rest = Some(now + REST);
+    }
+
+    fn is_behind(&self) -> bool {
+        self.sending.due().is_some()
+    }
 }
 
 impl Watch {
-    pub fn new(alarm: Alarm) -> Arc<Self> {
+    pub fn new(alarm: Alarm, bounds: Bounds) -> Arc<Self> {
         let watch = Self {
             alarm,
-            phase: AtomicU8::new(Phase::Idle as u8),
+            bounds,
+            state: Mutex::new(State {
+                phase: Phase::Idle,
+                until: None,
+                rest: None,
+                taking: Credit::new(bounds.rate),
+                sending: Credit::behind(bounds.rate, KERNEL),
+            }),
             unread: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
+            tunnel: Mutex::default(),
         };
-        watch.within(IDLE);
+        watch.idle();
         Arc::new(watch)
     }
 
+    /// The connection waits for its client's next word.
+    pub fn idle(&self) {
+        self.within(self.bounds.idle);
+    }
+
+    /// What is going on now has so long.
     pub fn within(&self, time: Duration) {
-        self.alarm.set(Instant::now() + time);
+        self.change(|state| state.until = Some(Instant::now() + time));
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let changed = change(&mut state);
+        match state.due() {
+            Some(due) => self.alarm.set(due),
+            None => self.alarm.clear(),
+        }
+        changed
     }
 
     /// A request's head is in the gateway's hands.
-    fn begun(&self) {
-        self.enter(Phase::InHand);
-        self.within(STALL);
+    pub fn begun(&self) {
+        self.change(|state| {
+            state.phase = Phase::InHand;
+            state.until = None;
+            state.rest = None;
+            state.taking = Credit::new(self.bounds.rate);
+        });
     }
 
     /// A whole request is with the application: its own deadline counts.
     pub fn in_hand(&self) {
-        self.alarm.clear();
+        self.change(|state| state.until = None);
+    }
+
+    /// More of a request's body is waited for.
+    pub fn awaits(&self) {
+        self.change(|state| state.taking.spend(Instant::now()));
+    }
+
+    /// So much of the body has come; the client is not waited for until that has been put away.
+    pub fn got(&self, bytes: usize) {
+        let now = Instant::now();
+        self.change(|state| {
+            state.taking.earn(bytes as u64, now);
+            state.taking.rest(now);
+        });
+    }
+
+    /// The head of an answer is on its way to the client.
+    pub fn sends(&self) {
+        self.change(|state| {
+            state.phase = Phase::Sending;
+            state.until = None;
+            // Nobody waits for the rest of a request that has its answer.
+            state.taking = Credit::new(self.bounds.rate);
+            if !state.is_behind() {
+                state.sending = Credit::behind(self.bounds.rate, KERNEL);
+            }
+        });
+    }
+
+    /// The client does not take what there is for it.
+    pub fn behind(&self) {
+        self.change(|state| state.sending.spend(Instant::now()));
+    }
+
+    /// The client has taken so much, or the kernel has for it.
+    pub fn took(&self, bytes: usize) {
+        self.change(|state| state.sending.earn(bytes as u64, Instant::now()));
+    }
+
+    /// The client has taken all that there is for it so far.
+    pub fn caught_up(&self) {
+        self.change(|state| {
+            state.sending.rest(Instant::now());
+            if state.phase == Phase::Idle && state.until.is_none() {
+                state.idle(Instant::now(), &self.bounds);
+            }
+        });
+    }
+
+    /// The request is over. The end of its answer may still be on its way.
+    pub fn idles(&self) {
+        self.change(|state| {
+            state.phase = Phase::Idle;
+            state.until = None;
+            if !state.is_behind() {
+                state.idle(Instant::now(), &self.bounds);
+            }
+        });
+    }
+
+    /// Part of an answer is on its way to the client.
+    pub fn is_sending(&self) -> bool {
+        let state = self.state();
+        state.phase == Phase::Sending || state.is_behind()
+    }
+
+    pub fn activity(&self) -> Activity {
+        let state = self.state();
+        match state.phase {
+            _ if state.is_behind() => Activity::Writing,
+            Phase::Idle => Activity::Idle,
+            Phase::Head => Activity::Reading,
+            Phase::InHand if state.taking.due().is_some() => Activity::Reading,
+            Phase::InHand => Activity::Waiting,
+            Phase::Sending => Activity::Writing,
+        }
+    }
+
+    /// True once, when an idle connection is to do without its buffers.
+    pub fn rests(&self) -> bool {
+        self.change(|state| {
+            let now = Instant::now();
+            let rests = state.phase == Phase::Idle
+                && state.rest.is_some_and(|rest| rest <= now)
+                && state.until.is_some_and(|until| until > now);
+            if rests {
+                state.rest = None;
+            }
+            rests
+        })
+    }
+
+    /// Until when the connection may be idle, if it is: the longer it has been, the earlier.
+    pub fn idle_until(&self) -> Option<Instant> {
+        let state = self.state();
+        state.until.filter(|_| state.phase == Phase::Idle)
+    }
+
+    /// Has an idle connection end. One whose next request is there by then stays.
+    pub fn leave(&self) {
+        self.change(|state| {
+            if state.phase == Phase::Idle {
+                state.until = Some(Instant::now());
+            }
+        });
+        self.alarm.ring();
+    }
+
+    /// On a connection that was idle, a request begins.
+    pub fn bytes_came(&self) {
+        let mut state = self.state();
+        if state.phase == Phase::Idle {
+            state.phase = Phase::Head;
+            state.rest = None;
+            drop(state);
+            self.within(self.bounds.head);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+
+    pub fn set_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel() = Some(tunnel);
+    }
+
+    pub fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel().take()
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Option<Tunnel>> {
+        self.tunnel
+            .lock()
+            .expect("no code that holds this lock panics")
     }
 
     pub fn set_unread(&self, unread: bool) {
@@ -118,10 +334,10 @@ impl Watch {
     }
 
     /// Gives the connection's descriptor to whoever asked for it.
-    fn lend(&self, line: &impl AsFd) {
+    fn lend(&self, stream: &impl Stream) {
         if self.wanted.swap(false, Relaxed)
             && let Some(asking) = self.asking().take()
-            && let Ok(line) = line.as_fd().try_clone_to_owned()
+            && let Ok(line) = stream.line().try_clone_to_owned()
         {
             // Who does not wait any more does not need it.
             let _ = asking.send(line);
@@ -133,40 +349,38 @@ impl Watch {
             .lock()
             .expect("no code that holds this lock panics")
     }
-
-    fn bytes_came(&self) {
-        if self.is(Phase::Idle) {
-            self.enter(Phase::Head);
-            self.within(HEAD);
-        }
-    }
-
-    fn bytes_went(&self) {
-        if self.is(Phase::Sending) {
-            self.within(STALL);
-        } else if self.is(Phase::Idle) {
-            self.within(IDLE);
-        }
-    }
-
-    /// An answer is on its way to the client.
-    pub fn is_sending(&self) -> bool {
-        self.is(Phase::Sending)
-    }
-
-    fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Relaxed);
-    }
-
-    fn is(&self, phase: Phase) -> bool {
-        self.phase.load(Relaxed) == phase as u8
-    }
 }
 
 /// Tells the watch when bytes come and go.
 pub struct Watched<S> {
     pub stream: S,
-    pub watch: Arc<Watch>,
+    /// What has been read of it already.
+    read: Bytes,
+    watch: Arc<Watch>,
+    /// There was something that the stream did not take.
+    behind: bool,
+}
+
+impl<S> Watched<S> {
+    pub fn new(stream: S, read: Bytes, watch: Arc<Watch>) -> Self {
+        Self {
+            stream,
+            read,
+            watch,
+            behind: false,
+        }
+    }
+
+    fn wrote(&mut self, poll: &Poll<std::io::Result<usize>>) {
+        match poll {
+            Poll::Ready(Ok(count)) => self.watch.took(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                self.behind = true;
+                self.watch.behind();
+            }
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -176,7 +390,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
-        let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let poll = if self.read.is_empty() {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        } else {
+            let len = self.read.len().min(buf.remaining());
+            buf.put_slice(&self.read.split_to(len));
+            Poll::Ready(Ok(()))
+        };
         if buf.filled().len() > before {
             self.watch.bytes_came();
         }
@@ -184,21 +404,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
+impl<S: Stream> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if poll.is_ready() {
-            self.watch.bytes_went();
-        }
+        self.wrote(&poll);
         poll
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        // hyper owns the stream, and comes by here whenever it has asked the request's task.
+        // hyper owns the stream, and comes by here whenever it has asked the request's task and has nothing
+        // left to write.
+        if self.behind {
+            self.behind = false;
+            self.watch.caught_up();
+        }
         if self.watch.wanted.load(Relaxed) {
             self.watch.lend(&self.stream);
         }
@@ -215,62 +438,11 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        if poll.is_ready() {
-            self.watch.bytes_went();
-        }
+        self.wrote(&poll);
         poll
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-/// Counts a request when it is over, however it ends: with its answer's last byte, or dropped.
-pub struct Finish {
-    metrics: Metrics,
-    watch: Arc<Watch>,
-    method: Method,
-    arrived: Instant,
-    /// None until there is an answer.
-    status: Option<StatusCode>,
-}
-
-impl Finish {
-    pub fn new(metrics: Metrics, watch: Arc<Watch>, method: Method) -> Self {
-        watch.begun();
-        Self {
-            metrics,
-            watch,
-            method,
-            arrived: Instant::now(),
-            status: None,
-        }
-    }
-
-    pub fn answered(&mut self, status: StatusCode) {
-        self.status = Some(status);
-        self.watch.enter(Phase::Sending);
-        self.watch.within(STALL);
-    }
-
-    /// The application waits with the next part of the body, or has given it: the client is not to blame.
-    pub fn waits(&self, waits: bool) {
-        if waits {
-            self.watch.alarm.clear();
-        } else {
-            self.watch.within(STALL);
-        }
-    }
-}
-
-impl Drop for Finish {
-    fn drop(&mut self) {
-        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
-        let elapsed = self.arrived.elapsed();
-        self.metrics.request_ended(&self.method, status, elapsed);
-        tracing::debug!(method = %self.method, status, elapsed = ?elapsed, "request ended");
-        self.watch.enter(Phase::Idle);
-        self.watch.within(IDLE);
     }
 }

@@ -5,6 +5,7 @@
 //! sense depends on how the park ended.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -12,6 +13,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Exchange;
+use crate::record::Record;
 use crate::slots::{NoTurn, RequestId, Turn};
 use crate::workers::{About, Awaited, Call, Job, Release, Step, Work};
 
@@ -82,8 +84,9 @@ impl Calls {
             Ok((id, turn)) => {
                 self.open.insert(id);
                 let (exchange, bound) = (self.exchange.clone(), self.bound);
+                let record = Arc::clone(&self.about.record);
                 self.turns.push(Box::pin(async move {
-                    exchange.call(turn, bound).await;
+                    exchange.call(turn, bound, &record).await;
                     id
                 }));
             }
@@ -144,12 +147,15 @@ impl Calls {
 
 impl Exchange {
     /// Sees a call through. Dropping the future cancels its waits in place, now and later.
-    async fn call(&self, mut turn: Turn<Step>, bound: Bound) {
+    async fn call(&self, mut turn: Turn<Step>, bound: Bound, record: &Record) {
         while let Ok(Step::Hold(mut hold)) = turn.step().await {
             let _waiting = self.waits.begin(hold.reason, hold.source);
-            let Awaited::Plan(plan) = hold.awaited else {
+            let Awaited::Plan(mut plan) = hold.awaited else {
                 unreachable!("the slot lets a call wait for plans only");
             };
+            if let Some(trace) = &record.trace {
+                plan.mark(trace);
+            }
             let results = self.outbound.run(plan, bound.ends().into());
             let release = tokio::select! {
                 outcomes = results => Release::Results(outcomes),

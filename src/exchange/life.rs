@@ -17,14 +17,17 @@ use crate::config::OnDisconnect;
 use crate::message::{Answer, AnswerBody, LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
 use crate::plan::{Captured, Outcome, Plan};
+use crate::record::Stage;
 use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
 use crate::workers::local::Asked;
-use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Work};
+use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Times, Work};
 
 pub struct Life {
     exchange: Exchange,
+    /// As the slots know it; None until it has been submitted.
+    id: Option<RequestId>,
     client: Client,
     deadline: Instant,
     timeout: Duration,
@@ -83,6 +86,7 @@ impl Life {
         alarm.set(deadline);
         Self {
             exchange: exchange.clone(),
+            id: None,
             client,
             deadline,
             timeout: settings.request_timeout,
@@ -96,18 +100,25 @@ impl Life {
             about: About {
                 method: request.method.clone(),
                 target: Arc::clone(&request.target),
+                record: Arc::clone(&request.record),
             },
             body: body.map_or(Lazy::Not, Lazy::With),
         }
     }
 
     pub async fn run(mut self, request: Request) {
+        self.enters(Stage::Queue);
         let bytes = retained(&request);
-        let work = self.job(Work::Begin(Box::new(request)), None);
+        let times = Times {
+            deadline: self.deadline,
+            timeout: self.timeout,
+        };
+        let work = self.job(Work::Begin(Box::new(request), times), None);
         let (id, mut turn) = match self.exchange.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
         };
+        self.id = Some(id);
         loop {
             let step = match self.step(id, &mut turn).await {
                 Some(Ok(step)) => step,
@@ -161,9 +172,10 @@ impl Life {
             };
             match event {
                 Event::Step(step) => return Some(step),
-                Event::Expired => {
-                    self.expired = true;
-                    self.exchange.slots.overdue(id);
+                Event::Expired => self.expire(),
+                // The worker is told to end its answer, and gets the time of a request for that.
+                Event::Left if self.reader.is_some() => {
+                    self.alarm.set(Instant::now() + self.timeout);
                 }
                 _ => {}
             }
@@ -201,6 +213,7 @@ impl Life {
     /// Waits for what a parked request waits for, and asks for the slot to go on. None when its process died.
     async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
         self.shielded = park.shielded;
+        self.enters(Stage::Park);
         let parked = Instant::now();
         let gone = park.process.gone.cancelled();
         let event = match park.awaited {
@@ -211,6 +224,7 @@ impl Life {
             Awaited::Relay(relay) => Event::Relayed(self.relay(*relay).await),
         };
         self.exchange.metrics.park(parked.elapsed());
+        self.enters(Stage::Resume);
         match event {
             Event::Results(outcomes) => {
                 let bytes = outcomes.iter().map(weight).sum();
@@ -257,9 +271,12 @@ impl Life {
     }
 
     /// Runs a plan, until it is done or there is no more sense in it.
-    async fn plan(&mut self, plan: Plan, worker_gone: impl Future<Output = ()>) -> Event {
+    async fn plan(&mut self, mut plan: Plan, worker_gone: impl Future<Output = ()>) -> Event {
         if self.is_moot_already() {
             return Event::Left;
+        }
+        if let Some(trace) = &self.about.record.trace {
+            plan.mark(trace);
         }
         let outbound = self.exchange.outbound.clone();
         let run = outbound.run(plan, self.bound().ends().into());
@@ -273,7 +290,7 @@ impl Life {
                 () = self.alarm.rang(), if !self.expired => Event::Expired,
             };
             match event {
-                Event::Expired => self.expired = true,
+                Event::Expired => self.expire(),
                 Event::Left => {}
                 // At the deadline a plan ends by itself, a moment before the alarm rings.
                 Event::Results(_)
@@ -281,7 +298,7 @@ impl Life {
                         && !self.expired
                         && Instant::now() >= self.deadline =>
                 {
-                    self.expired = true;
+                    self.expire();
                     return if self.is_moot() { Event::Left } else { event };
                 }
                 _ => return event,
@@ -290,6 +307,14 @@ impl Life {
                 // Dropping the run aborts its safe fetches.
                 return Event::Left;
             }
+        }
+    }
+
+    /// The deadline has passed.
+    fn expire(&mut self) {
+        self.expired = true;
+        if let Some(id) = self.id {
+            self.exchange.slots.overdue(id);
         }
     }
 
@@ -379,6 +404,10 @@ impl Life {
 
     fn cancellable(&self) -> bool {
         !self.finishes && !self.shielded
+    }
+
+    fn enters(&self, stage: Stage) {
+        self.about.record.enters(stage);
     }
 
     fn job(&mut self, work: Work, answer: Option<AnswerWriter>) -> Job {

@@ -27,6 +27,7 @@ use crate::outbound::Outbound;
 use crate::plan::FailureKind;
 use crate::slots::Shed;
 use crate::sweeper::Sweeper;
+use crate::workers::http::Upstream;
 use crate::workers::{Waits, WaitsInPlace, WorkerSlots};
 
 /// Why a request has no answer. Downstream turns it into a status.
@@ -79,6 +80,8 @@ pub struct Exchange {
     waits: Waits,
     /// Requests that go on after their client's wait is over.
     left: TaskTracker,
+    /// What drives the slots, if they are an upstream's: it must not end before the last request that needs it.
+    upstream: Option<Arc<Upstream>>,
 }
 
 impl Exchange {
@@ -96,7 +99,23 @@ impl Exchange {
             metrics,
             waits,
             left: TaskTracker::new(),
+            upstream: None,
         }
+    }
+
+    /// The same with the slots of this upstream.
+    #[must_use]
+    pub fn beside(&self, upstream: Arc<Upstream>) -> Self {
+        Self {
+            slots: Arc::clone(upstream.slots()),
+            upstream: Some(upstream),
+            ..self.clone()
+        }
+    }
+
+    /// Whether its requests are for an HTTP server, which may change to another protocol.
+    pub fn may_upgrade(&self) -> bool {
+        self.upstream.is_some()
     }
 
     /// Takes a request to its outcome; its body, if that is still with the client, when the

@@ -4,16 +4,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, RwLock};
 
 use super::State;
+use super::upstreams::Upstreams;
 use crate::admin::{self, Board, Readiness, ShownPath, Status};
 use crate::exchange::Exchange;
 use crate::slots::{Limits, SlotView};
 use crate::workers::WorkerSlots;
+use crate::workers::http::Upstream;
 use crate::workers::link::Hub;
 
 pub struct GatewayBoard {
     state: Arc<State>,
     slots: Arc<WorkerSlots>,
     hub: Arc<Hub>,
+    upstreams: Arc<Upstreams>,
     exchange: Exchange,
     limits: Arc<RwLock<Limits>>,
 }
@@ -23,6 +26,7 @@ impl GatewayBoard {
         state: &Arc<State>,
         slots: &Arc<WorkerSlots>,
         hub: &Arc<Hub>,
+        upstreams: &Arc<Upstreams>,
         exchange: &Exchange,
         limits: &Arc<RwLock<Limits>>,
     ) -> Self {
@@ -30,13 +34,18 @@ impl GatewayBoard {
             state: Arc::clone(state),
             slots: Arc::clone(slots),
             hub: Arc::clone(hub),
+            upstreams: Arc::clone(upstreams),
             exchange: exchange.clone(),
             limits: Arc::clone(limits),
         }
     }
 
     fn slot(&self, view: &SlotView) -> admin::Slot {
-        let activity = self.hub.board().of(view.slot);
+        let board = match self.upstreams.main() {
+            Some(upstream) => upstream.board(),
+            None => self.hub.board(),
+        };
+        let activity = board.of(view.slot);
         let state = match (view.process, view.request) {
             (None, _) => admin::SlotState::Lost,
             (Some(_), None) => admin::SlotState::Idle,
@@ -47,6 +56,7 @@ impl GatewayBoard {
             .filter(|_| view.request.is_some())
             .map(|activity| admin::Job {
                 request: activity.request.number(),
+                request_id: activity.about.record.id.to_string(),
                 method: activity.about.method.to_string(),
                 path: ShownPath::new(&activity.about.target),
                 seconds: activity.since.elapsed().as_secs_f64(),
@@ -69,8 +79,14 @@ impl Board for GatewayBoard {
         if !self.state.ready.load(Relaxed) {
             return not("starting");
         }
-        if self.hub.processes().is_empty() {
-            return not("no worker is connected");
+        match self.upstreams.main() {
+            Some(upstream) if !upstream.is_up() => {
+                return not("the upstream does not accept connections");
+            }
+            Some(_) => {}
+            None if self.hub.processes().is_empty() => return not("no worker is connected"),
+            None if !self.hub.serves() => return not("no worker takes new requests"),
+            None => {}
         }
         Readiness::Ready
     }
@@ -87,11 +103,19 @@ impl Board for GatewayBoard {
             pid: process.pid,
             mode: process.mode.clone(),
             threads: process.threads,
-            state: if self.hub.is_draining(process.id) {
-                "draining"
-            } else {
-                "ready"
-            },
+            state: self.hub.state(process.id),
+        };
+        let upstream = |upstream: &Arc<Upstream>| {
+            let count = upstream.slots().count();
+            admin::Upstream {
+                upstream: upstream.server().to_string(),
+                up: upstream.is_up(),
+                connections: count.idle + count.busy + count.lost,
+                idle: count.idle,
+                busy: count.busy,
+                lost: count.lost,
+                queued: upstream.slots().queued(),
+            }
         };
         let wait = |wait: crate::workers::WaitsInPlace| admin::WaitsInPlace {
             reason: wait.reason.as_str(),
@@ -120,6 +144,7 @@ impl Board for GatewayBoard {
                 requests: self.slots.parked(),
                 limit: limits.parked,
             },
+            upstreams: self.upstreams.list().iter().map(upstream).collect(),
             processes: self.hub.processes().into_iter().map(process).collect(),
             waits_in_place: self
                 .exchange

@@ -4,9 +4,13 @@
 //! outbound, workers, listeners; and the other way round. What a part does is its own business.
 
 mod board;
+mod handover;
 mod log;
+mod notify;
 mod sizing;
+mod upstreams;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,16 +21,25 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::board::GatewayBoard;
+use self::handover::{Inherited, Program};
+use self::notify::Manager;
+use self::upstreams::Upstreams;
 use crate::admin::Admin;
-use crate::config::{Config, Loaded, Source, Sources};
-use crate::downstream::{self, Downstream, Listener, Listeners, Routes};
+use crate::config::{Config, Listen, Loaded, Source, Sources};
+use crate::descriptors;
+use crate::downstream::tls::{self, Tls, Wanted};
+use crate::downstream::{
+    self, AccessLog, Crowd, Downstream, Listener, Listeners, Most, Pages, Routes, Style,
+};
 use crate::exchange::{self, Exchange};
+use crate::files::Files;
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spool::Spool;
 use crate::sweeper::Sweeper;
 use crate::unix_socket::UnixSocket;
+use crate::workers::http;
 use crate::workers::link::{Hub, Terms};
 use crate::workers::supervise::{Plan, Supervisor};
 use crate::workers::{Waits, WorkerSlots};
@@ -39,6 +52,9 @@ const FILE_THREADS: usize = 4;
 
 /// What is left of the drain's time for answers to requests that are shed at its end.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Tunnels that are told to end do so within this time.
+const TUNNEL_ENDS: Duration = Duration::from_millis(100);
 
 /// Why the gateway cannot start, in one line.
 #[derive(Debug)]
@@ -56,16 +72,23 @@ pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
         tracing::warn!("{warning}");
     }
     loaded.effective.log();
+    let program = Program::this();
+    let inherited = Inherited::take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload)),
+        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload, inherited, &program)),
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
-        Ok(code) => code,
+        Ok(Ended::Stopped(code)) => code,
+        Ok(Ended::Succeeded(sockets, inherited)) => {
+            let error = program.succeed(sockets, inherited);
+            tracing::error!(%error, "cannot hand over");
+            ExitCode::FAILURE
+        }
         Err(StartError(why)) => {
             tracing::error!("{why}");
             ExitCode::FAILURE
@@ -73,16 +96,28 @@ pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
     }
 }
 
+/// How the gateway's time is over.
+enum Ended {
+    Stopped(ExitCode),
+    /// Nothing is under way, and a new program is to have these sockets.
+    Succeeded(Vec<(Listen, OwnedFd)>, Inherited),
+}
+
 /// The signals that the gateway obeys.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// `logrotate`'s word for: the log is another file now.
+    user1: Signal,
+    user2: Signal,
 }
 
 enum Order {
     Stop,
     Reload,
+    Upgrade,
+    ReopenLog,
 }
 
 impl Signals {
@@ -91,6 +126,8 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -100,6 +137,8 @@ impl Signals {
             _ = self.terminate.recv() => Order::Stop,
             _ = self.interrupt.recv() => Order::Stop,
             _ = self.hangup.recv() => Order::Reload,
+            _ = self.user1.recv() => Order::ReopenLog,
+            _ = self.user2.recv() => Order::Upgrade,
         }
     }
 
@@ -109,25 +148,102 @@ impl Signals {
     }
 }
 
-async fn serve(sources: Sources, config: Config, reload: bool) -> Result<ExitCode, StartError> {
+async fn serve(
+    sources: Sources,
+    config: Config,
+    reload: bool,
+    inherited: Inherited,
+    program: &Program,
+) -> Result<Ended, StartError> {
+    let manager = Manager::from_env();
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, config, reload);
+    let starting = Gateway::start(sources, config, reload, inherited);
     let mut gateway = tokio::select! {
         started = starting => started?,
-        () = signals.stop() => return Ok(ExitCode::SUCCESS),
+        () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
     };
+    manager.ready();
+    let working = work(&mut gateway, &mut signals, program, &manager);
+    let succeed = match manager.heartbeat() {
+        None => working.await,
+        Some(pause) => tokio::select! {
+            succeed = working => succeed,
+            () = beat(&manager, pause) => unreachable!("a heart beats for ever"),
+        },
+    };
+    // A successor tells the manager itself that it is ready.
+    match succeed {
+        true => manager.reloading(),
+        false => manager.stopping(),
+    }
+    let (mut kept, inherited) = match succeed {
+        true => (
+            Some(gateway.listeners.keep()),
+            std::mem::take(&mut gateway.inherited),
+        ),
+        false => (None, Inherited::default()),
+    };
+    let access_log = gateway.downstream.access_log.clone();
+    let draining = gateway.drain(!succeed);
+    tokio::pin!(draining);
+    let code = loop {
+        tokio::select! {
+            code = &mut draining => break code,
+            () = signals.stop() => match kept.take() {
+                Some(_) => tracing::info!("no upgrade: a signal to stop came"),
+                None => {
+                    tracing::warn!("stopped at once by a second signal");
+                    break ExitCode::FAILURE;
+                }
+            },
+        }
+    };
+    // Whatever the end was like, it is told to the last line.
+    access_log.finish().await;
+    Ok(match kept {
+        Some(kept) => {
+            let sockets = kept.sockets().map_err(cannot("keep the sockets"))?;
+            tracing::info!(sockets = sockets.len(), "the new program takes over");
+            Ended::Succeeded(sockets, inherited)
+        }
+        None => Ended::Stopped(code),
+    })
+}
+
+/// Obeys until the gateway is to end; true, if a new program is to take over.
+async fn work(
+    gateway: &mut Gateway,
+    signals: &mut Signals,
+    program: &Program,
+    manager: &Manager,
+) -> bool {
     loop {
         match signals.next().await {
-            Order::Reload => gateway.reload(),
-            Order::Stop => break,
+            Order::Stop => return false,
+            Order::Reload => {
+                manager.reloading();
+                gateway.reload();
+                manager.ready();
+            }
+            Order::ReopenLog => gateway.reopen_log(),
+            // Before anything is given up for it.
+            Order::Upgrade => tokio::select! {
+                checked = program.check() => match checked {
+                    Ok(()) => return true,
+                    Err(why) => tracing::error!("upgrade refused, the old program goes on:\n{why}"),
+                },
+                () = signals.stop() => return false,
+            },
         }
     }
-    tokio::select! {
-        code = gateway.drain() => Ok(code),
-        () = signals.stop() => {
-            tracing::warn!("stopped at once by a second signal");
-            Ok(ExitCode::FAILURE)
-        }
+}
+
+/// Tells the manager in time, for ever, that this thread is not stuck.
+async fn beat(manager: &Manager, pause: Duration) {
+    let mut pauses = tokio::time::interval(pause);
+    loop {
+        pauses.tick().await;
+        manager.alive();
     }
 }
 
@@ -145,34 +261,66 @@ struct Gateway {
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
     hub: Arc<Hub>,
+    upstreams: Arc<Upstreams>,
     supervisor: Option<Supervisor>,
     downstream: Arc<Downstream>,
     exchange: Exchange,
     listeners: Listeners,
+    tls: Option<Arc<Tls>>,
+    inherited: Inherited,
     admin: Admin,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
+    /// How many the process may have.
+    descriptors: u64,
     /// Holds the link of supervised workers; removed with everything in it.
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Gateway {
-    async fn start(sources: Sources, config: Config, reload: bool) -> Result<Self, StartError> {
+    async fn start(
+        sources: Sources,
+        config: Config,
+        reload: bool,
+        mut inherited: Inherited,
+    ) -> Result<Self, StartError> {
+        let descriptors = descriptors::raise_limit();
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
-            bound.push(Listener::bind(listen).map_err(cannot(format_args!("listen on {listen}")))?);
+            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
         }
+        let plain = bound.len();
+        for listen in &config.tls.listen {
+            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
+        }
+        inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
+        let tls = match config.tls.listen.is_empty() {
+            true => None,
+            false => Some(Tls::new(wanted(&config), metrics.clone()).map_err(cannot("offer TLS"))?),
+        };
+        if let Some(tls) = &tls {
+            // Ends with the runtime: it holds nothing.
+            tokio::spawn(Arc::clone(tls).follow_files(tls::LOOK));
+        }
         let count = sizing::slots(&config).await.map_err(StartError)?;
         let spool = Spool::new(config.spool_dir.clone(), metrics.clone()).map_err(cannot(
             format_args!("write to spool_dir {}", config.spool_dir.display()),
         ))?;
+        spool.set(&config.bodies);
+        let pages = pages(&config).map_err(StartError)?;
+        let access_log = AccessLog::start(access_log_path(&config), metrics.clone())
+            .map_err(cannot("open the access log"))?;
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
-        let outbound = Outbound::start(&config.outbound, Arc::new(metrics.clone()))
-            .map_err(cannot("start outbound"))?;
+        let outbound = Outbound::start(
+            &config.outbound,
+            Arc::new(metrics.clone()),
+            spool.memory().clone(),
+        )
+        .map_err(cannot("start outbound"))?;
         let sweeper = Sweeper::default();
         let expiring = Arc::clone(&slots);
         debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
@@ -186,12 +334,24 @@ impl Gateway {
             terms(&config),
         );
         let asking = Arc::clone(&hub);
+        let ticking = access_log.clone();
+        // An upstream looks after its slots itself.
+        let linked = !matches!(config.workers.source, Source::Upstream(_));
         tokio::spawn(sweeper.clone().run(move || {
-            expiring.expire();
-            for stuck in expiring.stuck() {
-                asking.ask_for_stacks(stuck);
+            ticking.tick();
+            if linked {
+                expiring.expire();
+                for stuck in expiring.stuck() {
+                    asking.look_at(stuck);
+                }
             }
         }));
+        let parts = http::Parts {
+            spool: spool.clone(),
+            metrics: metrics.clone(),
+            sweeper: sweeper.clone(),
+        };
+        let upstreams = Arc::new(Upstreams::start(&config, &slots, parts));
         let exchange = Exchange::new(
             Arc::clone(&slots),
             outbound.clone(),
@@ -199,8 +359,12 @@ impl Gateway {
             metrics.clone(),
             waits,
         );
+        let exchange = match upstreams.main() {
+            Some(upstream) => exchange.beside(Arc::clone(upstream)),
+            None => exchange,
+        };
         let state = Arc::new(State::default());
-        let board = GatewayBoard::new(&state, &slots, &hub, &exchange, &limits);
+        let board = GatewayBoard::new(&state, &slots, &hub, &upstreams, &exchange, &limits);
         let admin = Admin::start(
             config.admin,
             config.probes,
@@ -209,16 +373,26 @@ impl Gateway {
         )
         .map_err(|error| StartError(error.to_string()))?;
 
-        let (path, folder) = link_path(&config)?;
-        let link = UnixSocket::bind(&path, LINK_MODE)
-            .map_err(cannot(format_args!("listen on {}", path.display())))?;
         let stop_link = CancellationToken::new();
-        tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+        let accept = |path: &Path| {
+            let link = UnixSocket::bind(path, LINK_MODE)
+                .map_err(cannot(format_args!("listen on {}", path.display())))?;
+            tokio::spawn(Arc::clone(&hub).accept(link, stop_link.clone()));
+            Ok(())
+        };
+        let mut folder = None;
         let supervisor = match &config.workers.source {
             Source::App(app) => {
+                let made = tempfile::Builder::new()
+                    .prefix("layby-")
+                    .tempdir()
+                    .map_err(cannot("make a folder for the link"))?;
+                let path = folder.insert(made).path().join("link.sock");
+                accept(&path)?;
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
+                plan.hidden = &handover::VARIABLES;
                 tracing::info!(
                     processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
                 );
@@ -226,29 +400,53 @@ impl Gateway {
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {
+                accept(path)?;
                 tracing::info!(link = %path.display(), slots = count, "waiting for workers");
                 None
             }
-            Source::Upstream(_) => unreachable!("refused by link_path"),
+            Source::Upstream(upstream) => {
+                tracing::info!(%upstream, slots = count, "handing requests to an upstream");
+                None
+            }
         };
 
+        let routes = {
+            let limits = limits
+                .read()
+                .expect("no code that holds this lock panics")
+                .clone();
+            upstreams.routes(&config, &limits, &exchange)
+        };
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
+            crowd: Crowd::new(most(&config, descriptors), metrics.clone()),
             metrics,
+            access_log,
             sweeper,
-            settings: RwLock::new(Arc::new(settings(&config))),
+            settings: RwLock::new(Arc::new(settings(&config, routes, pages))),
             drain: CancellationToken::new(),
+            end_tunnels: CancellationToken::new(),
         });
-        let listeners = Listeners::default();
-        let mut listen = Vec::new();
-        for listener in bound {
+        let mut listeners = Listeners::default();
+        let (mut listen, mut secure) = (Vec::new(), Vec::new());
+        for (number, listener) in bound.into_iter().enumerate() {
+            let tls = tls.clone().filter(|_| number >= plain);
+            let list = if tls.is_some() {
+                &mut secure
+            } else {
+                &mut listen
+            };
             let address = listener.address().map_err(cannot("tell the address"))?;
-            listen.push(address.to_string());
-            listeners.add(listener, Arc::clone(&downstream));
+            list.push(address.to_string());
+            listeners.add(listener, tls, Arc::clone(&downstream));
         }
+        let secure = (!secure.is_empty()).then(|| secure.join(", "));
         state.ready.store(true, Relaxed);
-        tracing::info!(listen = %listen.join(", "), admin = %admin.addr(), slots = count, "ready");
+        tracing::info!(
+            listen = %listen.join(", "), admin = %admin.addr(), slots = count,
+            tls = secure.map(tracing::field::display), "ready"
+        );
         Ok(Self {
             sources,
             config,
@@ -256,13 +454,17 @@ impl Gateway {
             slots,
             outbound,
             hub,
+            upstreams,
             supervisor,
             downstream,
             exchange,
             listeners,
+            tls,
+            inherited,
             admin,
             limits,
             stop_link,
+            descriptors,
             _folder: folder,
         })
     }
@@ -277,6 +479,15 @@ impl Gateway {
                 return;
             }
         };
+        let prepared = self.secure(&loaded.config);
+        let prepared = prepared.and_then(|ready| Ok((ready, self.open(&loaded.config)?)));
+        let (ready, opened) = match prepared {
+            Ok(prepared) => prepared,
+            Err(why) => {
+                tracing::error!("reload refused, the old configuration stays: {why}");
+                return;
+            }
+        };
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
@@ -284,18 +495,34 @@ impl Gateway {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
         let config = loaded.config;
-        let limits = limits(&config);
-        self.slots.set_limits(limits.clone());
+        let new_limits = limits(&config);
+        self.slots.set_limits(new_limits.clone());
         *self
             .limits
             .write()
-            .expect("no code that holds this lock panics") = limits;
-        self.downstream.set(settings(&config));
+            .expect("no code that holds this lock panics") = new_limits.clone();
+        if let (Some(tls), Some(ready)) = (&self.tls, ready) {
+            tls.set(ready);
+        }
+        let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
+        let pages = pages(&config).unwrap_or_else(|error| {
+            tracing::error!("{error}; the old ones stay");
+            self.downstream.settings().pages.clone()
+        });
+        self.downstream.set(settings(&config, routes, pages));
+        self.downstream.spool.set(&config.bodies);
+        self.downstream.crowd.set(most(&config, self.descriptors));
         if let Err(error) = self.outbound.reload(&config.outbound) {
             tracing::error!(%error, "the old [outbound] settings stay");
         }
         self.hub.set_terms(terms(&config));
+        for listener in opened {
+            let downstream = Arc::clone(&self.downstream);
+            self.listeners.add(listener, None, downstream);
+        }
+        self.listeners.retain(&config.listen);
         self.config = self.config.clone().reloaded(config);
+        self.reopen_log();
         if let (Some(supervisor), Source::App(app)) =
             (&self.supervisor, &self.config.workers.source)
         {
@@ -304,10 +531,43 @@ impl Gateway {
         tracing::info!("configuration reloaded");
     }
 
-    /// Takes nothing new, finishes what is there within the grace, and ends everything.
-    async fn drain(self) -> ExitCode {
+    /// What handshakes are to be made with by this configuration, if there are any.
+    fn secure(&self, config: &Config) -> Result<Option<tls::Ready>, String> {
+        let read = |_| tls::Ready::read(wanted(config)).map_err(|error| error.to_string());
+        self.tls.as_ref().map(read).transpose()
+    }
+
+    /// The listeners that this configuration has and the present one has not.
+    fn open(&mut self, config: &Config) -> Result<Vec<Listener>, String> {
+        let present: Vec<Listen> = self.listeners.entries().cloned().collect();
+        let mut opened = Vec::new();
+        for entry in config
+            .listen
+            .iter()
+            .filter(|entry| !present.contains(entry))
+        {
+            opened.extend(listen(&mut self.inherited, entry)?);
+            tracing::info!(listen = %entry, "listener opened");
+        }
+        Ok(opened)
+    }
+
+    /// Lines from now on go to the file that has the configured name now.
+    fn reopen_log(&self) {
+        let path = access_log_path(&self.config);
+        self.downstream.access_log.reopen(path);
+    }
+
+    /// Takes nothing new, finishes what is there within the grace, and ends everything. If it is announced,
+    /// readiness is red for a while before the doors close.
+    async fn drain(mut self, announced: bool) -> ExitCode {
         let grace = self.config.drain_timeout;
         self.state.draining.store(true, Relaxed);
+        if announced && !self.config.drain_delay.is_zero() {
+            tracing::info!(delay = ?self.config.drain_delay, "readiness is red, the doors close later");
+            tokio::time::sleep(self.config.drain_delay).await;
+        }
+        self.listeners.shut();
         self.downstream.drain.cancel();
         tracing::info!(
             connections = self.listeners.connections(), queued = self.slots.queued(),
@@ -317,7 +577,10 @@ impl Gateway {
             self.listeners.finished().await;
             self.exchange.finished().await;
         };
-        let clean = tokio::time::timeout(grace, over).await.is_ok();
+        let mut clean = tokio::time::timeout(grace, over).await.is_ok();
+        if !clean {
+            clean = self.end_tunnels().await;
+        }
         if !clean {
             tracing::warn!(
                 connections = self.listeners.connections(),
@@ -325,6 +588,7 @@ impl Gateway {
                 "drain timeout: the rest is cut"
             );
             self.slots.drain();
+            self.upstreams.drain();
             // Those who still wait in the queue get their 503.
             let _ = tokio::time::timeout(LAST_ANSWERS, self.listeners.finished()).await;
         }
@@ -352,12 +616,31 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// The grace is over. Tunnels may last for ever, so that they end now is no fault: true if nothing else was
+    /// left.
+    async fn end_tunnels(&self) -> bool {
+        self.downstream.end_tunnels.cancel();
+        let over = async {
+            self.listeners.finished().await;
+            self.exchange.finished().await;
+        };
+        tokio::time::timeout(TUNNEL_ENDS, over).await.is_ok()
+    }
+}
+
+fn listen(inherited: &mut Inherited, entry: &Listen) -> Result<Vec<Listener>, String> {
+    let listeners = inherited.listen(entry);
+    listeners.map_err(|error| format!("cannot listen on {entry}: {error}"))
+}
+
 fn limits(config: &Config) -> Limits {
     Limits {
         queue: config.slots.queue,
         queue_timeout: config.slots.queue_timeout,
         parked: config.slots.parked,
         parked_bytes: config.slots.parked_bytes,
+        overdue_grace: config.slots.overdue_grace,
     }
 }
 
@@ -365,35 +648,62 @@ fn terms(config: &Config) -> Terms {
     Terms {
         fetch_timeout: config.outbound.timeout,
         thread_locals: config.workers.thread_locals.clone(),
+        request_timeout: config.slots.request_timeout,
+        overdue_grace: config.slots.overdue_grace,
     }
 }
 
-fn settings(config: &Config) -> downstream::Settings {
+fn wanted(config: &Config) -> Wanted {
+    Wanted {
+        tls: config.tls.clone(),
+        http2: config.http2,
+    }
+}
+
+fn most(config: &Config, descriptors: u64) -> Most {
+    Most {
+        connections: descriptors::connections(descriptors, config.clients.max_connections),
+        per_client: config.clients.max_connections_per_client,
+    }
+}
+
+/// Where the access log goes. What is off touches no file.
+fn access_log_path(config: &Config) -> Option<PathBuf> {
+    Style::new(&config.access_log).and(config.access_log.path.clone())
+}
+
+fn pages(config: &Config) -> Result<Pages, String> {
+    let Some(folder) = &config.error_pages else {
+        return Ok(Pages::default());
+    };
+    let what = |error| format!("cannot read error_pages {}: {error}", folder.display());
+    Pages::read(folder).map_err(what)
+}
+
+fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settings {
     downstream::Settings {
         trusted: config.trusted_proxies.clone(),
+        forwarding_headers: config.forwarding_headers,
+        proxied: config.proxy_protocol.clone(),
+        h2c: config.h2c,
         max_body: config.max_body,
-        routes: Routes::new(config.routes.clone()),
+        bounds: downstream::Bounds {
+            head: config.clients.head_timeout,
+            idle: config.clients.idle_timeout,
+            rate: downstream::Rate {
+                stall: config.clients.stall_timeout,
+                least: config.clients.min_rate,
+            },
+        },
+        routes,
+        files: Files::new(config.mounts.clone(), config.sendfile_root.clone()),
+        compression: config.compression.clone(),
         exchange: exchange::Settings {
             request_timeout: config.slots.request_timeout,
             on_disconnect: config.slots.on_disconnect,
         },
         retry_after: config.slots.queue_timeout,
-    }
-}
-
-/// Where workers connect: the configured socket, or one in a folder of our own.
-fn link_path(config: &Config) -> Result<(PathBuf, Option<tempfile::TempDir>), StartError> {
-    match &config.workers.source {
-        Source::Link(path) => Ok((path.clone(), None)),
-        Source::App(_) => {
-            let folder = tempfile::Builder::new()
-                .prefix("layby-")
-                .tempdir()
-                .map_err(cannot("make a folder for the link"))?;
-            Ok((Path::new(folder.path()).join("link.sock"), Some(folder)))
-        }
-        Source::Upstream(upstream) => Err(StartError(format!(
-            "cannot proxy to {upstream}: HTTP upstreams are not part of this version; use workers.link"
-        ))),
+        pages,
+        access_log: Style::new(&config.access_log),
     }
 }

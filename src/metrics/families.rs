@@ -12,8 +12,8 @@ use prometheus::{
 };
 
 use super::labels::{
-    CancelPhase, FetchOutcome, LabelSet, Meaning, MethodLabel, RestartReason, ShedReason,
-    SlotState, WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel,
+    RestartReason, ShedReason, Shortage, SlotState, TurnedAway, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and
@@ -37,6 +37,16 @@ pub const PARKED_REQUESTS: Family = gauge(
     &[],
     "Requests that wait, for their fetches, their body, their own process or the end of a relay, and hold no slot",
 );
+pub const UPSTREAM_SLOTS: Family = gauge(
+    "layby_upstream_slots",
+    &[UPSTREAM, of("state", SlotState::MEANINGS)],
+    "Connections to the upstream of a `[[route]]` by state, as `layby_slots`; they add up to its `connections`",
+);
+pub const UPSTREAM_QUEUE_LENGTH: Family = gauge(
+    "layby_upstream_queue_length",
+    &[UPSTREAM],
+    "Requests waiting for a connection to the upstream of a `[[route]]`",
+);
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
     &[],
@@ -46,6 +56,31 @@ pub const SPOOL_BYTES: Family = gauge(
     "layby_spool_bytes",
     &[],
     "Bytes of request and response bodies held in spool files",
+);
+pub const CONNECTIONS: Family = gauge(
+    "layby_connections",
+    &[of("state", ConnectionState::MEANINGS)],
+    "Connections of clients by state",
+);
+pub const CONNECTIONS_REFUSED: Family = counter(
+    "layby_connections_refused_total",
+    &[of("reason", TurnedAway::MEANINGS)],
+    "Connections that were accepted only to be let go",
+);
+pub const IDLE_CONNECTIONS_CLOSED: Family = counter(
+    "layby_idle_connections_closed_total",
+    &[],
+    "Idle connections that were closed early, to make room for others",
+);
+pub const BODY_MEMORY_BYTES: Family = gauge(
+    "layby_body_memory_bytes",
+    &[],
+    "Bytes of request and response bodies held in the gateway's memory",
+);
+pub const BODY_SHORTAGES: Family = counter(
+    "layby_body_shortages_total",
+    &[of("reason", Shortage::MEANINGS)],
+    "Times that a body, or a part of one, found no room",
 );
 pub const REQUESTS: Family = counter(
     "layby_requests_total",
@@ -114,10 +149,25 @@ pub const LEFTOVER_FETCHES: Family = counter(
     &[],
     "Unsafe fetches that a join did not need and that ran out, their result dropped",
 );
+pub const ACCESS_LOG_DROPPED: Family = counter(
+    "layby_access_log_dropped_total",
+    &[],
+    "Lines of the access log that could not be written: the disk was full, or whoever reads them is behind",
+);
 pub const WORKER_RESTARTS: Family = counter(
     "layby_worker_restarts_total",
     &[of("reason", RestartReason::MEANINGS)],
     "Worker processes started again",
+);
+pub const TLS_HANDSHAKES: Family = counter(
+    "layby_tls_handshakes_total",
+    &[of("outcome", HandshakeOutcome::MEANINGS)],
+    "TLS handshakes with clients",
+);
+pub const TLS_CERTIFICATE_EXPIRY: Family = gauge(
+    "layby_tls_certificate_expiry_seconds",
+    &[],
+    "When the first certificate of `[tls]` ends, in seconds since 1970; 0 without `[tls]`",
 );
 pub const BUILD_INFO: Family = gauge(
     "layby_build_info",
@@ -150,6 +200,8 @@ pub const PROCESS_START_TIME_SECONDS: Family = gauge(
     "When the gateway started, in seconds since 1970",
 );
 
+const UPSTREAM: Label = open("upstream", "as `upstream` of the `[[route]]` says it");
+
 const ORIGIN: Label = open(
     "origin",
     "a host named in `[outbound] label`; `other` for the rest",
@@ -160,8 +212,15 @@ pub const ALL: &[Family] = &[
     SLOTS,
     QUEUE_LENGTH,
     PARKED_REQUESTS,
+    UPSTREAM_SLOTS,
+    UPSTREAM_QUEUE_LENGTH,
     WAITING_IN_PLACE,
+    CONNECTIONS,
+    CONNECTIONS_REFUSED,
+    IDLE_CONNECTIONS_CLOSED,
     SPOOL_BYTES,
+    BODY_MEMORY_BYTES,
+    BODY_SHORTAGES,
     REQUESTS,
     REQUEST_SECONDS,
     QUEUE_WAIT_SECONDS,
@@ -174,7 +233,10 @@ pub const ALL: &[Family] = &[
     FETCHES,
     FETCH_SECONDS,
     LEFTOVER_FETCHES,
+    ACCESS_LOG_DROPPED,
     WORKER_RESTARTS,
+    TLS_HANDSHAKES,
+    TLS_CERTIFICATE_EXPIRY,
     BUILD_INFO,
     PROCESS_CPU_SECONDS,
     PROCESS_RESIDENT_MEMORY_BYTES,
@@ -210,6 +272,7 @@ pub enum Values {
 }
 
 /// One handle per value of an enum label, all there from the start.
+#[derive(Debug)]
 pub struct PerLabel<L, H> {
     handles: Vec<H>,
     label: PhantomData<fn(L)>,

@@ -71,6 +71,34 @@ label_set! {
 }
 
 label_set! {
+    /// What a client's connection is about.
+    ConnectionState {
+        Idle = "idle": "between two requests, or before the first",
+        Reading = "reading": "a request, or its body, is on its way in",
+        Waiting = "waiting": "the request is in the queue, with the application, or parked",
+        Writing = "writing": "an answer is on its way out",
+    }
+}
+
+label_set! {
+    /// Why a connection was let go at once.
+    TurnedAway {
+        Limit = "limit": "there were as many as there may be, and none of them was idle",
+        ClientLimit = "client_limit": "there were as many of that client as there may be",
+        Descriptors = "descriptors": "there was no file descriptor for it",
+    }
+}
+
+label_set! {
+    /// What kind of room a body did not find.
+    Shortage {
+        Memory = "memory": "the memory limit was reached: it went to disk instead",
+        SpoolLimit = "spool_limit": "the spool's limit was reached: an upload was refused, an answer held back",
+        Disk = "disk": "the spool folder took no more, with the same consequence",
+    }
+}
+
+label_set! {
     /// Why a request kept its slot while it waited.
     WaitReason {
         Transaction = "transaction": "a database transaction was open",
@@ -110,6 +138,16 @@ label_set! {
         Queued = "queued": "waiting for its first slot; no application code had run",
         Running = "running": "in a slot",
         Parked = "parked": "waiting without a slot, or in place",
+    }
+}
+
+label_set! {
+    /// How a TLS handshake with a client ended.
+    HandshakeOutcome {
+        Ok = "ok": "with a connection",
+        Failed = "failed": "no version, cipher or certificate in common, or the client left",
+        Timeout = "timeout": "its time was over",
+        Plain = "plain": "the client spoke plain HTTP",
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod families;
 mod labels;
+mod pool;
 mod process;
 
 use std::collections::HashMap;
@@ -15,13 +16,20 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::Method;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 
 use families::PerLabel;
 use labels::{LabelSet as _, MethodLabel, SlotState};
 use process::Process;
 
-pub use labels::{CancelPhase, FetchOutcome, RestartReason, ShedReason, WaitReason};
+pub use pool::Pool;
+
+pub use labels::{
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason,
+    Shortage, TurnedAway, WaitReason,
+};
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -40,20 +48,20 @@ pub struct Metrics(Arc<Series>);
 #[must_use = "the wait ends when this is dropped"]
 pub struct WaitInPlace(IntGauge);
 
-/// What one body holds in spool files; let go on drop.
-#[derive(Debug)]
-pub struct SpooledBytes {
-    gauge: IntGauge,
-    bytes: i64,
-}
-
 struct Series {
     registry: Registry,
     slots: Slots,
     queue_length: IntGauge,
     parked_requests: IntGauge,
+    upstream_slots: IntGaugeVec,
+    upstream_queue_length: IntGaugeVec,
     waiting_in_place: IntGauge,
     spool_bytes: IntGauge,
+    body_memory_bytes: IntGauge,
+    connections: PerLabel<ConnectionState, IntGauge>,
+    connections_refused: PerLabel<TurnedAway, IntCounter>,
+    idle_connections_closed: IntCounter,
+    body_shortages: PerLabel<Shortage, IntCounter>,
     requests: Requests,
     request_seconds: Histogram,
     queue_wait_seconds: Histogram,
@@ -66,10 +74,17 @@ struct Series {
     origins: HashMap<String, Origin>,
     other_origin: Origin,
     leftover_fetches: IntCounter,
+    access_log_dropped: IntCounter,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
+    tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
+    tls_certificate_expiry: IntGauge,
+    before_each_page: Mutex<Vec<Refresh>>,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
     process: Mutex<Process>,
 }
+
+/// Sets what is counted only when somebody asks.
+type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 /// The three states in one word, so that no page shows a slot twice or not at all.
 struct Slots {
@@ -103,12 +118,21 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
 
+        let connections = families::CONNECTIONS.int_gauges(&registry);
         Self(Arc::new(Series {
+            connections: PerLabel::new(|state| connections.with_label_values(&[state])),
+            connections_refused: families::CONNECTIONS_REFUSED.per_label(&registry),
+            idle_connections_closed: families::IDLE_CONNECTIONS_CLOSED.int_counter(&registry),
+            before_each_page: Mutex::default(),
             slots: Slots::new(&registry),
             queue_length: families::QUEUE_LENGTH.int_gauge(&registry),
             parked_requests: families::PARKED_REQUESTS.int_gauge(&registry),
+            upstream_slots: families::UPSTREAM_SLOTS.int_gauges(&registry),
+            upstream_queue_length: families::UPSTREAM_QUEUE_LENGTH.int_gauges(&registry),
             waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
             spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
+            body_memory_bytes: families::BODY_MEMORY_BYTES.int_gauge(&registry),
+            body_shortages: families::BODY_SHORTAGES.per_label(&registry),
             requests: Requests::new(&registry),
             request_seconds: families::REQUEST_SECONDS.histogram(&registry),
             queue_wait_seconds: families::QUEUE_WAIT_SECONDS.histogram(&registry),
@@ -124,7 +148,10 @@ impl Metrics {
                 .collect(),
             other_origin: origin(OTHER),
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
+            access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
+            tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
+            tls_certificate_expiry: families::TLS_CERTIFICATE_EXPIRY.int_gauge(&registry),
             process: Mutex::new(Process::new(&registry)),
             registry,
         }))
@@ -180,12 +207,40 @@ impl Metrics {
         WaitInPlace(self.0.waiting_in_place.clone())
     }
 
-    /// Nothing yet; the body adds what it writes.
-    pub fn spooled_bytes(&self) -> SpooledBytes {
-        SpooledBytes {
-            gauge: self.0.spool_bytes.clone(),
-            bytes: 0,
-        }
+    /// What bodies hold on disk. Whoever holds it counts.
+    pub fn spool_bytes(&self) -> IntGauge {
+        self.0.spool_bytes.clone()
+    }
+
+    /// What bodies hold in memory.
+    pub fn body_memory_bytes(&self) -> IntGauge {
+        self.0.body_memory_bytes.clone()
+    }
+
+    /// A body found no room.
+    pub fn body_shortage(&self, shortage: Shortage) {
+        self.0.body_shortages.of(shortage).inc();
+    }
+
+    /// How many connections are in this state now.
+    pub fn connections(&self, state: ConnectionState, count: usize) {
+        self.0.connections.of(state).set(gauge_value(count));
+    }
+
+    pub fn turned_away(&self, why: TurnedAway) {
+        self.0.connections_refused.of(why).inc();
+    }
+
+    /// So many idle connections were told to leave.
+    pub fn made_room(&self, connections: usize) {
+        self.0.idle_connections_closed.inc_by(connections as u64);
+    }
+
+    /// For what costs less to look up now and then than to follow.
+    pub fn before_each_page(&self, refresh: impl Fn(&Metrics) + Send + Sync + 'static) {
+        let mut all = self.0.before_each_page.lock();
+        let all = all.as_mut().expect("no code that holds this lock panics");
+        all.push(Box::new(refresh));
     }
 
     /// A slot has to wait for a slow client. Once per answer.
@@ -206,8 +261,23 @@ impl Metrics {
         self.0.leftover_fetches.inc();
     }
 
+    /// So many lines of the access log are lost.
+    pub fn access_log_dropped(&self, lines: usize) {
+        self.0.access_log_dropped.inc_by(lines as u64);
+    }
+
     pub fn worker_restarted(&self, reason: RestartReason) {
         self.0.worker_restarts.of(reason).inc();
+    }
+
+    pub fn handshake(&self, outcome: HandshakeOutcome) {
+        self.0.tls_handshakes.of(outcome).inc();
+    }
+
+    /// When the first of the gateway's own certificates ends.
+    pub fn certificate_ends(&self, since_epoch: Duration) {
+        let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+        self.0.tls_certificate_expiry.set(seconds);
     }
 
     /// Everything in Prometheus' text format ([`CONTENT_TYPE`]).
@@ -218,6 +288,11 @@ impl Metrics {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         process.refresh();
+        let refresh = self.0.before_each_page.lock();
+        for refresh in refresh.iter().flat_map(|all| all.iter()) {
+            refresh(self);
+        }
+        drop(refresh);
         self.0.slots.refresh();
         TextEncoder::new()
             .encode_to_string(&self.0.registry.gather())
@@ -234,20 +309,6 @@ impl std::fmt::Debug for Metrics {
 impl Drop for WaitInPlace {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-impl SpooledBytes {
-    pub fn add(&mut self, bytes: usize) {
-        let bytes = gauge_value(bytes);
-        self.bytes += bytes;
-        self.gauge.add(bytes);
-    }
-}
-
-impl Drop for SpooledBytes {
-    fn drop(&mut self) {
-        self.gauge.sub(self.bytes);
     }
 }
 
@@ -330,7 +391,10 @@ mod tests {
 
     #[test]
     fn every_family_is_on_the_first_page() {
-        let page = metrics().render();
+        let metrics = metrics();
+        // Those of upstreams are there when one is configured.
+        let _pool = metrics.upstream_pool("unix:/run/app.sock");
+        let page = metrics.render();
         let mut rendered: Vec<&str> = page
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -431,15 +495,10 @@ mod tests {
     fn what_is_held_is_let_go_on_drop() {
         let metrics = metrics();
         let wait = metrics.wait_in_place(WaitReason::Transaction);
-        let mut spooled = metrics.spooled_bytes();
-        spooled.add(1000);
-        spooled.add(24);
         assert_eq!(value(&metrics, "layby_waiting_in_place"), Some(1.0));
-        assert_eq!(value(&metrics, "layby_spool_bytes"), Some(1024.0));
 
-        drop((wait, spooled));
+        drop(wait);
         assert_eq!(value(&metrics, "layby_waiting_in_place"), Some(0.0));
-        assert_eq!(value(&metrics, "layby_spool_bytes"), Some(0.0));
         let waits = "layby_waits_in_place_total{reason=\"transaction\"}";
         assert_eq!(value(&metrics, waits), Some(1.0));
     }

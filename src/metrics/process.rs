@@ -10,6 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::families;
+use crate::descriptors::is_shortage;
 
 pub struct Process {
     cpu_seconds: Counter,
@@ -40,9 +41,7 @@ impl Process {
             .inc_by((cpu - self.cpu_seconds.get()).max(0.0));
         self.resident_memory_bytes.set(resident_memory_bytes());
         self.open_fds.set(open_fds());
-        // No limit at all is a number that no process reaches.
-        let max_fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        self.max_fds.set(i64::try_from(max_fds).unwrap_or(i64::MAX));
+        self.max_fds.set(max_fds());
     }
 }
 
@@ -57,9 +56,18 @@ fn resident_memory_bytes() -> i64 {
         .map_or(0, |kib| kib * 1024)
 }
 
+fn max_fds() -> i64 {
+    // No limit at all is a number that no process reaches.
+    let max_fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    i64::try_from(max_fds).unwrap_or(i64::MAX)
+}
+
 fn open_fds() -> i64 {
-    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
-        return 0;
+    let entries = match fs::read_dir("/proc/self/fd") {
+        Ok(entries) => entries,
+        // All of them, then.
+        Err(error) if is_shortage(&error) => return max_fds(),
+        Err(_) => return 0,
     };
     // The listing itself holds one, which is closed again when the number is read.
     let listed = entries.count().saturating_sub(1);

@@ -29,6 +29,7 @@ use self::run::{Run, Shared};
 use self::settings::Settings;
 use crate::config;
 use crate::plan::{Failure, FailureKind, Fetch, Outcome, Phase, Plan};
+use crate::spool::Limit;
 
 mod address;
 mod client;
@@ -87,16 +88,20 @@ impl Outbound {
     /// # Errors
     ///
     /// If the system gives no thread or runtime, or the HTTP client cannot be made.
+    ///
+    /// What relays have under way counts against `memory`.
     pub fn start(
         settings: &config::Outbound,
         metrics: Arc<dyn Metrics>,
+        memory: Limit,
     ) -> Result<Self, StartError> {
-        Self::start_with(settings, metrics, resolve::system())
+        Self::start_with(settings, metrics, memory, resolve::system())
     }
 
     fn start_with(
         settings: &config::Outbound,
         metrics: Arc<dyn Metrics>,
+        memory: Limit,
         lookup: Lookup,
     ) -> Result<Self, StartError> {
         let settings = Settings::new(settings, Arc::clone(&lookup)).map_err(StartError::Client)?;
@@ -108,6 +113,7 @@ impl Outbound {
         let (orders, received) = mpsc::channel(PLANS_WAITING);
         let shared = Shared {
             metrics,
+            memory,
             held: Arc::new(AtomicU64::new(0)),
         };
         thread::Builder::new()

@@ -87,7 +87,7 @@ impl Relaying {
         };
         let status = response.status();
         let headers = headers::incoming(std::mem::take(response.headers_mut()));
-        let (writer, body) = spool::relay();
+        let (writer, body) = spool::relay(&shared.memory);
         let (ended, end) = oneshot::channel();
         let relayed = Relayed {
             status,

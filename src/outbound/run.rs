@@ -22,6 +22,7 @@ use super::metrics::{FetchOutcome, Metrics, OriginLabel, counted};
 use super::redirect::Hop;
 use super::settings::Settings;
 use crate::plan::{Fetch, Outcome, Plan, Thing};
+use crate::spool::Limit;
 
 /// A plan on its way to the outbound thread.
 pub(super) struct Run {
@@ -36,6 +37,7 @@ pub(super) struct Run {
 pub(super) struct Shared {
     pub(super) metrics: Arc<dyn Metrics>,
     pub(super) held: Arc<AtomicU64>,
+    pub(super) memory: Limit,
 }
 
 /// One thing that takes time.

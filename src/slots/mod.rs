@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::metrics::{Metrics, ShedReason};
+use crate::metrics::{Metrics, Pool, ShedReason};
 
 pub use scheduler::{
     Count, Limits, ProcessId, RequestId, Scheduler, Shed, SlotId, SlotView, Stuck, Why,
@@ -88,6 +88,8 @@ pub struct Taken<J, S> {
     pub request: RequestId,
     pub job: J,
     pub reply: oneshot::Sender<Turned<S>>,
+    /// As in its ticket.
+    pub submitted: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -102,13 +104,21 @@ struct Inner<J, S> {
 pub struct Slots<J, S> {
     inner: Mutex<Inner<J, S>>,
     metrics: Metrics,
+    pool: Pool,
 }
 
 /// Jobs that wait are shed, at the latest, this much after their time.
 pub const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 impl<J, S> Slots<J, S> {
+    /// The slots of the whole gateway.
     pub fn new(count: u16, limits: Limits, metrics: Metrics) -> Arc<Self> {
+        let pool = metrics.main_pool();
+        Self::counted(count, limits, metrics, pool)
+    }
+
+    /// Slots that are counted in this place.
+    pub fn counted(count: u16, limits: Limits, metrics: Metrics, pool: Pool) -> Arc<Self> {
         let ports = (0..count).map(|_| None).collect();
         let slots = Self {
             inner: Mutex::new(Inner {
@@ -116,6 +126,7 @@ impl<J, S> Slots<J, S> {
                 ports,
             }),
             metrics,
+            pool,
         };
         slots.publish(&slots.lock());
         Arc::new(slots)
@@ -217,10 +228,10 @@ impl<J, S> Slots<J, S> {
         self.deliver(&mut inner);
     }
 
-    /// The time of a running request is over: its slot counts as lost until it is ready again.
+    /// The time of a request is over: a slot that runs it counts as lost until it is ready again.
     pub fn overdue(&self, id: RequestId) {
         let mut inner = self.lock();
-        inner.scheduler.overdue(id);
+        inner.scheduler.overdue(id, Instant::now());
         self.publish(&inner);
     }
 
@@ -274,8 +285,21 @@ impl<J, S> Slots<J, S> {
         self.lock().scheduler.drain_process(process);
     }
 
-    pub fn held_by(&self, process: ProcessId) -> usize {
-        self.lock().scheduler.held_by(process)
+    /// The process gets no new jobs while it is silent.
+    pub fn set_silent(&self, process: ProcessId, silent: bool) {
+        let mut inner = self.lock();
+        inner.scheduler.set_silent(process, silent);
+        self.deliver(&mut inner);
+    }
+
+    /// Slots of the process that run something.
+    pub fn busy_of(&self, process: ProcessId) -> usize {
+        self.lock().scheduler.busy_of(process)
+    }
+
+    /// Whether the process has a request whose time and grace are not both over.
+    pub fn has_time(&self, process: ProcessId) -> bool {
+        self.lock().scheduler.has_time(process, Instant::now())
     }
 
     /// The process is gone: what waits for it learns so at once.
@@ -337,20 +361,37 @@ impl<J, S> Slots<J, S> {
 
     fn taken(&self, request: RequestId, ticket: Ticket<J, S>) -> Taken<J, S> {
         if let Some(submitted) = ticket.submitted {
-            self.metrics.queue_wait(submitted.elapsed());
+            self.pool.queue_wait(submitted.elapsed());
         }
         Taken {
             request,
             job: ticket.job,
             reply: ticket.reply,
+            submitted: ticket.submitted,
+        }
+    }
+
+    /// A job that its slot could not hand to its worker. A new one goes back to the queue: no application
+    /// code has seen it. Any other could go on with this worker only.
+    fn put_back(&self, inner: &mut Inner<J, S>, slot: SlotId, taken: Taken<J, S>) {
+        let Some(submitted) = taken.submitted else {
+            return; // Dropping the reply tells the request.
+        };
+        let ticket = Ticket {
+            job: taken.job,
+            submitted: taken.submitted,
+            reply: taken.reply,
+        };
+        if let Err(ticket) = inner.scheduler.put_back(slot, ticket, submitted) {
+            self.shed(ticket, Shed::Draining);
         }
     }
 
     fn publish(&self, inner: &Inner<J, S>) {
         let Count { idle, busy, lost } = inner.scheduler.count();
-        self.metrics.slots(idle, busy, lost);
-        self.metrics.queue_length(inner.scheduler.queued());
-        self.metrics.parked_requests(inner.scheduler.parked_now());
+        self.pool.slots(idle, busy, lost);
+        self.pool.queue_length(inner.scheduler.queued());
+        self.pool.parked_requests(inner.scheduler.parked_now());
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<J, S>> {
@@ -366,8 +407,8 @@ pub enum Closing<J, S> {
     Closed,
     /// A job was handed over already. It belongs to this slot.
     Taken(Taken<J, S>),
-    /// Parked requests can go on here only. The next job is of one of them.
-    Pinned,
+    /// Parked requests can go on here only.
+    Needed,
 }
 
 /// A slot's side: pulls the next job, reports when it is ready. Dropping it makes the slot lost.
@@ -396,8 +437,8 @@ impl<J, S> Port<J, S> {
         if let Ok(taken) = self.mailbox.try_recv() {
             return Closing::Taken(taken);
         }
-        if inner.scheduler.pinned_to(self.slot) > 0 {
-            return Closing::Pinned;
+        if inner.scheduler.is_needed(self.slot) {
+            return Closing::Needed;
         }
         drop(inner.scheduler.remove_slot(self.slot));
         self.slots.deliver(&mut inner);
@@ -416,6 +457,14 @@ impl<J, S> Port<J, S> {
         self.ready(|scheduler, slot| scheduler.parked(slot, bytes, pinned))
     }
 
+    /// The worker is gone, and provably has nothing of this job.
+    pub fn put_back(&mut self, taken: Taken<J, S>) {
+        let mut inner = self.slots.lock();
+        self.slots.put_back(&mut inner, self.slot, taken);
+        drop(inner.scheduler.remove_slot(self.slot));
+        self.slots.deliver(&mut inner);
+    }
+
     fn ready(
         &mut self,
         report: impl FnOnce(&mut Scheduler<Ticket<J, S>>, SlotId),
@@ -432,6 +481,10 @@ impl<J, S> Port<J, S> {
 impl<J, S> Drop for Port<J, S> {
     fn drop(&mut self) {
         let mut inner = self.slots.lock();
+        // Jobs are sent under this lock. One that is still here has not been looked at.
+        if let Ok(taken) = self.mailbox.try_recv() {
+            self.slots.put_back(&mut inner, self.slot, taken);
+        }
         inner.ports[usize::from(self.slot.0)] = None;
         drop(inner.scheduler.remove_slot(self.slot));
         self.slots.deliver(&mut inner);

@@ -31,7 +31,8 @@ pub const ENDING_EVERY: u32 = 8;
 const ENDING_SHARE: usize = 8;
 
 /// A pinned request that has waited this long for its slot, busy all the while with one job, is worth a
-/// look at what the slot is doing.
+/// look at what the slot is doing. So is a slot this long after the time of its request, when a quarter of the
+/// grace is not sooner: on a busy day many are late by a little.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A slot's number, below the configured count.
@@ -72,6 +73,8 @@ pub struct Limits {
     pub parked: usize,
     /// Bytes that running and parked requests retain together.
     pub parked_bytes: u64,
+    /// How long a slot may go on with a request whose time is over.
+    pub overdue_grace: Duration,
 }
 
 /// Why a new job was refused.
@@ -88,7 +91,7 @@ pub enum Shed {
 enum Phase {
     /// → Running, withdrawn, shed
     Queued,
-    /// → Parked, done
+    /// → Parked, Queued (given back unseen), done
     Running(SlotId),
     /// → Resuming, Ending
     Parked(Home),
@@ -115,6 +118,8 @@ struct Entry {
     /// Its place in the queue that it waits in, if it waits.
     serial: u64,
     bytes: u64,
+    /// When its time was over, if it is.
+    over: Option<Instant>,
     /// Runs something for another request, and is not counted beside that one.
     call: bool,
 }
@@ -135,11 +140,31 @@ struct Spell {
     process: ProcessId,
     request: RequestId,
     ending: bool,
-    /// Its request's time is over, so the slot counts as lost until it is ready.
-    overdue: bool,
-    /// Whether [`Scheduler::stuck`] has told of that.
-    overdue_told: bool,
+    overtime: Overtime,
     blocking: Blocking,
+}
+
+/// How far a slot is beyond the time of the request that it works on. Only [`Scheduler::stuck`] knows the
+/// time, and moves it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Overtime {
+    /// → Late, Overdue
+    No,
+    /// The time was over before the job began: it unwinds the request, or finishes it unwatched. So it has
+    /// the grace to itself first. → Overdue
+    Late(Instant),
+    /// The time ended while the slot worked, so it counts as lost until it is ready. → Told, after a moment
+    Overdue(Instant),
+    /// → Spent
+    Told(Instant),
+    /// The grace is over too.
+    Spent,
+}
+
+impl Overtime {
+    fn is_lost(self) -> bool {
+        matches!(self, Self::Overdue(_) | Self::Told(_) | Self::Spent)
+    }
 }
 
 /// Whether a pinned job waits for a busy slot.
@@ -175,12 +200,20 @@ struct Process<J> {
     slots: usize,
     /// Parked here, or waiting to go on; pinned ones too.
     parked: usize,
-    /// Takes no new jobs.
+    /// Takes no new jobs, for good.
     draining: bool,
+    /// Takes none while it does not say that it lives.
+    silent: bool,
     waiting: Waiting<J>,
     /// Turns since a new job, and since an ending, had one while others waited.
     since_new: u32,
     since_ending: u32,
+}
+
+impl<J> Process<J> {
+    fn takes_new(&self) -> bool {
+        !self.draining && !self.silent
+    }
 }
 
 /// What can go on at one slot alone.
@@ -211,6 +244,8 @@ pub struct Stuck {
 pub enum Why {
     /// The time of the request that it runs is over.
     Overdue,
+    /// And the grace.
+    Spent,
     /// A request that is pinned to it waits, while it runs another.
     Blocking,
 }
@@ -446,13 +481,18 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// The time of a request is over while a slot works on it.
-    pub fn overdue(&mut self, id: RequestId) {
-        let running = self.requests.get(id.place()).filter(|entry| entry.id == id);
-        if let Some(Phase::Running(slot)) = running.map(|entry| entry.phase)
+    /// The time of a request is over. A slot that works on it counts as lost until it is ready.
+    pub fn overdue(&mut self, id: RequestId, now: Instant) {
+        let known = self.requests.get_mut(id.place());
+        let Some(entry) = known.filter(|entry| entry.id == id) else {
+            return;
+        };
+        entry.over.get_or_insert(now);
+        if let Phase::Running(slot) = entry.phase
             && let Slot::Busy(spell) = &mut self.slots[usize::from(slot.0)]
+            && !spell.overtime.is_lost()
         {
-            spell.overdue = true;
+            spell.overtime = Overtime::Overdue(now);
         }
     }
 
@@ -460,6 +500,7 @@ impl<J> Scheduler<J> {
     /// tick: how long something has lasted is known as well as the ticks are close.
     pub fn stuck(&mut self, now: Instant) -> Vec<Stuck> {
         let mut stuck = Vec::new();
+        let grace = self.limits.overdue_grace;
         for (number, (slot, pinned)) in self.slots.iter_mut().zip(&self.pinned).enumerate() {
             let Slot::Busy(spell) = slot else { continue };
             let mut tell = |why| {
@@ -469,10 +510,23 @@ impl<J> Scheduler<J> {
                     why,
                 });
             };
-            if spell.overdue && !spell.overdue_told {
-                spell.overdue_told = true;
-                tell(Why::Overdue);
-            }
+            let overdue_for = |since: Instant| now.saturating_duration_since(since);
+            let over = |since: Instant| overdue_for(since) >= grace;
+            spell.overtime = match spell.overtime {
+                Overtime::No if self.requests[spell.request.place()].over.is_some() => {
+                    Overtime::Late(now)
+                }
+                Overtime::Late(since) if over(since) => Overtime::Overdue(now),
+                Overtime::Overdue(since) if overdue_for(since) >= PATIENCE.min(grace / 4) => {
+                    tell(Why::Overdue);
+                    Overtime::Told(since)
+                }
+                Overtime::Told(since) if over(since) => {
+                    tell(Why::Spent);
+                    Overtime::Spent
+                }
+                same => same,
+            };
             let waiting = &pinned.waiting;
             let waits = !waiting.resumes.is_empty() || !waiting.endings.is_empty();
             spell.blocking = match spell.blocking {
@@ -522,6 +576,7 @@ impl<J> Scheduler<J> {
                 slots: 0,
                 parked: 0,
                 draining: false,
+                silent: false,
                 waiting: Waiting::default(),
                 since_new: 0,
                 since_ending: 0,
@@ -536,13 +591,53 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// Requests of the process that run, are parked, or wait to resume.
-    pub fn held_by(&self, id: ProcessId) -> usize {
-        let Some(process) = self.processes.get(&id) else {
-            return 0;
+    /// The process does not say that it lives, or does so again. Meanwhile it gets no new jobs.
+    pub fn set_silent(&mut self, process: ProcessId, silent: bool) {
+        if let Some(process) = self.processes.get_mut(&process) {
+            process.silent = silent;
+        }
+    }
+
+    /// Slots of the process that run something.
+    pub fn busy_of(&self, process: ProcessId) -> usize {
+        let busy = |slot: &&Slot| matches!(slot, Slot::Busy(spell) if spell.process == process);
+        self.slots.iter().filter(busy).count()
+    }
+
+    /// Whether the process has a request whose time and grace are not both over.
+    pub fn has_time(&self, id: ProcessId, now: Instant) -> bool {
+        let grace = self.limits.overdue_grace;
+        let spent = |over: Option<Instant>| {
+            over.is_some_and(|over| now.saturating_duration_since(over) >= grace)
         };
-        let busy = |slot: &&Slot| matches!(slot, Slot::Busy(spell) if spell.process == id);
-        process.parked + self.slots.iter().filter(busy).count()
+        self.requests.iter().any(|(_, entry)| match entry.phase {
+            Phase::Queued => false,
+            Phase::Running(slot) => match self.slots[usize::from(slot.0)] {
+                Slot::Busy(spell) => spell.process == id && spell.overtime != Overtime::Spent,
+                Slot::Idle(_) | Slot::Lost => false,
+            },
+            Phase::Parked(home)
+            | Phase::Resuming(home)
+            | Phase::Ending(home)
+            | Phase::Calling(home) => home.process == id && !spent(entry.over),
+        })
+    }
+
+    /// Whether requests are parked that can go on at this idle slot only: they are pinned to it, or no
+    /// other slot of their process is idle. One that is busy may not come back in time.
+    pub fn is_needed(&self, slot: SlotId) -> bool {
+        if self.pinned_to(slot) > 0 {
+            return true;
+        }
+        let Some(owner) = self.owner(slot) else {
+            return false;
+        };
+        let mine = |other: &SlotId| self.owner(*other) == Some(owner);
+        let slots = (0..self.slots.len()).map(|number| SlotId(number as u16));
+        let pinned: usize = slots.filter(mine).map(|other| self.pinned_to(other)).sum();
+        let parked = self.processes.get(&owner).map_or(0, |it| it.parked);
+        let mut others = self.idle.iter().filter(|other| **other != slot);
+        parked > pinned && !others.any(mine)
     }
 
     /// Requests that are parked and can go on at this slot alone, or wait to.
@@ -648,6 +743,27 @@ impl<J> Scheduler<J> {
         Some((spell.process, spell.request))
     }
 
+    /// The job that this slot was given never reached its worker. A new one waits again where it was in the
+    /// queue; the slot is idle, and most likely about to be removed.
+    ///
+    /// # Errors
+    /// The job comes back when no new ones may wait any more; its request is forgotten then.
+    pub fn put_back(&mut self, slot: SlotId, job: J, since: Instant) -> Result<(), J> {
+        let Some((_, id)) = self.ready(slot) else {
+            return Err(job);
+        };
+        if self.draining {
+            self.close(id);
+            return Err(job);
+        }
+        let entry = &mut self.requests[id.place()];
+        self.admitted -= 1;
+        self.admitted_bytes -= entry.bytes;
+        entry.phase = Phase::Queued;
+        self.queue.insert(entry.serial, NewJob { id, job, since });
+        Ok(())
+    }
+
     /// The next job for this idle slot, if there is one that it may run.
     pub fn take(&mut self, slot: SlotId) -> Option<(RequestId, J)> {
         let Slot::Idle(process_id) = self.slots[usize::from(slot.0)] else {
@@ -658,7 +774,7 @@ impl<J> Scheduler<J> {
 
         let process = self.processes.get_mut(&process_id)?;
         let pinned = &mut self.pinned[usize::from(slot.0)];
-        let new = new && !process.draining;
+        let new = new && process.takes_new();
         let resumes = older(&mut process.waiting.resumes, &mut pinned.waiting.resumes);
         let resume = !resumes.is_empty();
 
@@ -698,8 +814,7 @@ impl<J> Scheduler<J> {
             process: process_id,
             request,
             ending,
-            overdue: false,
-            overdue_told: false,
+            overtime: Overtime::No,
             blocking: Blocking::No,
         });
         // The slot asks because it became idle just now, or was chosen from the end.
@@ -741,7 +856,8 @@ impl<J> Scheduler<J> {
                 let (mine, theirs) = (process.parked * best.slots, best.parked * process.slots);
                 mine < theirs || (mine == theirs && pinned.parked < most)
             };
-            if new && !process.draining && best.is_none_or(|(_, best, most)| lighter(best, most)) {
+            if new && process.takes_new() && best.is_none_or(|(_, best, most)| lighter(best, most))
+            {
                 best = Some((slot, process, pinned.parked));
             }
         }
@@ -755,7 +871,7 @@ impl<J> Scheduler<J> {
         for slot in &self.slots {
             match slot {
                 Slot::Idle(_) => count.idle += 1,
-                Slot::Busy(spell) if !spell.overdue => count.busy += 1,
+                Slot::Busy(spell) if !spell.overtime.is_lost() => count.busy += 1,
                 Slot::Lost | Slot::Busy(_) => count.lost += 1,
             }
         }
@@ -786,7 +902,11 @@ impl<J> Scheduler<J> {
             let (process, request, overdue) = match *slot {
                 Slot::Lost => (None, None, false),
                 Slot::Idle(process) => (Some(process), None, false),
-                Slot::Busy(spell) => (Some(spell.process), Some(spell.request), spell.overdue),
+                Slot::Busy(spell) => (
+                    Some(spell.process),
+                    Some(spell.request),
+                    spell.overtime.is_lost(),
+                ),
             };
             SlotView {
                 slot: SlotId(number as u16),
@@ -833,7 +953,7 @@ impl<J> Scheduler<J> {
     /// Would a new job find a slot at once?
     fn startable(&self) -> bool {
         let takes_new = |slot: &SlotId| match self.slots[usize::from(slot.0)] {
-            Slot::Idle(process) => self.processes.get(&process).is_some_and(|it| !it.draining),
+            Slot::Idle(process) => self.processes.get(&process).is_some_and(Process::takes_new),
             _ => false,
         };
         self.open() && self.idle.iter().any(takes_new)
@@ -849,6 +969,7 @@ impl<J> Scheduler<J> {
             phase,
             serial,
             bytes,
+            over: None,
             call: matches!(phase, Phase::Calling(_)),
         });
         (id, serial)

@@ -16,6 +16,7 @@ const SLOTS: u16 = 4;
 const QUEUE: usize = 5;
 const PARKED: usize = 7;
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(3);
 
 fn limits() -> Limits {
     Limits {
@@ -23,6 +24,7 @@ fn limits() -> Limits {
         queue_timeout: QUEUE_TIMEOUT,
         parked: PARKED,
         parked_bytes: 1 << 30,
+        overdue_grace: GRACE,
     }
 }
 
@@ -43,6 +45,10 @@ enum Event {
     ProcessDies(usize),
     ProcessComes,
     ProcessDrains(usize),
+    /// A process falls silent, or answers again.
+    Silence(usize),
+    /// A job could not be handed to its worker, which is gone.
+    Undelivered(usize),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -61,6 +67,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<usize>().prop_map(Event::ProcessDies),
         2 => Just(Event::ProcessComes),
         1 => any::<usize>().prop_map(Event::ProcessDrains),
+        1 => any::<usize>().prop_map(Event::Silence),
+        1 => any::<usize>().prop_map(Event::Undelivered),
     ]
 }
 
@@ -101,7 +109,12 @@ struct Model {
     /// New jobs in the order of their arrival, with the time.
     queue: VecDeque<(u64, Instant)>,
     processes: BTreeMap<ProcessId, bool>,
+    silent: BTreeSet<ProcessId>,
     slots: BTreeMap<SlotId, ProcessId>,
+    /// Slots that run the first job of a request, and when that was submitted.
+    fresh: BTreeMap<SlotId, Instant>,
+    /// When the time of a request or call was over.
+    over: BTreeMap<u64, Instant>,
     last_process: u32,
 }
 
@@ -117,7 +130,10 @@ impl Model {
             ending: None,
             queue: VecDeque::new(),
             processes: BTreeMap::new(),
+            silent: BTreeSet::new(),
             slots: BTreeMap::new(),
+            fresh: BTreeMap::new(),
+            over: BTreeMap::new(),
             last_process: 0,
         };
         model.process_comes();
@@ -214,6 +230,7 @@ impl Model {
                     return;
                 };
                 let pinned = matches!(event, Event::ParkPinned(_));
+                self.fresh.remove(&slot);
                 self.scheduler.parked(slot, 10, pinned);
                 let home = Home(self.slots[&slot], pinned.then_some(slot));
                 self.requests.get_mut(&name).expect("picked").1 = Place::Parked(home);
@@ -294,8 +311,9 @@ impl Model {
                 }
             }
             Event::Overdue(index) => {
-                if let Some((_, id, _)) = self.pick(index, |_| true) {
-                    self.scheduler.overdue(id);
+                if let Some((name, id, _)) = self.pick(index, |_| true) {
+                    self.scheduler.overdue(id, self.now);
+                    self.over.entry(name).or_insert(self.now);
                 }
             }
             Event::Wait(millis) => {
@@ -324,6 +342,7 @@ impl Model {
                     !self.queue.iter().any(overdue),
                     "nobody waits past the timeout"
                 );
+                self.look_for_stuck();
             }
             Event::SlotDies(index) => {
                 let owned: Vec<_> = self.slots.keys().copied().collect();
@@ -351,6 +370,24 @@ impl Model {
                     self.processes.insert(process, true);
                 }
             }
+            Event::Silence(index) => {
+                let alive: Vec<_> = self.processes.keys().copied().collect();
+                if !alive.is_empty() {
+                    let process = alive[index % alive.len()];
+                    let silent = !self.silent.remove(&process);
+                    self.scheduler.set_silent(process, silent);
+                    if silent {
+                        self.silent.insert(process);
+                    }
+                }
+            }
+            Event::Undelivered(index) => {
+                let fresh: Vec<_> = self.fresh.iter().map(|(slot, at)| (*slot, *at)).collect();
+                if !fresh.is_empty() {
+                    let (slot, since) = fresh[index % fresh.len()];
+                    self.undelivered(slot, since);
+                }
+            }
         }
     }
 
@@ -376,9 +413,56 @@ impl Model {
         }
     }
 
+    /// The request waits where it was, which is in front of all that came after it.
+    fn undelivered(&mut self, slot: SlotId, since: Instant) {
+        let runs = |(_, (_, place)): &(&u64, &(RequestId, Place))| *place == Place::Running(slot);
+        let running = self.requests.iter().find(runs);
+        let name = *running.expect("a new job runs there").0;
+        let put_back = self.scheduler.put_back(slot, (name, Kind::New), since);
+        assert_eq!(put_back, Ok(()));
+        self.requests.get_mut(&name).expect("it runs").1 = Place::Queued;
+        let place = self.queue.partition_point(|(queued, _)| *queued < name);
+        self.queue.insert(place, (name, since));
+        let returned = self.scheduler.remove_slot(slot);
+        self.slot_dies(slot);
+        self.given_back(returned);
+    }
+
+    /// What is told of is over its time, by the grace if that is said; and a process without hope has
+    /// nothing that is not.
+    fn look_for_stuck(&mut self) {
+        let spent = |over: Option<&Instant>| over.is_some_and(|over| self.now - *over >= GRACE);
+        for Stuck { slot, process, why } in self.scheduler.stuck(self.now) {
+            assert_eq!(self.slots.get(&slot), Some(&process));
+            let everyone = self.requests.iter().chain(&self.calls);
+            let mut runs = everyone.filter(|(_, (_, place))| *place == Place::Running(slot));
+            let (name, _) = runs.next().expect("an idle slot is not stuck");
+            match why {
+                Why::Overdue => assert!(self.over.contains_key(name)),
+                Why::Spent => assert!(spent(self.over.get(name))),
+                Why::Blocking => {}
+            }
+        }
+        for process in self.processes.keys() {
+            if self.scheduler.has_time(*process, self.now) {
+                continue;
+            }
+            let everyone = self.requests.iter().chain(&self.calls);
+            for (name, (_, place)) in everyone {
+                let inside = match place {
+                    Place::Queued => false,
+                    Place::Running(slot) => self.slots.get(slot) == Some(process),
+                    Place::Parked(home) | Place::Waiting(home, _) => home.0 == *process,
+                };
+                assert!(!inside || spent(self.over.get(name)), "given up too early");
+            }
+        }
+    }
+
     /// What ran on the slot has ended.
     fn over(&mut self, slot: SlotId) {
         let runs = |(_, place): &(RequestId, Place)| *place == Place::Running(slot);
+        self.fresh.remove(&slot);
         self.requests.retain(|_, request| !runs(request));
         self.calls.retain(|_, call| !runs(call));
     }
@@ -421,6 +505,7 @@ impl Model {
             self.slot_dies(slot);
         }
         self.processes.remove(&process);
+        self.silent.remove(&process);
         self.given_back(returned);
         // Half of the parked learn of it at once, the others when their results are in.
         let parked = |place| matches!(place, Place::Parked(Home(owner, _)) if owner == process);
@@ -440,15 +525,13 @@ impl Model {
         match kind {
             Kind::New => {
                 assert_eq!(place, Place::Queued);
-                assert_eq!(
-                    self.queue.pop_front().map(|(name, _)| name),
-                    Some(name),
-                    "out of order"
-                );
+                let (first, since) = self.queue.pop_front().expect("it was queued");
+                assert_eq!(first, name, "out of order");
+                self.fresh.insert(slot, since);
                 assert!(self.admitted() < PARKED, "started past the parked bound");
                 assert!(
-                    !self.processes[&process],
-                    "a draining process got a new job"
+                    !self.processes[&process] && !self.silent.contains(&process),
+                    "a process got a new job that is draining or silent"
                 );
             }
             Kind::Resume | Kind::Call | Kind::End => {
@@ -484,6 +567,30 @@ impl Model {
         }
     }
 
+    /// Giving back an idle slot that is not needed leaves everything that is parked an idle slot to go on at.
+    fn check_needed(&self, busy: &BTreeSet<SlotId>) {
+        let idle = |slot: &SlotId| self.slots.contains_key(slot) && !busy.contains(slot);
+        for (slot, process) in self.slots.iter().filter(|(slot, _)| idle(slot)) {
+            if self.scheduler.is_needed(*slot) {
+                continue;
+            }
+            for (_, place) in self.requests.values() {
+                let (Place::Parked(home) | Place::Waiting(home, _)) = place else {
+                    continue;
+                };
+                let mut others = self
+                    .slots
+                    .keys()
+                    .filter(|other| *other != slot && idle(other));
+                let goes_on = match home.1 {
+                    Some(pin) => pin != *slot,
+                    None => others.any(|other| self.fits(*other, *home)),
+                };
+                assert!(home.0 != *process || goes_on, "its last way on is closed");
+            }
+        }
+    }
+
     fn check(&self) {
         let count = self.scheduler.count();
         assert_eq!(
@@ -511,8 +618,8 @@ impl Model {
             if busy.contains(slot) {
                 continue;
             }
-            let new =
-                !self.queue.is_empty() && self.admitted() < PARKED && !self.processes[process];
+            let takes_new = !self.processes[process] && !self.silent.contains(process);
+            let new = !self.queue.is_empty() && self.admitted() < PARKED && takes_new;
             assert!(!new, "an idle slot and a new job");
             let runnable = |((_, kind), home): &(Job, Home)| {
                 self.fits(*slot, *home) && (*kind != Kind::End || self.ending.is_none())
@@ -520,6 +627,7 @@ impl Model {
             let runnable = self.waiting.iter().find(|waiting| runnable(waiting));
             assert_eq!(runnable, None, "an idle slot and a job that it may run");
         }
+        self.check_needed(&busy);
         for (slot, process) in &self.slots {
             let pinned = |(_, place): &&(RequestId, Place)| {
                 let home = Home(*process, Some(*slot));
@@ -759,15 +867,68 @@ fn an_overdue_slot_is_told_of_once() {
         .expect("its process lives");
     let (slot, ..) = scheduler.place().expect("both are idle");
     assert_eq!(scheduler.stuck(now), []);
-    scheduler.overdue(call);
+    scheduler.overdue(call, now);
+    assert_eq!(scheduler.count().lost, 1, "at once");
+    assert_eq!(scheduler.stuck(now), [], "it may come back in a moment");
     let stuck = Stuck {
         slot,
         process: ProcessId(1),
         why: Why::Overdue,
     };
-    assert_eq!(scheduler.stuck(now), [stuck]);
-    assert_eq!(scheduler.stuck(now), []);
+    let later = now + Duration::from_secs(1);
+    assert_eq!(scheduler.stuck(later), [stuck]);
+    assert_eq!(scheduler.stuck(later), []);
     assert_eq!(scheduler.count().lost, 1);
+}
+
+/// What is told of the only slot, second by second after `from`.
+fn told(scheduler: &mut Scheduler<Job>, from: Instant, seconds: u64) -> Vec<(u64, Why)> {
+    let mut told = Vec::new();
+    for second in 0..seconds {
+        for stuck in scheduler.stuck(from + Duration::from_secs(second)) {
+            told.push((second, stuck.why));
+        }
+    }
+    told
+}
+
+#[test]
+fn a_slot_is_spent_when_the_grace_after_its_time_is_over() {
+    let mut scheduler = one_process(1, roomy());
+    let now = Instant::now();
+    let id = scheduler
+        .submit((1, Kind::New), 0, now)
+        .expect("there is room");
+    scheduler.place().expect("the slot is idle");
+    assert!(scheduler.has_time(ProcessId(1), now));
+    scheduler.overdue(id, now);
+    let spent = [(1, Why::Overdue), (GRACE.as_secs(), Why::Spent)];
+    assert_eq!(told(&mut scheduler, now, 20), spent);
+    assert!(!scheduler.has_time(ProcessId(1), now + GRACE));
+    assert_eq!(scheduler.count().lost, 1);
+    scheduler.done(SlotId(0));
+    assert_eq!(scheduler.count().idle, 1);
+}
+
+/// It is finished although nobody waits; while that goes well, nobody is told of it, nor is it lost.
+#[test]
+fn a_job_that_begins_after_its_time_has_the_grace_first() {
+    let mut scheduler = one_process(1, roomy());
+    let now = Instant::now();
+    let id = pinned(&mut scheduler, SlotId(0));
+    scheduler.overdue(id, now);
+    scheduler
+        .resume(id, (1, Kind::Resume), 0)
+        .expect("its process lives");
+    let later = now + GRACE * 2;
+    assert!(!scheduler.has_time(ProcessId(1), later), "it still waits");
+    assert!(scheduler.take(SlotId(0)).is_some());
+    assert!(scheduler.has_time(ProcessId(1), later), "it has begun");
+    let grace = GRACE.as_secs();
+    assert_eq!(told(&mut scheduler, later, grace), []);
+    assert_eq!(scheduler.count().busy, 1);
+    let told = told(&mut scheduler, later + GRACE, 20);
+    assert_eq!(told, [(1, Why::Overdue), (grace, Why::Spent)]);
 }
 
 #[test]
@@ -884,7 +1045,7 @@ fn an_overdue_slot_counts_as_lost_until_it_is_ready() {
         .submit((1, Kind::New), 0, Instant::now())
         .expect("there is room");
     scheduler.place().expect("the slot is idle");
-    scheduler.overdue(id);
+    scheduler.overdue(id, Instant::now());
     assert_eq!(scheduler.count().lost, 1);
     scheduler.done(SlotId(0));
     assert_eq!(scheduler.count().idle, 1);
@@ -910,6 +1071,42 @@ fn a_slot_that_is_closed_loses_no_job() {
     assert_eq!(slots.withdraw(late), Some("late"), "it waits in the queue");
 }
 
+/// Its worker died before it was looked at.
+#[tokio::test]
+async fn a_job_that_never_left_the_gateway_goes_to_another_worker() {
+    let slots = Slots::<&str, ()>::new(2, roomy(), Metrics::new(&[]));
+    slots.add_process(ProcessId(1));
+    let port = slots.open(SlotId(0), ProcessId(1));
+    let (id, mut turn) = slots.submit("first", 0).expect("there is room");
+    drop(port);
+    assert_eq!((slots.queued(), slots.count().lost), (1, 2));
+
+    slots.add_process(ProcessId(2));
+    let mut port = slots.open(SlotId(1), ProcessId(2));
+    let taken = port.next().await.expect("it waits");
+    assert_eq!((taken.request, taken.job), (id, "first"));
+    // The same when it could not be written.
+    port.put_back(taken);
+    assert_eq!(slots.queued(), 1);
+    slots.drain();
+    let turn = turn.step().await;
+    assert_eq!(turn, Err(super::NoTurn::Shed(Shed::Draining)));
+    assert_eq!(slots.requests(), 0);
+}
+
+#[test]
+fn a_resume_whose_worker_died_is_told_so() {
+    let slots = Slots::<&str, ()>::new(1, roomy(), Metrics::new(&[]));
+    slots.add_process(ProcessId(1));
+    let mut port = slots.open(SlotId(0), ProcessId(1));
+    let (id, _turn) = slots.submit("first", 0).expect("there is room");
+    assert!(matches!(port.close(), Closing::Taken(_)));
+    assert!(port.parked(0, false).is_none());
+    let _turn = slots.resume(id, "second", 0);
+    drop(port);
+    assert_eq!((slots.queued(), slots.requests()), (0, 0));
+}
+
 #[test]
 fn a_slot_is_not_closed_before_what_is_pinned_to_it_is_over() {
     let slots = Slots::<&str, ()>::new(1, roomy(), Metrics::new(&[]));
@@ -918,7 +1115,7 @@ fn a_slot_is_not_closed_before_what_is_pinned_to_it_is_over() {
     let (id, _turn) = slots.submit("first", 0).expect("there is room");
     assert!(matches!(port.close(), Closing::Taken(_)));
     assert!(port.parked(0, true).is_none());
-    assert!(matches!(port.close(), Closing::Pinned));
+    assert!(matches!(port.close(), Closing::Needed));
 
     let _turn = slots.resume(id, "second", 0);
     let Closing::Taken(taken) = port.close() else {

@@ -47,6 +47,15 @@ impl FilePart {
         }
     }
 
+    /// Of a file that is known to be a regular one.
+    pub fn regular(file: File, offset: u64, len: u64) -> Self {
+        Self {
+            file: Arc::new(file),
+            offset,
+            left: len,
+        }
+    }
+
     pub fn len(&self) -> u64 {
         self.left
     }

@@ -1,6 +1,7 @@
 //! A body from an origin to a client: a short pipe that makes the origin wait for the client.
 //!
-//! Nothing is spooled. The writer learns whether the client took everything.
+//! Nothing is spooled. The writer learns whether the client took everything. While memory is short the
+//! pipe has room for one chunk only.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::Gone;
+use super::{Gone, Limit};
 
 /// Chunks between the two ends. A chunk is what the origin's connection gave at once: some ten KiB, and
 /// not more than a few hundred.
@@ -22,10 +23,12 @@ enum Part {
     Whole,
 }
 
-pub fn relay() -> (RelayWriter, RelayReader) {
+/// What is under way counts against `memory`.
+pub fn relay(memory: &Limit) -> (RelayWriter, RelayReader) {
     let (sender, parts) = mpsc::channel(CHUNKS);
     let taken = Arc::new(AtomicU64::new(0));
     let writer = RelayWriter {
+        memory: memory.clone(),
         parts: sender,
         sent: 0,
         taken: Arc::clone(&taken),
@@ -36,6 +39,7 @@ pub fn relay() -> (RelayWriter, RelayReader) {
 /// The origin's end. Dropping it without [`RelayWriter::finish`] cuts the body.
 #[derive(Debug)]
 pub struct RelayWriter {
+    memory: Limit,
     parts: mpsc::Sender<Part>,
     /// Bytes, and how many of them the reader has taken.
     sent: u64,
@@ -48,8 +52,17 @@ impl RelayWriter {
     /// # Errors
     /// When nobody reads any more.
     pub async fn push(&mut self, chunk: Bytes) -> Result<(), Gone> {
-        self.sent += chunk.len() as u64;
-        self.parts.send(Part::Chunk(chunk)).await.map_err(|_| Gone)
+        let len = chunk.len() as u64;
+        let mut held = self.memory.hold();
+        let room = if held.try_grow(len) { 1 } else { CHUNKS };
+        let mut room = self.parts.reserve_many(room).await.map_err(|_| Gone)?;
+        let place = room.next().expect("there is room for one at least");
+        if held.is_empty() {
+            held.grow(len);
+        }
+        self.sent += len;
+        place.send(Part::Chunk(held.around(chunk)));
+        Ok(())
     }
 
     /// The reader has taken all that there was so far.
@@ -106,6 +119,11 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::metrics::Metrics;
+
+    fn relay() -> (RelayWriter, RelayReader) {
+        super::relay(&Limit::new(Metrics::new(&[]).body_memory_bytes()))
+    }
 
     const CHUNK: Bytes = Bytes::from_static(b"chunk");
 
@@ -129,6 +147,18 @@ mod tests {
         assert!(writer.push(CHUNK).now_or_never().is_none());
         reader.next().await.expect("a chunk");
         writer.push(CHUNK).await.expect("room again");
+    }
+
+    #[tokio::test]
+    async fn without_memory_one_chunk_at_a_time_passes() {
+        let memory = Limit::new(Metrics::new(&[]).body_memory_bytes());
+        memory.set(0);
+        let (mut writer, mut reader) = super::relay(&memory);
+        for _ in 0..3 {
+            writer.push(CHUNK).await.expect("the pipe is empty");
+            assert!(writer.push(CHUNK).now_or_never().is_none());
+            assert_eq!(reader.next().await.expect("a chunk"), Some(CHUNK));
+        }
     }
 
     #[tokio::test]

@@ -1,18 +1,21 @@
 //! Workers: running one step on one slot.
 //!
 //! What a job and a step are is the same however a slot is driven; `link` drives layby's own
-//! workers, `supervise` keeps their processes alive. Queues and clients are not known here.
+//! workers, `supervise` keeps their processes alive, `http` drives servers that know nothing of layby.
+//! Queues and clients are not known here.
 
+pub mod http;
 pub mod link;
 pub mod local;
 pub mod supervise;
 mod waits;
 
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::Method;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use ::http::Method;
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::waits::{Waits, WaitsInPlace};
@@ -21,6 +24,7 @@ use self::local::LocalWait;
 use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
 use crate::plan::{Captured, Outcome, Plan, Relay};
+use crate::record::Record;
 use crate::slots::{ProcessId, RequestId, SlotId, Slots, Turn, Turned};
 use crate::spool::{AnswerWriter, Body};
 
@@ -40,16 +44,26 @@ pub struct Job {
     pub lazy: bool,
 }
 
+/// How long a request's answer may be waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Its head is due then.
+    pub deadline: Instant,
+    /// So long each for what follows.
+    pub timeout: Duration,
+}
+
 /// Which request a job is of, for people.
 #[derive(Debug, Clone)]
 pub struct About {
     pub method: Method,
     pub target: Arc<str>,
+    pub record: Arc<Record>,
 }
 
 #[derive(Debug)]
 pub enum Work {
-    Begin(Box<Request>),
+    Begin(Box<Request>, Times),
     Resume(Vec<Outcome>),
     /// What was asked for: the request's body.
     Body(Body),
@@ -165,6 +179,18 @@ pub struct Process {
     pub threads: u16,
     /// Given by the supervisor that started it; empty for others.
     pub token: String,
+    /// Its control thread answers PING, so its silence means something.
+    pub pings: bool,
+    /// At SIGUSR2 it writes down what all its threads do, even if its interpreter is held.
+    pub dumps: bool,
+    /// Requests that it has begun.
+    pub begun: AtomicU64,
+    /// Connections of slots that its end has not closed.
+    pub open: AtomicUsize,
+    /// Wakes whoever can have it write down what its threads do, when it does not answer.
+    pub mute: Notify,
+    /// Cancelled when it is to be replaced, because a slot of it is stuck, or it does not answer.
+    pub condemned: CancellationToken,
     /// Cancelled when the process is dead to us, whatever the reason.
     pub gone: CancellationToken,
 }

@@ -1,8 +1,10 @@
 //! Worker processes that the gateway starts itself: keeping them alive, one log line for each event.
 //!
 //! A process that dies is started again, at once if it was of use, else with growing pauses, for
-//! ever. Its successor is started only after it is known to be dead. What a worker says on the
-//! link is not known here, only that it has said hello.
+//! ever. One that works well is replaced on a reload, and when it has had its share of requests, time or
+//! memory: its successor is up first, and one process is replaced at a time. One that is condemned,
+//! because a slot of it is stuck or because it does not answer, is killed when the hub gives it up.
+//! What a worker says on the link is not known here, only that it has said hello.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -11,12 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use rustix::param::page_size;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::Process;
 use super::link::Hub;
 use crate::config::{App, Mode};
 use crate::metrics::{Metrics, RestartReason};
@@ -36,6 +41,25 @@ const LINE: u64 = 64 * 1024;
 /// After its link has ended, a worker that does not exit is killed.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 
+/// The same for one that was given up. Its threads are stuck, and what else it had is over.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+
+/// A process that is to replace another one must be ready within this time.
+const START: Duration = Duration::from_secs(300);
+
+/// How often it is looked at whether a process is to be recycled.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After a successor did not start, a process is not recycled for this long.
+const RECYCLE_AGAIN: Duration = Duration::from_secs(60);
+
+/// A process that has so many times the memory after which it is recycled is killed.
+const RUNAWAY: u64 = 2;
+
+/// How long the connections of a dead process may take to be closed, and how often it is looked.
+const LAST_BREATH: Duration = Duration::from_millis(50);
+const LAST_BREATHS: u32 = 20;
+
 /// Tells a worker which process to send a SIGHUP to when files of the application change.
 const WATCHES_FOR: &str = "LAYBY_RELOAD";
 
@@ -51,6 +75,8 @@ pub enum StartError {
     Import(String),
     /// The worker ended before it was ready.
     Exited(ExitStatus),
+    /// It did not become ready.
+    Slow,
 }
 
 impl std::fmt::Display for StartError {
@@ -70,6 +96,7 @@ impl std::fmt::Display for StartError {
                 "a worker ended before it was ready ({status}); see its output above. Is the package \"layby\" \
                  installed for that Python?"
             ),
+            Self::Slow => write!(f, "the worker was not ready within {} s", START.as_secs()),
         }
     }
 }
@@ -85,6 +112,8 @@ pub struct Plan {
     pub threads: Vec<u16>,
     /// The first process watches the application's files, and sends us a SIGHUP when one changes.
     pub watch: bool,
+    /// Variables of the gateway's environment that are none of theirs.
+    pub hidden: &'static [&'static str],
 }
 
 impl Plan {
@@ -100,6 +129,7 @@ impl Plan {
             link: link.to_owned(),
             threads,
             watch: false,
+            hidden: &[],
         }
     }
 
@@ -122,6 +152,9 @@ impl Plan {
             // Ctrl-C is for the gateway, which then drains its workers.
             .process_group(0)
             .kill_on_drop(true);
+        for variable in self.hidden {
+            command.env_remove(variable);
+        }
         if self.watch && place == 0 {
             command.env(WATCHES_FOR, std::process::id().to_string());
         } else {
@@ -256,19 +289,39 @@ impl Supervisor {
     }
 }
 
-/// A running process.
-struct Running {
+/// A process that has not said hello yet. It is killed when dropped.
+struct Starting {
     child: Child,
+    pid: Pid,
     token: String,
-    /// It is ready, or, before that, started.
-    since: Instant,
 }
 
-enum Ended {
-    /// It died by itself.
+/// A process that is ready. It is killed when dropped.
+struct Running {
+    child: Child,
+    /// Of the process, and of the group of what it starts. What it says of itself is not relied on.
+    pid: Pid,
+    process: Arc<Process>,
+    since: Instant,
+    /// The part of what `[workers]` allows a process after which it is recycled.
+    share: f64,
+    /// When recycling it has failed: not again before this.
+    not_before: Option<Instant>,
+}
+
+/// What a keeper waits for.
+enum Event<'a> {
+    /// The process died by itself.
     Died(ExitStatus),
-    /// Its place is to have a new one.
-    Replaced,
+    /// A slot of it is stuck, or it does not answer.
+    Condemned,
+    /// It does not say what its slots do.
+    Mute,
+    /// The configuration is another.
+    Reload,
+    Look,
+    /// A replacement that is due may begin.
+    Turn(tokio::sync::MutexGuard<'a, ()>, RestartReason),
     Stopped,
 }
 
@@ -281,11 +334,8 @@ async fn keep(
     stop: CancellationToken,
 ) {
     // The first start is part of the gateway's own: its failure is reported, not retried.
-    let first = match shared.spawn(place).await {
-        Ok(mut running) => match shared.ready(&mut running, &stop).await {
-            Ok(()) => Ok(running),
-            Err(error) => Err(error),
-        },
+    let first = match shared.spawn(place) {
+        Ok(starting) => shared.ready(starting, &stop).await,
         Err(error) => Err(error),
     };
     let mut running = match first {
@@ -300,28 +350,48 @@ async fn keep(
         return;
     }
     drop(report);
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // A replacement that waits for its turn: one process at a time.
+    let mut due = None;
     loop {
-        let ended = tokio::select! {
-            status = running.child.wait() => Ended::Died(status.unwrap_or_default()),
-            Ok(()) = generation.changed() => Ended::Replaced,
-            () = stop.cancelled() => Ended::Stopped,
+        let process = Arc::clone(&running.process);
+        let event = tokio::select! {
+            biased; // A process that is gone needs no replacement, and one that is condemned no turn.
+            () = stop.cancelled() => Event::Stopped,
+            status = running.child.wait() => Event::Died(status.unwrap_or_default()),
+            () = process.condemned.cancelled() => Event::Condemned,
+            () = process.mute.notified() => Event::Mute,
+            Ok(()) = generation.changed() => Event::Reload,
+            _ = looks.tick() => Event::Look,
+            (turn, reason) = shared.turn(due) => Event::Turn(turn, reason),
         };
-        match ended {
-            Ended::Stopped => return shared.reap(running).await,
-            Ended::Replaced => running = shared.replace(place, running, &stop).await,
-            Ended::Died(status) => {
-                let pause = if running.since.elapsed() > SETTLED {
-                    FIRST_PAUSE
-                } else {
-                    PAUSE_AFTER_A_SHORT_LIFE
-                };
-                tracing::error!(worker = place + 1, %status, restart_in = ?pause, "worker died");
-                running = match shared.restart(place, pause, &stop).await {
-                    Some(running) => running,
-                    None => return,
-                };
+        let next = match event {
+            Event::Stopped => return shared.reap(running, EXIT_GRACE).await,
+            Event::Mute => {
+                running.dump_stacks();
+                continue;
             }
-        }
+            Event::Reload => {
+                due = Some(RestartReason::Reload);
+                continue;
+            }
+            Event::Look => {
+                shared.stop_growth(place, &running);
+                if due.is_none() && shared.is_due(place, &running) {
+                    due = Some(RestartReason::Recycled);
+                }
+                continue;
+            }
+            Event::Turn(_turn, reason) => Some(shared.replace(place, running, reason, &stop).await),
+            Event::Condemned => shared.succeed(place, running, &stop).await,
+            Event::Died(status) => shared.revive(place, running, status, &stop).await,
+        };
+        due = None;
+        running = match next {
+            Some(next) => next,
+            None => return,
+        };
     }
 }
 
@@ -332,7 +402,7 @@ impl Shared {
             .expect("no code that holds this lock panics")
     }
 
-    async fn spawn(&self, place: usize) -> Result<Running, StartError> {
+    fn spawn(&self, place: usize) -> Result<Starting, StartError> {
         let number = self.started.fetch_add(1, Relaxed);
         let token = format!("{}-{number}", std::process::id());
         let plan = self.plan().clone();
@@ -347,31 +417,35 @@ impl Shared {
         if let Some(output) = child.stderr.take() {
             tokio::spawn(pass_on(output, worker));
         }
-        tracing::debug!(worker, pid = child.id(), "worker started");
-        Ok(Running {
-            child,
-            token,
-            since: Instant::now(),
-        })
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
+        let pid = pid.expect("nobody has waited for it");
+        tracing::debug!(worker, pid = pid.as_raw_pid(), "worker started");
+        Ok(Starting { child, pid, token })
     }
 
     /// Waits until the process has said hello.
     async fn ready(
         &self,
-        running: &mut Running,
+        mut starting: Starting,
         stop: &CancellationToken,
-    ) -> Result<(), StartError> {
+    ) -> Result<Running, StartError> {
         loop {
             let changed = self.hub.changed();
-            if self.hub.process(&running.token).is_some() {
-                running.since = Instant::now();
-                return Ok(());
+            if let Some(process) = self.hub.process(&starting.token) {
+                return Ok(Running {
+                    child: starting.child,
+                    pid: starting.pid,
+                    process,
+                    since: Instant::now(),
+                    share: share(),
+                    not_before: None,
+                });
             }
             let status = tokio::select! {
                 () = changed => continue,
                 // A process that says hello between the look and the wait is seen a moment later.
                 () = tokio::time::sleep(Duration::from_millis(100)) => continue,
-                status = running.child.wait() => status.unwrap_or_default(),
+                status = starting.child.wait() => status.unwrap_or_default(),
                 () = stop.cancelled() => {
                     // It is killed when dropped; nobody reads this error.
                     return Err(StartError::Exited(ExitStatus::default()));
@@ -384,11 +458,28 @@ impl Shared {
         }
     }
 
-    /// Starts a dead process again, as often as it takes, each time after a longer pause. None when
-    /// stopped meanwhile.
+    /// Starts another process for one that runs already, or did: it is not waited for for ever.
+    async fn start_another(
+        &self,
+        place: usize,
+        stop: &CancellationToken,
+    ) -> Result<Running, StartError> {
+        let starting = self.spawn(place)?;
+        let ready = tokio::time::timeout(START, self.ready(starting, stop));
+        ready.await.unwrap_or(Err(StartError::Slow))
+    }
+
+    fn count(&self, place: usize, reason: RestartReason) {
+        self.restarts[place].fetch_add(1, Relaxed);
+        self.metrics.worker_restarted(reason);
+    }
+
+    /// Starts a process until one is ready, as often as it takes, each time after a longer pause. None
+    /// when stopped meanwhile.
     async fn restart(
         &self,
         place: usize,
+        reason: RestartReason,
         mut pause: Duration,
         stop: &CancellationToken,
     ) -> Option<Running> {
@@ -397,14 +488,10 @@ impl Shared {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return None,
             }
-            pause = (pause * 2).min(LAST_PAUSE);
-            self.restarts[place].fetch_add(1, Relaxed);
-            self.metrics.worker_restarted(RestartReason::Crash);
-            let error = match self.spawn(place).await {
-                Ok(mut running) => match self.ready(&mut running, stop).await {
-                    Ok(()) => return Some(running),
-                    Err(error) => error,
-                },
+            pause = (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+            self.count(place, reason);
+            let error = match self.start_another(place, stop).await {
+                Ok(running) => return Some(running),
                 Err(error) => error,
             };
             if stop.is_cancelled() {
@@ -414,52 +501,220 @@ impl Shared {
         }
     }
 
-    /// Puts a new process in the place of a healthy one, which finishes what it has. The new one is
-    /// up before the old one gives its slots back, so that they change hands at once.
-    async fn replace(&self, place: usize, old: Running, stop: &CancellationToken) -> Running {
-        let _turn = self.rolling.lock().await;
-        let mut new = match self.spawn(place).await {
-            Ok(new) => new,
-            Err(error) => {
-                tracing::error!(worker = place + 1, %error, "reload given up: the old worker stays");
-                return old;
-            }
+    /// A process died by itself.
+    async fn revive(
+        &self,
+        place: usize,
+        old: Running,
+        status: ExitStatus,
+        stop: &CancellationToken,
+    ) -> Option<Running> {
+        let pause = if old.since.elapsed() > SETTLED {
+            FIRST_PAUSE
+        } else {
+            PAUSE_AFTER_A_SHORT_LIFE
         };
-        if let Err(error) = self.ready(&mut new, stop).await {
-            if !stop.is_cancelled() {
-                tracing::error!(worker = place + 1, %error, "reload given up: the old worker stays");
-            }
-            return old;
-        }
-        self.restarts[place].fetch_add(1, Relaxed);
-        self.metrics.worker_restarted(RestartReason::Reload);
-        if let Some(process) = self.hub.process(&old.token) {
-            self.hub.drain_process(process.id);
-            tokio::select! {
-                () = process.gone.cancelled() => {}
-                () = stop.cancelled() => {}
-            }
-        }
-        self.reap(old).await;
-        tracing::info!(worker = place + 1, "worker replaced");
+        tracing::error!(worker = place + 1, %status, restart_in = ?pause, "worker died");
+        let (new, ()) = tokio::join!(
+            self.restart(place, RestartReason::Crash, pause, stop),
+            old.bury()
+        );
         new
     }
 
-    /// Waits for a released process to exit. It is killed when it does not.
-    async fn reap(&self, mut running: Running) {
-        if let Some(process) = self.hub.process(&running.token) {
-            process.gone.cancelled().await;
-        }
-        if tokio::time::timeout(EXIT_GRACE, running.child.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!(pid = running.child.id(), "worker killed: it did not exit");
-            if let Err(error) = running.child.kill().await {
-                tracing::error!(%error, "cannot kill a worker");
+    /// Puts a new process in the place of one that has a slot which does not come back, or does not answer.
+    /// The new one takes over what the old one still gives back, and the rest once that is dead.
+    async fn succeed(
+        &self,
+        place: usize,
+        old: Running,
+        stop: &CancellationToken,
+    ) -> Option<Running> {
+        let (new, ()) = tokio::join!(
+            self.restart(place, RestartReason::Overdue, Duration::ZERO, stop),
+            self.reap(old, KILL_GRACE)
+        );
+        new
+    }
+
+    /// Puts a new process in the place of a healthy one, which finishes what it has. The new one is
+    /// up before the old one gives its slots back, so that they change hands at once.
+    async fn replace(
+        &self,
+        place: usize,
+        mut old: Running,
+        reason: RestartReason,
+        stop: &CancellationToken,
+    ) -> Running {
+        let worker = place + 1;
+        let started = tokio::select! {
+            started = self.start_another(place, stop) => started,
+            never = self.watch_growth(place, &old) => never,
+        };
+        let new = match started {
+            Ok(new) => new,
+            Err(error) => {
+                if !stop.is_cancelled() {
+                    tracing::error!(worker, %error, "replacement given up: the old worker stays");
+                }
+                old.not_before = Some(Instant::now() + RECYCLE_AGAIN);
+                return old;
             }
+        };
+        self.count(place, reason);
+        self.hub.drain_process(old.process.id);
+        tokio::select! {
+            () = old.process.gone.cancelled() => {}
+            () = stop.cancelled() => {}
+            never = self.watch_growth(place, &old) => never,
+        }
+        self.reap(old, EXIT_GRACE).await;
+        tracing::info!(worker, reason = reason.as_str(), "worker replaced");
+        new
+    }
+
+    /// Resolves when a replacement may begin, if one is due. Cancel safe.
+    async fn turn(
+        &self,
+        due: Option<RestartReason>,
+    ) -> (tokio::sync::MutexGuard<'_, ()>, RestartReason) {
+        match due {
+            Some(reason) => (self.rolling.lock().await, reason),
+            None => std::future::pending().await,
         }
     }
+
+    /// Kills a process that grows faster than it can be recycled.
+    fn stop_growth(&self, place: usize, running: &Running) {
+        let max_memory = self.plan().app.recycle.max_memory;
+        if let (Some(max_memory), Some(memory)) = (max_memory, running.memory())
+            && memory >= max_memory * RUNAWAY
+        {
+            let (worker, pid) = (place + 1, running.process.pid);
+            tracing::error!(
+                worker,
+                pid,
+                memory,
+                max_memory,
+                "worker killed: it grows too fast"
+            );
+            running.kill();
+        }
+    }
+
+    /// The same, for ever.
+    async fn watch_growth<T>(&self, place: usize, running: &Running) -> T {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.stop_growth(place, running);
+        }
+    }
+
+    /// Whether the process has had its share of what a process may have.
+    fn is_due(&self, place: usize, running: &Running) -> bool {
+        if running.not_before.is_some_and(|then| Instant::now() < then) {
+            return false;
+        }
+        let recycle = self.plan().app.recycle;
+        let begun = running.process.begun.load(Relaxed);
+        let age = running.since.elapsed();
+        let memory = recycle.max_memory.and_then(|_| running.memory());
+        let over = |is: f64, max: Option<f64>| max.is_some_and(|max| is >= max * running.share);
+        let due = over(begun as f64, recycle.max_requests.map(|max| max as f64))
+            || over(
+                age.as_secs_f64(),
+                recycle.max_age.map(|max| max.as_secs_f64()),
+            )
+            || over(
+                memory.unwrap_or_default() as f64,
+                recycle.max_memory.map(|max| max as f64),
+            );
+        if due {
+            let (worker, pid) = (place + 1, running.process.pid);
+            tracing::info!(
+                worker,
+                pid,
+                requests = begun,
+                ?age,
+                memory,
+                "worker due for recycling"
+            );
+        }
+        due
+    }
+
+    /// Waits until a process is released or given up, and for its exit. It is killed when that takes
+    /// longer than the grace.
+    async fn reap(&self, mut old: Running, grace: Duration) {
+        old.process.gone.cancelled().await;
+        if tokio::time::timeout(grace, old.child.wait()).await.is_err() {
+            tracing::warn!(pid = old.process.pid, "worker killed: it did not exit");
+            old.kill();
+            if let Err(error) = old.child.wait().await {
+                tracing::error!(%error, "cannot wait for a worker");
+            }
+        }
+        old.bury().await;
+    }
+}
+
+impl Running {
+    /// With all that it has started: what holds a copy of its connections must go, too.
+    fn kill(&self) {
+        if self.is_ours()
+            && let Err(error) = kill_process_group(self.pid, Signal::KILL)
+        {
+            tracing::error!(%error, "cannot kill a worker");
+        }
+    }
+
+    /// Has it write down what its threads do, whatever its interpreter is doing.
+    fn dump_stacks(&self) {
+        if self.is_ours()
+            && self.process.dumps
+            && let Err(error) = kill_process(self.pid, Signal::USR2)
+        {
+            tracing::error!(%error, "cannot signal a worker");
+        }
+    }
+
+    /// Nobody else can have its number: it has not been waited for.
+    fn is_ours(&self) -> bool {
+        self.child.id().is_some()
+    }
+
+    /// Resident bytes.
+    fn memory(&self) -> Option<u64> {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id()?)).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * page_size() as u64)
+    }
+
+    /// Sees to it that the connections of an ended process are closed: processes that it forked may have
+    /// them still, and the slots and the database's connections with them.
+    async fn bury(self) {
+        for _ in 0..LAST_BREATHS {
+            if self.process.open.load(Relaxed) == 0 {
+                return;
+            }
+            tokio::time::sleep(LAST_BREATH).await;
+        }
+        // The number of a group is not given away while processes are in it.
+        if kill_process_group(self.pid, Signal::KILL).is_ok() {
+            tracing::warn!(
+                pid = self.process.pid,
+                "killed what a dead worker left: it held its connections"
+            );
+        }
+    }
+}
+
+/// From 0.8 to 1, evenly: processes that were started together do not come of age together.
+fn share() -> f64 {
+    let mut bytes = [0; 2];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .expect("the kernel gives 2 random bytes at once");
+    0.8 + 0.2 * f64::from(u16::from_ne_bytes(bytes)) / f64::from(u16::MAX)
 }
 
 /// Passes a worker's output on, line by line.
@@ -486,6 +741,7 @@ async fn pass_on(output: impl AsyncRead + Unpin, worker: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Recycle;
 
     fn threads(slots: u16, cores: usize, processes: Option<u16>) -> Vec<u16> {
         let app = App {
@@ -493,6 +749,7 @@ mod tests {
             processes,
             mode: Mode::Auto,
             python: None,
+            recycle: Recycle::default(),
         };
         Plan::new(app, Path::new("link.sock"), slots, cores).threads
     }
@@ -504,6 +761,7 @@ mod tests {
             processes: Some(2),
             mode: Mode::Auto,
             python: None,
+            recycle: Recycle::default(),
         };
         let mut plan = Plan::new(app, Path::new("link.sock"), 8, 2);
         let watches = |plan: &Plan, place| {

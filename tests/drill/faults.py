@@ -304,6 +304,20 @@ async def terminate(world: World, crowd: Crowd, dice: random.Random) -> None:
     await crowd.served(20)
 
 
+async def upgrade(world: World, crowd: Crowd, dice: random.Random) -> None:
+    """The same program again, as if it were a newer one, in the same process and on the same socket."""
+    old = set(await workers(world))
+    world.gateway.signal(signal.SIGUSR2)
+    async with asyncio.timeout(90):
+        # Nobody answers on the admin listener in between.
+        while True:
+            with suppress(OSError):
+                if (pids := set(await workers(world))) and not pids & old:
+                    break
+            await asyncio.sleep(0.1)
+    await crowd.served(20)
+
+
 OVERLOAD = frozenset({503})
 FAULTS = [
     Fault("SIGKILL of workers", kill, Excuses(frozenset({502}), cuts=True)),
@@ -332,4 +346,5 @@ FAULTS = [
     Fault("full spool disk", disk, Excuses(frozenset({503, 507}), cuts=True)),
     Fault("SIGHUP", hangup, Excuses()),
     Fault("SIGTERM", terminate, Excuses(OVERLOAD, closes=True)),
+    Fault("SIGUSR2", upgrade, Excuses(OVERLOAD, closes=True)),
 ]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import gzip
 import os
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from conftest import Starter
 from support.client import Connection
 from support.gateway import resident
+from support.shop import Shop
 from support.story import story
 
 ONE_SLOT = ("--slots=1", "--processes=1")
@@ -86,6 +91,93 @@ async def test_who_does_not_read_holds_no_slot(
     for each in slow:
         assert (await each.answer()).body == content
     gateway.settles(1)
+
+
+HANDED_OFF = {
+    "nginx": '[[static]]\npath = "/protected"\nroot = "{media}"\ninternal = true\n',
+    "xsendfile": 'sendfile_root = "{media}"\n',
+}
+
+
+@pytest.mark.parametrize("backend", HANDED_OFF)
+@story(60)
+async def test_django_sendfile2_hands_files_off(
+    start: Starter, tmp_path: Path, content: bytes, backend: str
+) -> None:
+    media = tmp_path / "media"
+    (media / "a b").mkdir(parents=True)
+    (tmp_path / "content").rename(media / "a b" / "ä 100%.pdf")
+    gateway = start(
+        HANDED_OFF[backend].format(media=media),
+        flags=ONE_SLOT,
+        LAB_SENDFILE=backend,
+        LAB_MEDIA=str(media),
+    )
+    connection = await Connection.open(gateway.address)
+    # The header of the other backend holds Latin-1 at most.
+    name = "a b/ä 100%.pdf" if backend == "nginx" else "a b/plain 100%.pdf"
+    if backend == "xsendfile":
+        (media / "a b" / "ä 100%.pdf").rename(media / name)
+    target = f"/lab/files/named?name={quote(name)}"
+    answer = await connection.ask("GET", f"{target}&save=1")
+    assert (answer.status, answer.header("content-length")) == (200, str(len(content)))
+    assert answer.header("content-type") == "application/pdf"
+    assert (answer.header("content-disposition") or "").startswith("attachment; filename=")
+    assert (answer.header("set-cookie") or "").startswith("seen=1")
+    assert answer.header("x-frame-options") == "DENY"  # it went through the middleware
+    assert answer.header("x-accel-redirect") is None
+    assert answer.header("x-sendfile") is None
+    assert answer.body == content
+
+    etag = answer.header("etag")
+    assert etag is not None
+    answer = await connection.ask("GET", target, [("range", "bytes=1000-1999")])
+    assert (answer.status, answer.body) == (206, content[1000:2000])
+    assert answer.header("content-range") == f"bytes 1000-1999/{len(content)}"
+    answer = await connection.ask("GET", target, [("if-none-match", etag)])
+    assert (answer.status, answer.body) == (304, b"")
+    answer = await connection.ask("HEAD", target)
+    assert (answer.status, answer.header("content-length")) == (200, str(len(content)))
+    assert (await connection.ask("GET", "/lab/files/named?name=none")).status == 404
+    assert (await connection.ask("GET", f"/protected/{quote(name)}")).status == 404
+    gateway.settles(1)
+    assert "shorter than its Content-Length" not in gateway.log
+
+
+@story(60)
+async def test_static_files_of_django_come_without_a_slot(
+    start: Starter, shop: Shop, tmp_path: Path
+) -> None:
+    root = tmp_path / "static"
+    collected = {**shop.environment, "LAB_STATIC": str(root)}
+    command = [sys.executable, "-m", "django", "collectstatic", "--noinput", "-v0"]
+    subprocess.run(command, env=collected, check=True)
+    configuration = f"""
+        [[static]]
+        path = "/static"
+        root = "{root}"
+        immutable = "hashed"
+        [compression]
+        algorithms = ["gzip"]
+    """
+    gateway = start(configuration, flags=ONE_SLOT, LAB_STATIC=str(root))
+    connection = await Connection.open(gateway.address)
+    page = await connection.ask("GET", "/admin/login/")
+    names = re.findall(r'(?:href|src)="(/static/[^"]+)"', page.body.decode())
+    assert any(name.endswith(".css") for name in names), names
+    busy = gateway.metric("layby_slot_busy_seconds_count")
+    for name in names:
+        answer = await connection.ask("GET", name, [("accept-encoding", "gzip")])
+        assert answer.status == 200, name
+        assert answer.header("cache-control") == "public, max-age=31536000, immutable"
+        expected = (root / name.removeprefix("/static/")).read_bytes()
+        coding = "gzip" if len(expected) >= 1024 else None
+        assert answer.header("content-encoding") == coding, name
+        assert (gzip.decompress(answer.body) if coding else answer.body) == expected
+    manifest = await connection.ask("GET", "/static/staticfiles.json")
+    assert (manifest.status, manifest.header("cache-control")) == (200, None)
+    assert (await connection.ask("GET", "/static/none.css")).status == 404
+    assert gateway.metric("layby_slot_busy_seconds_count") == busy
 
 
 def descriptors(pid: int) -> list[str]:

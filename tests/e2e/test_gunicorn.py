@@ -433,3 +433,22 @@ async def test_a_gateway_that_refuses_it_ends_it(pair: Pair) -> None:
         gunicorn = pair.gunicorn(configuration="bind = []\n")
         assert await asyncio.to_thread(gunicorn.wait) == 3
     assert "refused by the gateway: speaks version 2" in gunicorn.log
+
+
+@story(60)
+async def test_a_process_with_a_stuck_request_is_let_go_and_gunicorn_starts_another(
+    pair: Pair,
+) -> None:
+    gateway = pair.gateway('[slots]\ncount = 8\nrequest_timeout = "1s"\noverdue_grace = "1s"\n')
+    gunicorn = pair.gunicorn()
+    gateway.wait_ready()
+    gateway.settles()
+    old = set(gunicorn.booted())
+    connection = await Connection.open(gateway.address)
+    answer = await connection.ask("GET", "/lab/stuck?seconds=60")
+    assert answer.status == 504
+    assert (await connection.ask("GET", "/healthz")).status == 200
+    await eventually("it stays", lambda: len(gunicorn.booted()) == 3, 20)
+    gateway.settles()
+    assert len(set(gateway.worker_pids()) & old) == 1
+    assert gateway.lines_with("was started by somebody else")

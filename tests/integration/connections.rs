@@ -1,5 +1,7 @@
 //! Connections of clients: kept, pipelined, old, and on whichever listener.
 
+use std::time::Duration;
+
 use crate::support::gate::Gate;
 use crate::support::http::{Address, Request};
 use crate::support::{gateway, worker};
@@ -102,6 +104,34 @@ async fn two_gateways_do_not_share_a_socket() {
     assert!(log.contains(&format!("cannot listen on {taken}")), "{log}");
     assert!(!log.contains("panicked"), "{log}");
     assert_eq!(first.get("/ping").await.ok(), "pong");
+}
+
+#[tokio::test]
+async fn a_connection_that_rested_goes_on_where_it_was() {
+    let gateway = gateway::new(1).run().await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let mut client = gateway.connect().await;
+    for _ in 0..2 {
+        client.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(client.response().await.ok(), "pong");
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        for part in [
+            "P",
+            "OST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nh",
+            "i",
+        ] {
+            client.send(part).await;
+        }
+        assert_eq!(client.response().await.ok(), "hi");
+    }
+    // Two at once, the second not yet whole when the connection would rest.
+    client
+        .send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\nGET /pi")
+        .await;
+    assert_eq!(client.response().await.ok(), "pong");
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    client.send("ng HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.response().await.ok(), "pong");
 }
 
 #[tokio::test]

@@ -5,9 +5,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::gate::Gate;
-use crate::support::http::Body;
+use crate::support::http::{Address, Body, Request};
 use crate::support::worker::Answer;
-use crate::support::{gateway, origin, takes, worker};
+use crate::support::{gateway, origin, takes, within, worker};
 
 #[tokio::test]
 async fn a_drain_finishes_what_is_queued_running_and_parked() {
@@ -96,6 +96,26 @@ async fn a_drain_lets_a_slow_reader_finish() {
     gateway.signal(Signal::TERM);
     gateway.logged("drain started").await;
     assert!(reader.body(&head, "GET").await == Body::Whole(body));
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_drain_takes_the_rest_of_an_upload() {
+    let mut gateway = gateway::new(1).run().await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let mut client = gateway.connect().await;
+    client
+        .send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello")
+        .await;
+    // The first half has been read when the next request is answered.
+    assert_eq!(gateway.get("/ping").await.ok(), "pong");
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    gateway.refuses().await;
+    client.send("world").await;
+    let answer = client.response().await;
+    assert_eq!(answer.ok(), "helloworld");
+    assert_eq!(answer.header("connection"), Some("close"));
     assert_eq!(gateway.ended().await.code(), Some(0));
 }
 
@@ -330,4 +350,86 @@ async fn mistakes_in_the_configuration_are_all_told_at_once() {
         assert!(log.contains(part), "{part} is not in {log}");
     }
     assert!(!log.contains("panicked"), "{log}");
+}
+
+#[tokio::test]
+async fn a_drain_can_be_announced_before_the_door_closes() {
+    let mut gateway = gateway::new(1).set("drain_delay", "600ms").run().await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let begun = std::time::Instant::now();
+    gateway.signal(Signal::TERM);
+    gateway.logged("readiness is red").await;
+    assert_eq!(gateway.admin("/readyz").await.status(), 503);
+    // The balancer has not looked yet.
+    assert_eq!(gateway.get("/ping").await.ok(), "pong");
+    gateway.logged("drain started").await;
+    assert!(begun.elapsed() >= Duration::from_millis(600));
+    gateway.refuses().await;
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_reload_during_a_drain_is_ignored() {
+    let gate = Gate::new();
+    let mut gateway = gateway::new(1).file("").run().await;
+    let _worker = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    gateway.rewrite("surprise = 1");
+    gateway.signal(Signal::HUP);
+    gate.open();
+    assert_eq!(slow.await.ok(), "done");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.log_lines("reload"), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_reload_opens_and_closes_listeners_and_no_request_is_lost() {
+    let builder = gateway::new(1).unset("listen");
+    let (old, new) = (
+        builder.folder().join("old.sock"),
+        builder.folder().join("new.sock"),
+    );
+    let listen = |paths: &[&std::path::Path]| {
+        let entries: Vec<_> = paths
+            .iter()
+            .map(|path| format!("\"unix:{}\"", path.display()))
+            .collect();
+        format!("listen = [{}]", entries.join(", "))
+    };
+    let gate = Gate::new();
+    let gateway = builder.file(&listen(&[&old])).run().await;
+    let _worker = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+
+    gateway.rewrite(&listen(&[&new]));
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    assert!(new.exists());
+    within("the old socket's end", async {
+        while old.exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    gate.open();
+    assert_eq!(slow.await.ok(), "done");
+    let answer = Request::new(&Address::Unix(new.clone()), "GET", "/ping").await;
+    assert_eq!(answer.ok(), "pong");
+
+    // An address that cannot be had changes nothing.
+    let mine = std::os::unix::net::UnixListener::bind(&old).expect("it is free");
+    gateway.rewrite(&listen(&[&old]));
+    gateway.signal(Signal::HUP);
+    let line = gateway.logged("reload refused").await;
+    assert!(
+        line.contains("old.sock") && line.contains("another process"),
+        "{line}"
+    );
+    let answer = Request::new(&Address::Unix(new), "GET", "/ping").await;
+    assert_eq!(answer.ok(), "pong");
+    drop(mine);
 }

@@ -1,15 +1,22 @@
 //! All integration tests, in one binary.
 
+mod access_log;
 mod answers;
 mod bodies;
+mod compression;
 mod connections;
 mod database;
+mod doors;
 mod files;
+mod framing;
 mod heads;
+mod http2;
+mod ids;
 mod lazy;
 mod leaving;
 mod lifecycle;
 mod local;
+mod overdue;
 mod parking;
 mod pinned;
 mod policy;
@@ -17,7 +24,13 @@ mod queue;
 mod relay;
 mod run;
 mod scarcity;
+mod slow;
+mod statics;
 mod storm;
 mod streams;
 mod support;
+mod tls;
+mod tunnels;
+mod upgrade;
+mod upstreams;
 mod workers;

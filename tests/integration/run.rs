@@ -10,12 +10,19 @@ use crate::support::{origin, takes, within};
 
 const APP: &str = r#"
 import os
+import re
 import sys
+import time
 import urllib.parse
 
 import layby
 
 print("shop is open", flush=True)
+leaked = []
+
+
+def hold_the_interpreter():
+    re.match(r"(a+)+$", "a" * 40 + "b")
 
 
 def application(environ, start_response):
@@ -23,6 +30,17 @@ def application(environ, start_response):
     query = dict(urllib.parse.parse_qsl(environ["QUERY_STRING"]))
     if path == "/fetch":
         text = layby.get(query["url"]).result().text
+    elif path == "/sleep":
+        time.sleep(60)
+        text = "awake"
+    elif path == "/held":
+        hold_the_interpreter()
+        text = "never"
+    elif path == "/leak":
+        leaked.append(bytearray(int(query["mib"]) << 20))
+        text = "leaked"
+    elif path == "/fork":
+        text = str(os.fork() or time.sleep(60))
     elif path == "/die":
         os._exit(7)
     elif path == "/say":
@@ -103,7 +121,7 @@ async fn a_wait_in_place_is_done_by_the_gateway_and_counted_with_its_line() {
     assert_eq!(gateway.metric(series).await, 1.0);
     let wait = gateway.status_json().await["waits_in_place"][0].clone();
     let source = wait["source"].as_str().expect("a string").to_owned();
-    assert!(source.contains("shop.py:15"), "{source}");
+    assert!(source.contains("shop.py:22"), "{source}");
 }
 
 #[tokio::test]
@@ -209,6 +227,20 @@ async fn a_reload_replaces_every_worker_while_requests_flow() {
 }
 
 #[tokio::test]
+async fn reloads_that_come_while_one_runs_become_one_more() {
+    let gateway = app(2, 2).file("").run().await;
+    for times in 1..=6 {
+        gateway.signal(Signal::HUP);
+        gateway.logged_times("configuration reloaded", times).await;
+    }
+    gateway.logged_times("worker replaced", 3).await;
+    gateway.until("both processes", |s| s.processes == 2).await;
+    gateway.rests().await;
+    let replaced = gateway.log_lines("worker replaced").len();
+    assert!((3..=4).contains(&replaced), "{replaced} for two processes");
+}
+
+#[tokio::test]
 async fn a_reload_that_cannot_import_keeps_the_old_workers() {
     let gateway = app(1, 1).run().await;
     let before = pids(&gateway).await;
@@ -246,4 +278,143 @@ async fn workers_do_not_outlive_a_gateway_that_was_killed() {
     gateway.signal(Signal::KILL);
     gateway.ended().await;
     gone(&workers).await;
+}
+
+fn overdue(slots: u16, processes: u16) -> gateway::Builder {
+    app(slots, processes)
+        .set("slots.request_timeout", "500ms")
+        .set("slots.overdue_grace", "2s")
+}
+
+async fn restarts(gateway: &Gateway, reason: &str, count: u32) {
+    let series = format!("layby_worker_restarts_total{{reason=\"{reason}\"}}");
+    let enough = |restarts| restarts == f64::from(count);
+    gateway.until_metric(&series, enough).await;
+}
+
+#[tokio::test]
+async fn a_process_with_a_stuck_slot_is_replaced_after_the_grace() {
+    let gateway = overdue(2, 1).run().await;
+    let before = pids(&gateway).await;
+    assert_eq!(gateway.get("/sleep").await.status(), 504);
+    // What keeps it, with the line of the application.
+    let stuck = gateway.logged("the time of GET /sleep is over").await;
+    assert!(stuck.contains("slot stuck"), "{stuck}");
+    gateway.logged("time.sleep(60)").await;
+    assert_eq!(gateway.get("/").await.ok(), before[0].to_string());
+
+    gateway.logged("worker overdue").await;
+    gone(&before).await;
+    gateway.rests().await;
+    restarts(&gateway, "overdue", 1).await;
+    assert_ne!(gateway.get("/").await.ok(), before[0].to_string());
+    assert_eq!(gateway.log_lines(" worker died ").len(), 0);
+}
+
+/// Its control thread cannot run, so it cannot say anything, nor end by itself.
+#[tokio::test]
+async fn a_process_whose_interpreter_is_held_shows_its_stack_and_is_killed() {
+    let gateway = overdue(2, 1).run().await;
+    let before = pids(&gateway).await;
+    assert_eq!(gateway.get("/held").await.status(), 504);
+    gateway.logged("cannot say what its slots do").await;
+    gateway.logged("in hold_the_interpreter").await;
+    gone(&before).await;
+    gateway.rests().await;
+    restarts(&gateway, "overdue", 1).await;
+    assert_eq!(gateway.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_process_that_is_stopped_is_replaced_while_the_other_serves() {
+    let gateway = overdue(2, 2).run().await;
+    let before = pids(&gateway).await;
+    let stopped = Pid::from_raw(before[0]).expect("not 0");
+    kill_process(stopped, Signal::STOP).expect("it is there");
+    gateway.logged("worker silent").await;
+    let mut served = Vec::new();
+    for _ in 0..4 {
+        let answer = gateway.get("/").await;
+        served.push(answer.ok().parse::<i32>().expect("a pid"));
+    }
+    assert_eq!(served, [before[1]; 4]);
+    gone(&before[..1]).await;
+    gateway.rests().await;
+    restarts(&gateway, "overdue", 1).await;
+}
+
+/// A copy of its connections is in its child, and with them the slots.
+#[tokio::test]
+async fn what_a_dead_worker_has_forked_does_not_keep_its_slots() {
+    let gateway = app(1, 1).run().await;
+    let before = pids(&gateway).await;
+    let child: i32 = gateway.get("/fork").await.ok().parse().expect("a pid");
+    kill(before[0]);
+    gateway.logged("killed what a dead worker left").await;
+    gone(&[child]).await;
+    gateway.rests().await;
+    assert_ne!(gateway.get("/").await.ok(), before[0].to_string());
+}
+
+#[tokio::test]
+async fn processes_are_recycled_after_their_share_of_requests_one_at_a_time() {
+    let gateway = app(2, 2).set("workers.max_requests", "20").run().await;
+    let mut seen = std::collections::BTreeSet::new();
+    let client = async {
+        loop {
+            let answer = gateway.get("/").await;
+            seen.insert(answer.ok().parse::<i32>().expect("a pid"));
+            if seen.len() >= 6 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let watch = async {
+        loop {
+            let status = gateway.status().await;
+            assert!(status.processes <= 3, "one at a time: {status:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = client => {}
+        () = watch => {}
+    }
+    assert!(gateway.log_lines("worker due for recycling").len() >= 4);
+    assert!(gateway.log_lines("reason=\"recycled\"").len() >= 3);
+    assert_eq!(gateway.log_lines(" worker died ").len(), 0);
+}
+
+#[tokio::test]
+async fn a_process_that_has_grown_is_recycled_and_one_that_explodes_is_killed() {
+    let gateway = app(1, 1).set("workers.max_memory", "100MiB").run().await;
+    let first = pids(&gateway).await;
+    assert_eq!(gateway.get("/leak?mib=90").await.ok(), "leaked");
+    restarts(&gateway, "recycled", 1).await;
+    gone(&first).await;
+    gateway.rests().await;
+    let second = pids(&gateway).await;
+    assert_ne!(first, second);
+
+    // It may be killed before it has answered.
+    gateway.get("/leak?mib=300").await;
+    gateway.logged("it grows too fast").await;
+    gone(&second).await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_process_is_recycled_at_its_age_unless_nobody_could_follow() {
+    let gateway = app(1, 1).set("workers.max_age", "1s").run().await;
+    restarts(&gateway, "recycled", 1).await;
+    gateway.rests().await;
+    let shop: &Path = &gateway.folder().join("shop.py");
+    std::fs::write(shop, "syntax error\n").expect("the folder is ours");
+    gateway
+        .logged("replacement given up: the old worker stays")
+        .await;
+    let workers = pids(&gateway).await;
+    assert_eq!(gateway.get("/").await.ok(), workers[0].to_string());
+    gateway.rests().await;
 }

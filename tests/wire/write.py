@@ -104,6 +104,8 @@ good("bye", 0x07)
 good("want", 0x08, request=71, epoch=3)
 good("call", 0x09, aux=2, request=71, epoch=3)
 good("stack", 0x0A, aux=5, head=b"request 71 has waited 1.0 s to resume there")
+good("ping", 0x0B)
+good("pong", 0x0C)
 
 # Jobs.
 good("request", 0x10, aux=7, head=ENVIRON, body=b"hello", request=71)

@@ -9,6 +9,6 @@ urlpatterns = [
     path("logout/", auth.LogoutView.as_view(), name="logout"),
     path("language/", include("django.conf.urls.i18n")),
     path("admin/", admin.site.urls),
-    # A shop on the internet has its web server do this; the example has to run with one command.
+    # For `runserver`, and before `collectstatic`: else layby has the files (see layby.toml).
     path("static/<path:path>", serve, {"insecure": True}),
 ]

@@ -24,6 +24,7 @@ from layby._exceptions import (
 )
 from layby._hooks import on_park, on_resume
 from layby._job import shield
+from layby._logging import RequestIdFilter, request_id
 from layby._parallel import Op, Parallel, parallel
 from layby._patch import patch, unpatch
 from layby._plan import (
@@ -60,6 +61,7 @@ __all__ = [
     "Parallel",
     "ParkRefused",
     "Refused",
+    "RequestIdFilter",
     "Response",
     "Sleep",
     "StatusError",
@@ -81,6 +83,7 @@ __all__ = [
     "put",
     "read_uploaded_file",
     "request",
+    "request_id",
     "shield",
     "sleep",
     "stream",

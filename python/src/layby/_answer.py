@@ -42,6 +42,9 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _STATUS = re.compile(r"[2-9][0-9][0-9]( .*)?", re.DOTALL)
 _NO_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
+# What names a file for the gateway, or a server in front, to send in place of the body.
+_HAND_OFF = frozenset({"x-sendfile", "x-accel-redirect"})
+
 # What is known of header names, as applications write them: lower case if it matters,
 # "" if not. Bounded, because an application may make names up.
 _KNOWN_NAMES: dict[str, str] = {}
@@ -102,18 +105,26 @@ class Answer:
             raise ValueError(f"not a status that an answer can have: {status!r}")
         parts = [status[4:]]
         length: int | None = None
+        handed_off = False
         for name, value in headers:
             known = _KNOWN_NAMES.get(name)
             if known is None:
                 known = _know_name(name)
             if known:
-                if known != "content-length":
+                if known in _HAND_OFF:
+                    handed_off = True
+                elif known != "content-length":
                     continue
-                if not (value.isascii() and value.isdigit()) or length not in (None, int(value)):
+                elif not (value.isascii() and value.isdigit()) or length not in (None, int(value)):
                     raise ValueError(f"not a Content-Length: {value!r}")
-                length = int(value)
+                else:
+                    length = int(value)
             parts.append(name)
             parts.append(value)
+        if handed_off and length is not None:
+            # It is that of the file, not of the body that comes along.
+            parts = _without_length(parts)
+            length = None
         parts.append("")
         try:
             text = "\0".join(parts)
@@ -357,9 +368,16 @@ def _know_name(name: str) -> str:
     if not isinstance(name, str) or not _TOKEN.fullmatch(name):
         raise ValueError(f"not a header name: {name!r}")
     lower = name.lower()
-    known = lower if lower in HOP_BY_HOP or lower == "content-length" else ""
-    if known and known != "content-length":
+    known = lower if lower in HOP_BY_HOP | _HAND_OFF or lower == "content-length" else ""
+    if lower in HOP_BY_HOP:
         log.info("header %s belongs to the connection and is not passed on", name)
     if len(_KNOWN_NAMES) < _MAX_KNOWN_NAMES:
         _KNOWN_NAMES[name] = known
     return known
+
+
+def _without_length(parts: list[str]) -> list[str]:
+    """The reason and headers, in turns of name and value, without any Content-Length."""
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    kept = [pair for pair in pairs if pair[0].lower() != "content-length"]
+    return [parts[0], *(text for pair in kept for text in pair)]

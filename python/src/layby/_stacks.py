@@ -2,11 +2,15 @@
 
 For a slot that does not come back. The usual reason in greenlet mode is a lock that a
 parked request holds: the running request waits for it and keeps the parked one, which
-would release it, from resuming.
+would release it, from resuming. When code keeps the interpreter to itself, only a signal
+gets through, and the stacks of all threads are what there is.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -15,6 +19,17 @@ from types import FrameType
 
 # Of different stacks of parked requests.
 _MOST = 10
+
+# Whether SIGUSR2 is ours. The gateway signals only to processes that it has started itself.
+dumps_on_signal = False
+
+
+def dump_on_signal() -> None:
+    """Show at SIGUSR2 what all threads do, unless the application has a use for that signal."""
+    global dumps_on_signal
+    if os.environ.get("LAYBY_TOKEN") and signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL:
+        faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
+        dumps_on_signal = True
 
 
 def describe(thread: int | None, parked: Iterable[FrameType | None]) -> str:

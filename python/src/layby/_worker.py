@@ -38,6 +38,8 @@ from layby._wire import (
     DRAIN,
     GRANT,
     HELLO,
+    PING,
+    PONG,
     REFUSED,
     STACK,
     WANT,
@@ -85,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         _import_views()
         set_up_log()
         mode, runs = choose_mode(app, options.app, options.mode)
+        _stacks.dump_on_signal()
         worker = Worker(
             link=options.link, threads=options.threads, name=options.app, mode=mode, app=runs
         )
@@ -107,6 +110,10 @@ class Voice:
     def bye(self) -> None:
         """Ask for a drain."""
         self._send(encode(BYE))
+
+    def pong(self) -> None:
+        """Say that this process lives."""
+        self._send(encode(PONG))
 
     def want(self, request: int, epoch: int) -> None:
         """See `_job.Process`."""
@@ -245,6 +252,8 @@ class Worker:
             "app": self._name,
             "version": f"layby-python/{__version__}",
             "token": self._token,
+            "pings": True,
+            "dumps": _stacks.dumps_on_signal,
         }
         # A signal must find both or neither: HELLO sent, and the way to say BYE.
         ours = {signal.SIGTERM, signal.SIGINT}
@@ -286,6 +295,9 @@ class Worker:
             log.info("drain started")
         elif frame.type == STACK:
             self._tell_stack(frame)
+        elif frame.type == PING:
+            assert self._voice is not None
+            self._voice.pong()
         elif frame.type == REFUSED:
             reason = frame.head.decode("utf-8", "replace")
             raise StartError(f"refused by the gateway: {reason}", status=4)

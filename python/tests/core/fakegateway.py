@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 HEADER = struct.Struct(">BBHIIQI")
 TYPES = {
     0x01: "HELLO", 0x02: "SLOT", 0x03: "WELCOME", 0x04: "REFUSED", 0x05: "GRANT", 0x06: "DRAIN",
-    0x07: "BYE", 0x08: "WANT", 0x09: "CALL", 0x0A: "STACK", 0x10: "REQUEST", 0x11: "RESUME",
-    0x12: "CANCEL", 0x13: "RESULTS", 0x14: "RETIRE", 0x15: "STOP", 0x16: "RUN", 0x20: "ANSWER",
-    0x21: "BODY", 0x22: "PARK", 0x23: "HOLD", 0x24: "READY", 0x25: "RETIRED", 0x26: "RELAY",
+    0x07: "BYE", 0x08: "WANT", 0x09: "CALL", 0x0A: "STACK", 0x0B: "PING", 0x0C: "PONG",
+    0x10: "REQUEST", 0x11: "RESUME", 0x12: "CANCEL", 0x13: "RESULTS", 0x14: "RETIRE", 0x15: "STOP",
+    0x16: "RUN", 0x20: "ANSWER", 0x21: "BODY", 0x22: "PARK", 0x23: "HOLD", 0x24: "READY",
+    0x25: "RETIRED", 0x26: "RELAY",
 }  # fmt: skip
 NUMBERS = {name: number for number, name in TYPES.items()}
 FD, MORE, READY, BROKEN, SHIELDED, PINNED, LOCAL, LAZY = 1, 2, 4, 8, 16, 32, 64, 128

@@ -68,6 +68,8 @@ def test_a_worker_joins_serves_and_drains(link: Link, run: Run) -> None:
         "mode": "wsgi",
         "app": "shop",
         "token": "t",
+        "pings": True,
+        "dumps": True,
     }
     slots = [link.grant(control, number) for number in (3, 4)]
     for slot in slots:
@@ -178,6 +180,48 @@ def test_an_application_that_cannot_be_imported_shows_why(link: Link, run: Run) 
         assert status == 3
         assert why in errors
         assert (app == "shop:not_callable") or "Traceback" in errors
+
+
+def test_a_ping_is_answered_however_busy_the_slots_are(link: Link, run: Run) -> None:
+    run("shop")
+    control, _ = link.welcome()
+    slot = link.grant(control, 0)
+    slot.request(1, "/stuck")
+    control.send("PING")
+    control.expect("PONG")
+    assert slot.quiet(0.05)
+
+
+def test_a_signal_shows_what_every_thread_does_even_if_the_interpreter_is_held(
+    link: Link, run: Run
+) -> None:
+    worker = run("shop", LAYBY_TOKEN="t")
+    control, hello = link.welcome()
+    assert hello["dumps"] is True
+    slot = link.grant(control, 0)
+    slot.request(1, "/held")
+    # Until the slot's thread has come so far.
+    control.send("PING")
+    while not control.quiet(0.3):
+        control.expect("PONG")
+        control.send("PING")
+    worker.signal(signal.SIGUSR2)
+    lines: list[str] = []
+    assert worker.popen.stderr is not None
+    for line in worker.popen.stderr:
+        lines.append(line)
+        if "in held" in line:
+            break
+    assert any("most recent call first" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("environ", [{}, {"LAYBY_TOKEN": "t", "SHOP_USES_USR2": "1"}])
+def test_a_signal_that_is_not_ours_is_left_alone(
+    link: Link, run: Run, environ: dict[str, str]
+) -> None:
+    run("shop", **environ)
+    _, hello = link.welcome()
+    assert hello["dumps"] is False
 
 
 def test_a_refused_worker_says_why_and_exits(link: Link, run: Run) -> None:

@@ -319,6 +319,22 @@ def test_a_body_shorter_than_its_content_length_is_cut(
     assert "1 bytes shorter than its Content-Length" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["X-Sendfile", "x-accel-redirect"])
+def test_the_length_beside_the_name_of_a_file_is_the_files(
+    start: Start, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "4000"), (name, "/a"), ("X-B", "c")])
+        return []
+
+    [slot] = start(app)
+    slot.request(1)
+    frame = slot.expect("ANSWER")
+    assert (frame.body, frame.flags) == (b"", READY)
+    assert bytes(frame.head) == b"OK\0" + name.encode() + b"\0/a\0X-B\0c\0"
+    assert caplog.text == ""
+
+
 def test_a_promised_body_that_never_comes_is_cut(start: Start) -> None:
     [slot] = start(body_of(length=4))
     slot.request(1)

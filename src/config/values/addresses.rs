@@ -58,12 +58,27 @@ impl Value for Listen {
         if text.starts_with("unix:") || text.starts_with('/') {
             return UnixSocket::parse(text).map(|socket| Listen::Unix(socket.0));
         }
+        match text.strip_prefix("systemd") {
+            Some("") => return Ok(Listen::Systemd(None)),
+            Some(name) if name.starts_with(':') => return systemd_name(&name[1..]),
+            _ => {}
+        }
         SocketAddr::parse(text).map(Listen::Tcp)
     }
 
     fn show(&self) -> String {
         self.to_string()
     }
+}
+
+/// What systemd takes for a `FileDescriptorName`.
+fn systemd_name(name: &str) -> Result<Listen, Problem> {
+    let printable = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+    if name.is_empty() || name.len() > 255 || !name.bytes().all(printable) {
+        return Err(Problem::new("has no name that systemd could give")
+            .say("write the FileDescriptorName of the socket unit, or systemd for every socket"));
+    }
+    Ok(Listen::Systemd(Some(name.to_owned())))
 }
 
 impl Value for UnixSocket {

@@ -29,10 +29,10 @@ use tokio::io::AsyncWriteExt;
 
 use self::patience::{Metered, Patience};
 use super::Downstream;
-use super::forwarded::Hop;
+use super::framing::MAX_HEAD;
 use super::listen::Stream;
-use super::watch::IDLE;
-use crate::sweeper::Alarm;
+use super::watch::Watch;
+use super::way::Way;
 
 /// What every client that knows HTTP/2 sends first (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -83,7 +83,8 @@ enum Phase {
 }
 
 /// Serves one connection whose preface has been read. Dropping the future leaves all of its clients.
-pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, hop: Hop, alarm: &Alarm) {
+pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, way: Way, watch: &Watch) {
+    let alarm = &watch.alarm;
     let patience = Arc::new(Patience::default());
     let io = Metered::new(stream, Arc::clone(&patience));
     let mut settings = Builder::new();
@@ -92,7 +93,7 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, hop: Hop, 
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(super::MAX_HEAD as u32);
+        .max_header_list_size(MAX_HEAD as u32);
     let handshake = settings.handshake(io);
     let mut connection = tokio::select! {
         made = handshake => match made {
@@ -122,7 +123,7 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, hop: Hop, 
             Event::Ended => return,
             Event::Accepted(accepted) => {
                 let (request, respond) = *accepted;
-                let life = stream::answer(Arc::clone(&downstream), request, respond, hop.clone());
+                let life = stream::answer(Arc::clone(&downstream), request, respond, way.clone());
                 streams.push(Box::pin(life));
                 if phase == Phase::Idle {
                     phase = Phase::Busy;
@@ -162,8 +163,14 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, hop: Hop, 
             }
         }
         if before != (phase, streams.is_empty()) {
+            // One that works is not among those that make room for others.
+            if streams.is_empty() {
+                watch.idles();
+            } else {
+                watch.begun();
+            }
             match phase {
-                Phase::Idle => alarm.set(Instant::now() + IDLE),
+                Phase::Idle => alarm.set(Instant::now() + downstream.settings().bounds.idle),
                 Phase::Busy => alarm.set(Instant::now() + PING),
                 Phase::Asked => alarm.set(Instant::now() + PONG),
                 Phase::Closing if streams.is_empty() => alarm.set(Instant::now() + CLOSING),

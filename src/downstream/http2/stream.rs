@@ -12,18 +12,18 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, COOKIE, DATE, EXPECT, HOST};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
 use super::body::Incoming;
 use crate::downstream::Downstream;
-use crate::downstream::answers::Body;
-use crate::downstream::forwarded::Hop;
+use crate::downstream::answers::{Body, is_bodiless};
 use crate::downstream::head::strip_hop_by_hop;
-use crate::downstream::watch::{STALL, Watch};
+use crate::downstream::watch::Watch;
+use crate::downstream::way::Way;
 
 /// Offered to a stream at a time: one that is read slowly must not have all of an answer set aside for it.
 const PART: usize = 16 * 1024;
@@ -44,18 +44,18 @@ pub async fn answer(
     downstream: Arc<Downstream>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    hop: Hop,
+    way: Way,
 ) {
-    let watch = Watch::new(downstream.sweeper.alarm());
+    let watch = Watch::new(downstream.sweeper.alarm(), downstream.settings().bounds);
     let (request, wanted) = adapt(request);
     let method = request.method().clone();
-    let handled = Box::pin(downstream.handle(request, hop, Arc::clone(&watch)));
+    let handled = Box::pin(downstream.handle(request, None, way, Arc::clone(&watch)));
     let response = match handle(handled, &mut respond, &watch, wanted).await {
         Ok(response) => response,
         Err(end) => return reset(end, |reason| respond.send_reset(reason)),
     };
-    let (head, body) = fit(response, &method);
-    let over = body.is_end_stream();
+    let over = is_bodiless(response.status(), &method) || response.body().is_end_stream();
+    let (head, body) = fit(response);
     // It fails when the client has just gone.
     let Ok(mut sender) = respond.send_response(head, over) else {
         return;
@@ -76,18 +76,10 @@ fn reset(end: End, send: impl FnOnce(Reason)) {
     }
 }
 
-/// A request as it would have come over HTTP/1.1 (RFC 9113 section 8). `wanted` resolves when the client
-/// waits to be told that its body is wanted, and it is.
+/// The request with a body that can be taken, and, if its client waits to be told that the body is wanted, what
+/// resolves when it is.
 fn adapt(request: Request<RecvStream>) -> (Request<Incoming>, Option<oneshot::Receiver<()>>) {
-    let (mut parts, stream) = request.into_parts();
-    // Both are there only if the client says both; whether they agree is looked at with all the rest.
-    if let Some(authority) = parts.uri.authority()
-        && !parts.headers.contains_key(HOST)
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
-        parts.headers.insert(HOST, host);
-    }
-    join_cookies(&mut parts.headers);
+    let (parts, stream) = request.into_parts();
     let (wanted, told) = match parts.headers.contains_key(EXPECT) && !stream.is_end_stream() {
         true => {
             let (wanted, told) = oneshot::channel();
@@ -97,20 +89,6 @@ fn adapt(request: Request<RecvStream>) -> (Request<Incoming>, Option<oneshot::Re
     };
     let body = Incoming::new(stream, &parts.headers, wanted);
     (Request::from_parts(parts, body), told)
-}
-
-/// Clients may send each cookie in a line of its own, which HTTP/1 does not know.
-fn join_cookies(headers: &mut HeaderMap) {
-    let lines: Vec<&[u8]> = headers
-        .get_all(COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    if lines.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
-    {
-        headers.insert(COOKIE, joined);
-    }
 }
 
 /// Waits for the answer, and for all that may come before it.
@@ -148,7 +126,7 @@ async fn handle<E>(
 }
 
 /// The head of an answer without what HTTP/2 does not know, and its body.
-fn fit(response: Response<Body>, method: &Method) -> (Response<()>, Body) {
+fn fit(response: Response<Body>) -> (Response<()>, Body) {
     let (mut head, body) = response.into_parts();
     strip_hop_by_hop(&mut head.headers);
     if !head.headers.contains_key(DATE)
@@ -156,16 +134,17 @@ fn fit(response: Response<Body>, method: &Method) -> (Response<()>, Body) {
     {
         head.headers.insert(DATE, now);
     }
-    let bodiless = *method == Method::HEAD
-        || matches!(
-            head.status,
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-        );
-    if !bodiless
+    // What HEAD is told is the length that GET would have had.
+    let has_length = !matches!(
+        head.status,
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    if has_length
         && !head.headers.contains_key(CONTENT_LENGTH)
         && let Some(length) = body.size_hint().exact()
     {
-        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        head.headers
+            .insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     (Response::from_parts(head, ()), body)
 }
@@ -206,6 +185,7 @@ async fn pass(
         sender.reserve_capacity(data.len().min(PART));
         let mut room = sender.capacity();
         if room == 0 {
+            watch.behind();
             room = tokio::select! {
                 granted = poll_fn(|cx| sender.poll_capacity(cx)) => match granted {
                     Some(Ok(room)) => room,
@@ -213,7 +193,8 @@ async fn pass(
                 },
                 () = watch.alarm.rang() => return Err(End::Late),
             };
-            watch.within(STALL);
+            watch.took(room);
+            watch.caught_up();
         }
         let part = data.split_to(room.min(data.len()));
         sender

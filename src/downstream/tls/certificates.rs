@@ -73,8 +73,8 @@ impl Certificate {
             .map_err(|error| unusable("tls.key", key, no_key(key, &error)))?;
         let (begins, ends) = validity(&chain[0])
             .ok_or_else(|| unusable("tls.cert", cert, "the first certificate is malformed"))?;
-        let certified = CertifiedKey::from_der(chain, secret, provider).map_err(|error| {
-            match error {
+        let certified =
+            CertifiedKey::from_der(chain, secret, provider).map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => unusable(
                     "tls.key",
                     key,
@@ -87,8 +87,7 @@ impl Certificate {
                     unusable("tls.cert", cert, format_args!("cannot be used: {error:?}"))
                 }
                 error => unusable("tls.key", key, format_args!("cannot be used: {error}")),
-            }
-        })?;
+            })?;
         let now = SystemTime::now();
         if ends < now {
             let ended = format_args!("ended on {}", httpdate::fmt_http_date(ends));
@@ -112,7 +111,8 @@ impl Certificate {
 
 /// All certificates of a PEM file; at least one.
 pub fn read_chain(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
-    let chain = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match chain {
         Ok(chain) if chain.is_empty() => Err(unusable(key, path, "holds no certificate")),
         Ok(chain) => Ok(chain),
@@ -132,8 +132,7 @@ fn validity(certificate: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)
 
 fn no_key(path: &Path, error: &pem::Error) -> String {
     // The commonest reason, which the PEM reader passes over.
-    let encrypted = std::fs::read_to_string(path)
-        .is_ok_and(|text| text.contains("ENCRYPTED"));
+    let encrypted = std::fs::read_to_string(path).is_ok_and(|text| text.contains("ENCRYPTED"));
     match error {
         pem::Error::NoItemsFound if encrypted => {
             "is encrypted; write it without its passphrase".to_owned()

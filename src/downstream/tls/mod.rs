@@ -29,7 +29,7 @@ use crate::metrics::{HandshakeOutcome, Metrics};
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How often the files are looked at. Renewals are not urgent: there are days to spare.
-const LOOK: Duration = Duration::from_secs(5);
+pub const LOOK: Duration = Duration::from_secs(5);
 
 /// Sessions kept for clients that resume them without a ticket.
 const SESSIONS: usize = 1024;
@@ -64,14 +64,17 @@ pub struct Wanted {
     pub http2: bool,
 }
 
-/// What handshakes are made with.
+/// Makes handshakes with what is in force.
 pub struct Tls {
-    current: Mutex<Current>,
+    current: Mutex<Ready>,
     metrics: Metrics,
 }
 
-struct Current {
+/// All that handshakes take, read and found good.
+pub struct Ready {
     config: Arc<ServerConfig>,
+    /// When the first certificate ends.
+    ends: SystemTime,
     wanted: Wanted,
     stamps: Stamps,
 }
@@ -80,28 +83,25 @@ impl Tls {
     /// # Errors
     /// When a file cannot be used.
     pub fn new(wanted: Wanted, metrics: Metrics) -> Result<Arc<Self>, Unusable> {
-        let current = Current::read(wanted, &metrics)?;
+        let ready = Ready::read(wanted)?;
+        ready.told(&metrics);
         Ok(Arc::new(Self {
-            current: Mutex::new(current),
+            current: Mutex::new(ready),
             metrics,
         }))
     }
 
-    /// Reads all files again.
-    ///
-    /// # Errors
-    /// When a file cannot be used. Then everything stays as it was.
-    pub fn reload(&self, wanted: Wanted) -> Result<(), Unusable> {
-        let current = Current::read(wanted, &self.metrics)?;
-        *self.current() = current;
-        Ok(())
+    /// Later handshakes are made with this.
+    pub fn set(&self, ready: Ready) {
+        ready.told(&self.metrics);
+        *self.current() = ready;
     }
 
-    /// Reads the files again whenever they have changed; runs for ever.
-    pub async fn follow_files(self: Arc<Self>) {
+    /// Reads the files again when they have changed, and looks whether they have so often; runs for ever.
+    pub async fn follow_files(self: Arc<Self>, every: Duration) {
         let mut seen = self.current().stamps.clone();
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(every).await;
             let (wanted, loaded) = {
                 let current = self.current();
                 (current.wanted.clone(), current.stamps.clone())
@@ -116,8 +116,8 @@ impl Tls {
             if !settled || stamps == loaded {
                 continue;
             }
-            match self.reload(wanted) {
-                Ok(()) => tracing::info!("certificates changed and were read again"),
+            match Ready::read(wanted) {
+                Ok(ready) => self.set(ready),
                 Err(error) => {
                     tracing::error!(%error, "certificates changed, the old ones stay");
                     self.current().stamps = stamps;
@@ -127,8 +127,15 @@ impl Tls {
     }
 
     /// Makes the handshake, and counts how it ended. Not cancel safe: the connection is lost.
-    pub async fn accept<S: Stream>(&self, stream: S) -> std::io::Result<TlsStream<S>> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.current().config));
+    pub async fn accept<S: Stream>(
+        &self,
+        stream: S,
+    ) -> std::io::Result<(TlsStream<S>, Credential)> {
+        let (acceptor, asked) = {
+            let current = self.current();
+            let asked = current.wanted.tls.client_ca.is_some();
+            (TlsAcceptor::from(Arc::clone(&current.config)), asked)
+        };
         let mut ended = Ended {
             metrics: &self.metrics,
             outcome: HandshakeOutcome::Timeout,
@@ -138,7 +145,10 @@ impl Tls {
             Ok(_) => HandshakeOutcome::Ok,
             Err(_) => HandshakeOutcome::Failed,
         };
-        accepted
+        accepted.map(|stream| {
+            let credential = credential(&stream, asked);
+            (stream, credential)
+        })
     }
 
     /// A client that spoke plain HTTP.
@@ -146,7 +156,7 @@ impl Tls {
         self.metrics.handshake(HandshakeOutcome::Plain);
     }
 
-    fn current(&self) -> MutexGuard<'_, Current> {
+    fn current(&self) -> MutexGuard<'_, Ready> {
         self.current
             .lock()
             .expect("no code that holds this lock panics")
@@ -171,7 +181,7 @@ pub fn chose_http2<S>(stream: &TlsStream<S>) -> bool {
 }
 
 /// What the client has shown of itself.
-pub fn credential<S>(stream: &TlsStream<S>, asked: bool) -> Credential {
+fn credential<S>(stream: &TlsStream<S>, asked: bool) -> Credential {
     match stream.get_ref().1.peer_certificates() {
         // The chain has been verified.
         Some([own, ..]) => client::certificate(own),
@@ -180,11 +190,19 @@ pub fn credential<S>(stream: &TlsStream<S>, asked: bool) -> Credential {
     }
 }
 
-impl Current {
-    fn read(wanted: Wanted, metrics: &Metrics) -> Result<Self, Unusable> {
+impl Ready {
+    /// Reads all files.
+    ///
+    /// # Errors
+    /// When one cannot be used.
+    pub fn read(wanted: Wanted) -> Result<Self, Unusable> {
         // Before the files, so that one that changes meanwhile is read again.
         let stamps = Stamps::of(&wanted);
         let provider = Arc::new(ring::default_provider());
+        if wanted.tls.certificates.is_empty() {
+            let text = "tls.cert: is empty, and the listeners of tls.listen stay until a restart";
+            return Err(Unusable(text.to_owned()));
+        }
         let certificates = Certificates::read(&wanted.tls.certificates, &provider)?;
         let versions: &[_] = match wanted.tls.min_version {
             TlsVersion::V12 => &[&version::TLS13, &version::TLS12],
@@ -219,25 +237,25 @@ impl Current {
         config.ticketer = ring::Ticketer::new()
             .map_err(|error| Unusable(format!("cannot make keys for session tickets: {error}")))?;
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
-        told_of(ends, metrics);
         Ok(Self {
             config: Arc::new(config),
+            ends,
             wanted,
             stamps,
         })
     }
-}
 
-/// Says when the first certificate ends.
-fn told_of(ends: SystemTime, metrics: &Metrics) {
-    let since_epoch = ends.duration_since(UNIX_EPOCH).unwrap_or_default();
-    metrics.certificate_ends(since_epoch);
-    let ends_on = httpdate::fmt_http_date(ends);
-    let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
-    if left < RENEWAL_DUE {
-        tracing::warn!(%ends_on, "a certificate ends soon");
-    } else {
-        tracing::info!(%ends_on, "certificates read");
+    /// Says until when it is good.
+    fn told(&self, metrics: &Metrics) {
+        let since_epoch = self.ends.duration_since(UNIX_EPOCH).unwrap_or_default();
+        metrics.certificate_ends(since_epoch);
+        let ends = httpdate::fmt_http_date(self.ends);
+        let left = self.ends.duration_since(SystemTime::now());
+        if left.unwrap_or_default() < RENEWAL_DUE {
+            tracing::warn!(%ends, "certificates read; one of them ends soon");
+        } else {
+            tracing::info!(%ends, "certificates read");
+        }
     }
 }
 
@@ -257,5 +275,88 @@ impl Stamps {
             Some((file.modified().ok()?, file.len(), file.ino()))
         };
         Self(files.map(stamp).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Certificate;
+
+    fn write(folder: &Path, name: &str) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]);
+        let made = made.expect("a name is all it takes");
+        let files = [
+            ("cert", made.cert.pem()),
+            ("key", made.signing_key.serialize_pem()),
+        ];
+        for (file, text) in files {
+            std::fs::write(folder.join(file), text).expect("the folder is ours");
+        }
+    }
+
+    fn wanted(folder: &Path) -> Wanted {
+        Wanted {
+            tls: config::Tls {
+                listen: Vec::new(),
+                certificates: vec![Certificate {
+                    cert: folder.join("cert"),
+                    key: folder.join("key"),
+                }],
+                min_version: TlsVersion::V12,
+                client_ca: None,
+                client_auth: ClientAuth::Required,
+            },
+            http2: true,
+        }
+    }
+
+    /// Waits until the files as they are now have been tried.
+    async fn tried(tls: &Tls) {
+        let looking = async {
+            loop {
+                let (wanted, stamps) = {
+                    let current = tls.current();
+                    (current.wanted.clone(), current.stamps.clone())
+                };
+                if stamps == Stamps::of(&wanted) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let looking = tokio::time::timeout(Duration::from_secs(15), looking);
+        looking.await.expect("they are looked at");
+    }
+
+    #[tokio::test]
+    async fn files_that_change_are_read_again_and_broken_ones_are_not_used() {
+        let folder = tempfile::tempdir().expect("a folder");
+        write(folder.path(), "a.example");
+        let wanted = wanted(folder.path());
+        let tls = Tls::new(wanted, Metrics::new(&[])).expect("good files");
+        let following = tokio::spawn(Arc::clone(&tls).follow_files(Duration::from_millis(5)));
+        let config = || Arc::clone(&tls.current().config);
+
+        let first = config();
+        // A key of another certificate, as between two writes.
+        let key = std::fs::read(folder.path().join("key")).expect("it is there");
+        write(folder.path(), "b.example");
+        let new_key = std::fs::read(folder.path().join("key")).expect("it is there");
+        std::fs::write(folder.path().join("key"), key).expect("the folder is ours");
+        tried(&tls).await;
+        assert!(Arc::ptr_eq(&first, &config()), "they do not fit");
+
+        std::fs::write(folder.path().join("key"), new_key).expect("the folder is ours");
+        tried(&tls).await;
+        let second = config();
+        assert!(!Arc::ptr_eq(&first, &second), "they fit");
+
+        std::fs::remove_file(folder.path().join("cert")).expect("it is there");
+        tried(&tls).await;
+        assert!(Arc::ptr_eq(&second, &config()), "there is none");
+        following.abort();
     }
 }

@@ -45,7 +45,7 @@ impl Life {
                     }
                 }
                 Event::Expired if self.reader.is_none() && !self.expired => {
-                    self.expired = true;
+                    self.expire();
                     calls.overdue();
                     if self.is_moot() {
                         break Event::Left;

@@ -31,9 +31,12 @@ impl Life {
         resume.then_some(captured)
     }
 
-    async fn pass_on(&mut self, relay: Relay) -> Captured {
+    async fn pass_on(&mut self, mut relay: Relay) -> Captured {
         if self.left {
             return Captured::nothing(Ended::ClientGone);
+        }
+        if let Some(trace) = &self.about.record.trace {
+            trace.mark(&mut relay.fetch.headers);
         }
         let outbound = self.exchange.outbound.clone();
         let opened = tokio::select! {
@@ -52,7 +55,7 @@ impl Life {
             // At the deadline the fetch ends by itself, a moment before the alarm rings.
             Opened::Answered(Err(failure)) if Instant::now() < self.deadline => {
                 tracing::warn!(
-                    kind = failure.kind.as_str(), phase = failure.phase.as_str(), url = %failure.url,
+                    request = %self.about.record.id, kind = failure.kind.as_str(), phase = failure.phase.as_str(), url = %failure.url,
                     message = %failure.message, "relay failed"
                 );
                 self.body = Lazy::Not;

@@ -27,6 +27,7 @@ use super::resolve::Lookup;
 use super::{FetchOutcome, Metrics, OriginLabel, Outbound};
 use crate::config::{self, Allow};
 use crate::plan::{Failure, Fetch, Gather, Join, Outcome, Plan, Response, Thing};
+use crate::spool::Limit;
 
 /// Long enough for any machine, short enough to see that something hangs.
 const LONG: Duration = Duration::from_secs(20);
@@ -72,7 +73,9 @@ impl Harness {
     fn with_lookup(settings: &config::Outbound, lookup: Lookup) -> Self {
         let counts = Arc::new(Counts(watch::Sender::new(Vec::new())));
         let metrics = Arc::clone(&counts) as Arc<dyn Metrics>;
-        let outbound = Outbound::start_with(settings, metrics, lookup).expect("outbound starts");
+        let memory = Limit::new(crate::metrics::Metrics::new(&[]).body_memory_bytes());
+        let outbound = Outbound::start_with(settings, metrics, memory, lookup);
+        let outbound = outbound.expect("outbound starts");
         Self { outbound, counts }
     }
 

@@ -38,18 +38,22 @@ pub struct Channel {
 pub enum Broken {
     /// The worker closed it, or died.
     Closed,
+    /// So it was before the first byte of the frame that was to be sent.
+    Unsent,
     Io(io::Error),
     Wire(WireError),
     /// A frame that does not belong here.
     Unexpected(Header),
     /// A frame whose content is not as agreed.
     Content(String),
+    /// We have nothing more to wait for, and it does not end.
+    GivenUp(&'static str),
 }
 
 impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Closed => f.write_str("connection closed"),
+            Self::Closed | Self::Unsent => f.write_str("connection closed"),
             Self::Io(error) => error.fmt(f),
             Self::Wire(error) => error.fmt(f),
             Self::Unexpected(header) => write!(
@@ -58,6 +62,7 @@ impl std::fmt::Display for Broken {
                 header.kind, header.request, header.epoch
             ),
             Self::Content(what) => f.write_str(what),
+            Self::GivenUp(why) => f.write_str(why),
         }
     }
 }
@@ -188,7 +193,7 @@ impl Channel {
     /// Not cancel safe: a cut frame makes the connection useless.
     ///
     /// # Errors
-    /// When the peer is gone.
+    /// When the peer is gone. [`Broken::Unsent`] if it has nothing of the frame.
     pub async fn send(
         &mut self,
         mut header: Header,
@@ -196,15 +201,14 @@ impl Channel {
         body: &[u8],
     ) -> Result<(), Broken> {
         self.encode(&mut header, head, body);
-        self.stream.write_all(&self.outgoing).await?;
-        self.outgoing.clear();
-        Ok(())
+        let first = self.stream.write(&self.outgoing).await;
+        self.write(first).await
     }
 
     /// Sends one frame with a descriptor on its first byte. Not cancel safe.
     ///
     /// # Errors
-    /// When the peer is gone.
+    /// As [`Self::send`].
     pub async fn send_with_file(
         &mut self,
         mut header: Header,
@@ -225,7 +229,16 @@ impl Channel {
                 SendFlags::NOSIGNAL,
             )?)
         });
-        let sent = sent.await?;
+        let first = sent.await;
+        self.write(first).await
+    }
+
+    /// Sends what is encoded; its first part with a call of the caller's choice.
+    async fn write(&mut self, first: io::Result<usize>) -> Result<(), Broken> {
+        let sent = first.map_err(|error| match Broken::from(error) {
+            Broken::Closed => Broken::Unsent,
+            other => other,
+        })?;
         self.stream.write_all(&self.outgoing[sent..]).await?;
         self.outgoing.clear();
         Ok(())
@@ -342,6 +355,28 @@ mod tests {
                 assert_eq!(text, "content");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_that_is_gone_has_nothing_of_is_unsent() {
+        let (mut channel, theirs) = pair();
+        drop(theirs);
+        let sent = channel.send(Header::bare(Kind::Request, 0), |_, _| {}, b"a body");
+        assert!(matches!(sent.await, Err(Broken::Unsent)));
+
+        // It has read some of it, so it may have all.
+        let (mut channel, mut theirs) = pair();
+        let large = vec![0; 4 << 20];
+        let sending = channel.send(Header::bare(Kind::Request, 0), |_, _| {}, &large);
+        let leaving = async {
+            theirs
+                .read_exact(&mut [0; 100])
+                .await
+                .expect("the first bytes");
+            drop(theirs);
+        };
+        let (sent, ()) = tokio::join!(sending, leaving);
+        assert!(matches!(sent, Err(Broken::Closed)));
     }
 
     #[tokio::test]

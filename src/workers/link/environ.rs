@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE};
 use http::{HeaderName, Version};
 
-use crate::message::{Request, RequestBody, Scheme};
+use crate::message::{Credential, Request, RequestBody, Scheme};
 
 /// Writes the environ as `name NUL value NUL` and returns the number of pairs.
 ///
@@ -34,6 +34,7 @@ pub fn encode(request: &Request, out: &mut BytesMut) -> u16 {
     if client.scheme == Scheme::Https {
         block.pair("HTTPS", b"on");
     }
+    block.credential(&client.credential);
     let announced = || request.headers.contains_key(CONTENT_LENGTH);
     let length = match &request.body {
         // A length that was announced stays visible when it is 0; any other is the true one.
@@ -80,6 +81,21 @@ impl Block<'_> {
         self.end();
     }
 
+    /// Under the names that nginx and Apache use. No header can have them: those begin with `HTTP_`.
+    fn credential(&mut self, credential: &Credential) {
+        match credential {
+            Credential::Unasked => {}
+            Credential::Missing => self.pair("SSL_CLIENT_VERIFY", b"NONE"),
+            Credential::Certificate(certificate) => {
+                self.pair("SSL_CLIENT_VERIFY", b"SUCCESS");
+                self.pair("SSL_CLIENT_S_DN", certificate.subject.as_bytes());
+                self.pair("SSL_CLIENT_I_DN", certificate.issuer.as_bytes());
+                self.pair("SSL_CLIENT_M_SERIAL", certificate.serial.as_bytes());
+                self.pair("SSL_CLIENT_FINGERPRINT", certificate.fingerprint.as_bytes());
+            }
+        }
+    }
+
     fn end(&mut self) {
         self.out.put_u8(0);
         self.pairs += 1;
@@ -113,12 +129,15 @@ impl Block<'_> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::sync::Arc;
+    use std::time::Instant;
 
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, Method};
 
     use super::*;
-    use crate::message::Client;
+    use crate::message::{Client, ClientCertificate};
+    use crate::record::{Id, Record};
     use crate::spool::Body;
 
     fn environ(
@@ -139,11 +158,20 @@ mod tests {
             client: Client {
                 address: Some([192, 0, 2, 7].into()),
                 port: Some(4711),
+                peer: None,
                 scheme: Scheme::Https,
                 server_name: "shop.example".into(),
                 server_port: 443,
+                credential: Credential::Certificate(Arc::new(ClientCertificate {
+                    subject: "CN=till 7,O=Shop".to_owned(),
+                    issuer: "CN=Shop CA".to_owned(),
+                    serial: "01ff".to_owned(),
+                    fingerprint: "00ab".to_owned(),
+                })),
             },
+            record: Record::new(Id::new(), None, Instant::now()),
             body: RequestBody::Here(Body::Memory(Bytes::from_static(body))),
+            upgrade: None,
         };
         let mut block = BytesMut::new();
         let pairs = encode(&request, &mut block);
@@ -175,6 +203,11 @@ mod tests {
             ("REMOTE_ADDR", "192.0.2.7"),
             ("wsgi.url_scheme", "https"),
             ("HTTPS", "on"),
+            ("SSL_CLIENT_VERIFY", "SUCCESS"),
+            ("SSL_CLIENT_S_DN", "CN=till 7,O=Shop"),
+            ("SSL_CLIENT_I_DN", "CN=Shop CA"),
+            ("SSL_CLIENT_M_SERIAL", "01ff"),
+            ("SSL_CLIENT_FINGERPRINT", "00ab"),
             ("HTTP_HOST", "shop.example"),
             ("REQUEST_URI", "/a%20b?x=1"),
         ] {

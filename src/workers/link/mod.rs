@@ -7,12 +7,14 @@
 pub(crate) mod answer;
 mod channel;
 pub(crate) mod environ;
+mod heart;
 mod slot;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
@@ -22,11 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::channel::{Broken, Channel};
+use self::heart::{Beat, Heart};
 use self::slot::SlotTask;
 use self::wire::{Frame, Header, Kind};
 use super::local::{Ask, Locals, ParkId};
 use super::{Board, Process, Waits, WorkerSlots};
 use crate::metrics::Metrics;
+use crate::record::Id;
 use crate::slots::{ProcessId, SlotId, Stuck, Why};
 use crate::spool::Spool;
 use crate::unix_socket::UnixSocket;
@@ -37,6 +41,12 @@ const GREETING: Duration = Duration::from_secs(5);
 /// How often a draining process is looked at.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
+/// How often it is asked what is to be done about a process that should answer.
+const HEART_TICK: Duration = Duration::from_millis(250);
+
+/// How long the slots of a process that nothing else keeps may take to close what they hold.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// Requests for stacks that may wait for one process. A worker that does not read them is not helped by
 /// more: what does not fit is dropped.
 const STACKS: usize = 16;
@@ -46,6 +56,9 @@ const STACKS: usize = 16;
 pub struct Terms {
     pub fetch_timeout: Duration,
     pub thread_locals: Vec<String>,
+    /// How long a request has, and how much longer a slot may work on it.
+    pub request_timeout: Duration,
+    pub overdue_grace: Duration,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +69,10 @@ struct Hello {
     app: String,
     version: String,
     token: String,
+    #[serde(default)]
+    pings: bool,
+    #[serde(default)]
+    dumps: bool,
 }
 
 #[derive(Serialize)]
@@ -86,6 +103,15 @@ struct Member {
     /// Slots whose stacks the worker is to write down, and why.
     stacks: mpsc::Sender<(SlotId, String)>,
     draining: bool,
+    /// It does not answer.
+    silent: bool,
+}
+
+/// How far a draining process is.
+struct Drained {
+    /// Slots that it has not closed.
+    open: usize,
+    silent: bool,
 }
 
 /// What the hub has for a process's control task.
@@ -226,6 +252,12 @@ impl Hub {
                 mode: hello.mode,
                 threads: hello.threads,
                 token: hello.token,
+                pings: hello.pings,
+                dumps: hello.dumps,
+                begun: AtomicU64::new(0),
+                open: AtomicUsize::new(0),
+                mute: Notify::new(),
+                condemned: CancellationToken::new(),
                 gone: CancellationToken::new(),
             });
             let member = Member {
@@ -236,6 +268,7 @@ impl Hub {
                 orders,
                 stacks,
                 draining: books.closed,
+                silent: false,
             };
             books.members.insert(process.id, member);
             process
@@ -269,6 +302,13 @@ impl Hub {
                 tracing::warn!(process = process.id.0, pid = process.pid, %broken, "worker lost");
             }
         }
+        if process.condemned.is_cancelled() && process.token.is_empty() {
+            tracing::error!(
+                process = process.id.0,
+                pid = process.pid,
+                "this worker was started by somebody else: its slots stay lost until it has ended"
+            );
+        }
         // First nobody new is sent there, then those who wait for it learn that it is gone.
         process.gone.cancel();
         self.slots.remove_process(process.id);
@@ -285,10 +325,22 @@ impl Hub {
     ) -> Result<(), Broken> {
         let mut draining = false;
         // Begins when it is polled first.
-        let released = self.release(process.id);
+        let released = self.release(process);
         tokio::pin!(released);
+        let mut heart = Heart::new(Instant::now());
+        let mut ticks = tokio::time::interval(HEART_TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased; // After a halt of our own, what it has said goes before what it seems to have not.
+                frame = channel.frame() => {
+                    let header = frame?.header;
+                    if header.kind == Kind::Pong {
+                        self.answered(process, heart.answered().ok_or(Broken::Unexpected(header))?);
+                    } else {
+                        self.heard(process.id, header)?;
+                    }
+                }
                 order = inbox.orders.recv() => match order {
                     Some(Order::Grant(slot)) => {
                         channel.send(Header::bare(Kind::Grant, slot.0), |_, _| {}, &[]).await?;
@@ -302,11 +354,68 @@ impl Hub {
                 Some((slot, why)) = inbox.stacks.recv() => {
                     let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(why.as_bytes());
                     channel.send(Header::bare(Kind::Stack, slot.0), head, &[]).await?;
+                    heart.stacks_asked(Instant::now());
                 }
-                frame = channel.frame() => self.heard(process.id, frame?.header)?,
-                () = &mut released, if draining => return Ok(()),
+                _ = ticks.tick(), if process.pings => {
+                    let grace = self.terms().overdue_grace;
+                    while let Some(beat) = heart.beat(Instant::now(), grace) {
+                        if beat == Beat::Ask {
+                            channel.send(Header::bare(Kind::Ping, 0), |_, _| {}, &[]).await?;
+                        } else {
+                            self.unheard(process, beat);
+                        }
+                    }
+                }
+                released = &mut released, if draining => return released,
                 () = process.gone.cancelled() => return Err(Broken::Closed),
             }
+        }
+    }
+
+    /// A process does not answer.
+    fn unheard(&self, process: &Process, beat: Beat) {
+        let (id, pid) = (process.id.0, process.pid);
+        let why =
+            "its interpreter is held by code that does not let other threads run, or it is stopped";
+        match beat {
+            Beat::Ask => {}
+            Beat::Mute => {
+                tracing::warn!(
+                    process = id,
+                    pid,
+                    "the worker cannot say what its slots do: {why}"
+                );
+                process.mute.notify_one();
+            }
+            Beat::Silent => {
+                tracing::warn!(
+                    process = id,
+                    pid,
+                    "worker silent, it gets no new requests: {why}"
+                );
+                process.mute.notify_one();
+                self.slots.set_silent(process.id, true);
+                self.set_silent(process.id, true);
+            }
+            Beat::Lost => self.condemn(process.id, "it has not answered for longer than the grace"),
+        }
+    }
+
+    fn answered(&self, process: &Process, was_silent: bool) {
+        if was_silent {
+            tracing::info!(
+                process = process.id.0,
+                pid = process.pid,
+                "worker answers again"
+            );
+            self.slots.set_silent(process.id, false);
+            self.set_silent(process.id, false);
+        }
+    }
+
+    fn set_silent(&self, id: ProcessId, silent: bool) {
+        if let Some(member) = self.books().members.get_mut(&id) {
+            member.silent = silent;
         }
     }
 
@@ -329,33 +438,55 @@ impl Hub {
         self.locals.asked(park, ask).map_err(Broken::content)
     }
 
-    /// Takes the slots of a draining process back: all but one as they fall idle, so that a successor
-    /// can have them, and the last one when no request is left that could resume on it. A slot with
-    /// requests that can go on there alone waits for these.
-    async fn release(&self, process: ProcessId) {
-        self.retire(process, 1);
-        while self.slots.held_by(process) > 0 {
-            tokio::time::sleep(DRAIN_TICK).await;
+    /// Takes the slots of a draining process back: as they fall idle, so that a successor can have them,
+    /// but for those that parked requests need. Resolves when it has none left.
+    ///
+    /// # Errors
+    /// When it will not come to that: what it still has to do has had its time and grace, or does not end.
+    async fn release(&self, process: &Process) -> Result<(), Broken> {
+        if let Some(member) = self.books().members.get(&process.id) {
+            member.slots.values().for_each(CancellationToken::cancel);
         }
-        self.retire(process, 0);
-        while self.slots_of(process) > 0 {
-            tokio::time::sleep(DRAIN_TICK).await;
-        }
-    }
-
-    fn retire(&self, id: ProcessId, keep: usize) {
-        if let Some(member) = self.books().members.get(&id) {
-            for order in member.slots.values().skip(keep) {
-                order.cancel();
+        let begun = Instant::now();
+        let mut last_hope = begun;
+        loop {
+            let Drained { open, silent } = self.drained(process.id);
+            if open == 0 {
+                return Ok(());
             }
+            let now = Instant::now();
+            let Terms {
+                request_timeout,
+                overdue_grace,
+                ..
+            } = *self.terms();
+            if self.slots.has_time(process.id) {
+                last_hope = now;
+                if now - begun >= request_timeout + overdue_grace {
+                    return Err(Broken::GivenUp(
+                        "given up: not all of its answers ended in time",
+                    ));
+                }
+            } else {
+                // What is not busy with a request closes its database connection, and says so.
+                let closing = open > self.slots.busy_of(process.id) && !silent;
+                if now - last_hope >= if closing { CLOSING } else { Duration::ZERO } {
+                    return Err(Broken::GivenUp(
+                        "given up: its requests had their time, and the grace",
+                    ));
+                }
+            }
+            tokio::time::sleep(DRAIN_TICK).await;
         }
     }
 
-    fn slots_of(&self, id: ProcessId) -> usize {
-        self.books()
-            .members
-            .get(&id)
-            .map_or(0, |member| member.slots.len())
+    fn drained(&self, id: ProcessId) -> Drained {
+        let books = self.books();
+        let member = books.members.get(&id);
+        Drained {
+            open: member.map_or(0, |member| member.slots.len()),
+            silent: member.is_some_and(|member| member.silent),
+        }
     }
 
     /// Takes no more new requests for this process; its slots come back when nothing is parked.
@@ -370,8 +501,25 @@ impl Hub {
         }
     }
 
-    /// Has a worker write down what keeps one of its slots, for the person who reads the log.
-    pub fn ask_for_stacks(&self, stuck: Stuck) {
+    /// The process cannot be trusted to come back: it is drained, and given up when its other requests have
+    /// had their time and grace. Whoever started it is told to see to a successor.
+    fn condemn(&self, id: ProcessId, why: &str) {
+        let process = match self.books().members.get(&id) {
+            Some(member) if !member.process.condemned.is_cancelled() => Arc::clone(&member.process),
+            _ => return,
+        };
+        tracing::error!(
+            process = id.0,
+            pid = process.pid,
+            why,
+            "worker overdue: it gets no new requests, and is replaced"
+        );
+        process.condemned.cancel();
+        self.drain_process(id);
+    }
+
+    /// A slot is busy where it should not be.
+    pub fn look_at(&self, stuck: Stuck) {
         let Some(activity) = self.board.of(stuck.slot) else {
             return; // It has just become ready.
         };
@@ -381,13 +529,29 @@ impl Hub {
             Why::Blocking => format!(
                 "a request that can go on in this slot only has waited 1 s for it, while it works on {runs}"
             ),
+            Why::Spent => {
+                let why = format!(
+                    "the time of {runs}, request {}, and the grace are over, and slot {} has worked on it for {:.1} s",
+                    runs.record.id,
+                    stuck.slot.0,
+                    activity.since.elapsed().as_secs_f64()
+                );
+                return self.condemn(stuck.process, &why);
+            }
         };
+        self.ask_for_stacks(stuck, reason, &runs.record.id);
+    }
+
+    /// Has a worker write down what keeps one of its slots, for the person who reads the log.
+    fn ask_for_stacks(&self, stuck: Stuck, reason: String, request: &Id) {
         let books = self.books();
         let Some(member) = books.members.get(&stuck.process) else {
             return;
         };
         let pid = member.process.pid;
-        tracing::warn!(slot = stuck.slot.0, process = stuck.process.0, pid, %reason, "slot stuck");
+        tracing::warn!(
+            slot = stuck.slot.0, process = stuck.process.0, pid, %request, %reason, "slot stuck"
+        );
         if member.stacks.try_send((stuck.slot, reason)).is_err() {
             tracing::debug!(
                 process = stuck.process.0,
@@ -426,11 +590,11 @@ impl Hub {
         };
         let port = self.slots.open(slot, process.id);
         self.changed.notify_waiters();
-        let id = process.id;
+        process.open.fetch_add(1, Relaxed);
         let task = SlotTask {
             channel,
             port,
-            process,
+            process: Arc::clone(&process),
             spool: self.spool.clone(),
             metrics: self.metrics.clone(),
             waits: self.waits.clone(),
@@ -438,7 +602,8 @@ impl Hub {
             locals: Arc::clone(&self.locals),
         };
         task.run(retire).await;
-        self.free(id, slot);
+        process.open.fetch_sub(1, Relaxed);
+        self.free(process.id, slot);
         Ok(())
     }
 
@@ -517,11 +682,20 @@ impl Hub {
         &self.board
     }
 
-    pub fn is_draining(&self, id: ProcessId) -> bool {
-        self.books()
-            .members
-            .get(&id)
-            .is_none_or(|member| member.draining)
+    /// How it stands with a process, in one word.
+    pub fn state(&self, id: ProcessId) -> &'static str {
+        match self.books().members.get(&id) {
+            Some(member) if member.process.condemned.is_cancelled() => "overdue",
+            Some(member) if member.silent => "silent",
+            Some(member) if !member.draining => "ready",
+            _ => "draining",
+        }
+    }
+
+    /// Whether any process gets new requests.
+    pub fn serves(&self) -> bool {
+        let books = self.books();
+        books.members.values().any(|member| !member.draining)
     }
 
     pub fn processes(&self) -> Vec<Arc<Process>> {

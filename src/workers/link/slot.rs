@@ -5,7 +5,8 @@
 //! when the worker says so, never earlier.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
@@ -22,6 +23,9 @@ use crate::workers::local::{Locals, ParkId};
 use crate::workers::{
     Activity, Awaited, Board, Held, Hold, Job, Park, Process, Release, Step, Waits, Work,
 };
+
+/// How soon a slot that could not be retired is asked again.
+const AGAIN: Duration = Duration::from_millis(50);
 
 type Reply = oneshot::Sender<Turned<Step>>;
 
@@ -65,7 +69,7 @@ impl SlotTask {
         match self.serve(&retire).await {
             Ok(()) => tracing::debug!(slot = self.port.slot().0, "slot retired"),
             Err(_) if self.process.gone.is_cancelled() => {}
-            Err(Broken::Closed) => {
+            Err(Broken::Closed | Broken::Unsent) => {
                 tracing::debug!(slot = self.port.slot().0, "worker closed its slot")
             }
             Err(broken) => tracing::error!(
@@ -92,7 +96,7 @@ impl SlotTask {
 
     async fn serve(&mut self, retire: &tokio_util::sync::CancellationToken) -> Result<(), Broken> {
         let mut waiting = None;
-        // Whether it can be retired: not while requests are pinned to it. Only a job changes that.
+        // Not while parked requests need it. It is asked again after every job, and from time to time.
         let mut retirable = true;
         loop {
             let taken = match waiting.take() {
@@ -107,7 +111,7 @@ impl SlotTask {
                     // A job that came in the same moment goes first: it belongs to this slot.
                     Event::Retire => match self.port.close() {
                         Closing::Taken(taken) => taken,
-                        Closing::Pinned => {
+                        Closing::Needed => {
                             retirable = false;
                             continue;
                         }
@@ -127,8 +131,10 @@ impl SlotTask {
                     since: begun,
                 }),
             );
-            // Calls do not park.
+            // Calls do not park, and their time is not that of their request.
             if !matches!(taken.job.work, Work::Run(_)) {
+                let record = &taken.job.about.record;
+                record.runs(slot, self.process.pid, begun);
                 let park = ParkId {
                     process: self.process.id,
                     request: taken.request.number(),
@@ -168,6 +174,7 @@ impl SlotTask {
             frame = self.channel.frame() => Event::Frame(frame),
             () = self.process.gone.cancelled() => Event::Frame(Err(Broken::Closed)),
             () = retire.cancelled(), if retirable => Event::Retire,
+            () = tokio::time::sleep(AGAIN), if !retirable => Event::Retire,
         }
     }
 
@@ -185,15 +192,21 @@ impl SlotTask {
 
     /// Has the worker run one job, until its slot is ready again.
     async fn step(&mut self, taken: Taken<Job, Step>) -> Result<Left, Broken> {
-        let Taken {
-            request,
-            job,
-            mut reply,
-        } = taken;
         let tag = Tag {
-            request: job.of(request).number(),
-            epoch: job.epoch,
+            request: taken.job.of(taken.request).number(),
+            epoch: taken.job.epoch,
         };
+        if let Work::Begin(request, _) = &taken.job.work {
+            match self.send_request(tag, request).await {
+                Ok(()) => self.process.begun.fetch_add(1, Relaxed),
+                Err(Broken::Unsent) => {
+                    self.port.put_back(taken);
+                    return Err(Broken::Unsent);
+                }
+                Err(broken) => return Err(broken),
+            };
+        }
+        let Taken { job, mut reply, .. } = taken;
         let Job {
             mut work,
             answer,
@@ -258,7 +271,7 @@ impl SlotTask {
                         let body = if header.has(flag::FD) {
                             self.file_part(&body).await?
                         } else {
-                            AnswerBody::Whole(body)
+                            AnswerBody::Whole(self.spool.held(body))
                         };
                         let answer = Answer {
                             status,
@@ -359,7 +372,8 @@ impl SlotTask {
                 };
                 self.channel.send(header, |_, _| {}, &[]).await
             }
-            Work::Begin(request) => self.send_request(tag, &request).await,
+            // Sent already, so that it can be given to another worker if this one has nothing of it.
+            Work::Begin(..) => Ok(()),
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
             Work::Relayed(captured) => self.send_captured(tag.header(Kind::Resume), captured).await,

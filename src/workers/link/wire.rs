@@ -30,6 +30,8 @@ pub enum Kind {
     Want = 0x08,
     Call = 0x09,
     Stack = 0x0a,
+    Ping = 0x0b,
+    Pong = 0x0c,
     Request = 0x10,
     Resume = 0x11,
     Cancel = 0x12,
@@ -47,7 +49,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 26] = [
         Self::Hello,
         Self::Slot,
         Self::Welcome,
@@ -58,6 +60,8 @@ impl Kind {
         Self::Want,
         Self::Call,
         Self::Stack,
+        Self::Ping,
+        Self::Pong,
         Self::Request,
         Self::Resume,
         Self::Cancel,

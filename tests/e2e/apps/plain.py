@@ -14,5 +14,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     if environ["PATH_INFO"] == "/fetch":
         (url,) = parse_qs(environ["QUERY_STRING"])["url"]
         body = layby.get(url).result().content
+    elif environ["PATH_INFO"] == "/large":
+        body = b"x" * 4_000_000
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]

@@ -30,7 +30,8 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 class Gateway(Program):
-    """A gateway with supervised workers, or, with a `link`, one that workers come to.
+    """A gateway with supervised workers, or, with a `link`, one that workers come to, or, with an
+    `upstream`, one that proxies to it.
     `configuration` is TOML and goes first in the file, so it begins with top-level keys, if it
     has any."""
 
@@ -39,6 +40,7 @@ class Gateway(Program):
         app: str = "",
         *,
         link: Path | None = None,
+        upstream: str | None = None,
         folder: Path,
         environment: Mapping[str, str],
         configuration: str = "",
@@ -52,6 +54,8 @@ class Gateway(Program):
         work = ["run", app, f"--python={sys.executable}"]
         if link is not None:
             work = ["serve", f"--link=unix:{link}"]
+        if upstream is not None:
+            work = ["serve", f"--upstream={upstream}"]
         super().__init__(
             "the gateway",
             [

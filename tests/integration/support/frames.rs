@@ -31,6 +31,8 @@ pub mod kind {
     pub const WANT: u8 = 0x08;
     pub const CALL: u8 = 0x09;
     pub const STACK: u8 = 0x0a;
+    pub const PING: u8 = 0x0b;
+    pub const PONG: u8 = 0x0c;
     pub const REQUEST: u8 = 0x10;
     pub const RESUME: u8 = 0x11;
     pub const CANCEL: u8 = 0x12;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::http::{Address, Connection, Request, Response};
+use super::upstream::Upstream;
 use super::within;
 
 /// Everything that is not given is what makes a test short and self-contained.
@@ -26,14 +28,26 @@ pub struct Builder {
     arguments: Vec<OsString>,
     variables: BTreeMap<String, OsString>,
     file: Option<String>,
+    /// A command that runs the gateway, if it does not run by itself.
+    within: Vec<OsString>,
     folder: TempDir,
+    program: PathBuf,
+    activated: Option<OwnedFd>,
 }
+
+/// As systemd passes a socket: as descriptor 3, to the process of this number.
+const ACTIVATED: &str = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null";
 
 /// A gateway alone: `layby serve`.
 pub fn new(slots: u16) -> Builder {
     let builder = Builder::of("serve", slots);
     let link = builder.folder.path().join("link.sock");
     builder.set("workers.link", format!("unix:{}", link.display()))
+}
+
+/// A gateway in front of an HTTP server.
+pub fn before(upstream: &Upstream, slots: u16) -> Builder {
+    Builder::of("serve", slots).set("workers.upstream", upstream.url())
 }
 
 /// A gateway with supervised workers: `layby run APP`.
@@ -53,7 +67,10 @@ impl Builder {
             arguments: Vec::new(),
             variables: BTreeMap::new(),
             file: None,
+            within: Vec::new(),
             folder,
+            program: env!("CARGO_BIN_EXE_layby").into(),
+            activated: None,
         };
         builder
             .set("listen", "127.0.0.1:0")
@@ -71,11 +88,58 @@ impl Builder {
         self
     }
 
+    /// Any other variable of the environment.
+    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Runs the gateway under this name.
+    pub fn program(mut self, path: PathBuf) -> Self {
+        self.program = path;
+        self
+    }
+
+    /// Passes a listening socket, as systemd does.
+    pub fn activated(mut self, socket: impl Into<OwnedFd>, name: &str) -> Self {
+        self.activated = Some(socket.into());
+        self.variable("LISTEN_FDNAMES", name)
+    }
+
     /// Leaves a key to the file, or its default.
     pub fn unset(mut self, key: &str) -> Self {
         let name = key.to_ascii_uppercase().replace('.', "_");
         self.variables.remove(&format!("LAYBY_{name}"));
         self
+    }
+
+    /// A spool folder on a disk of this size, which is the gateway's alone. Where we may not mount one,
+    /// the spool's own limit stands in for it: to requests it is the same.
+    pub fn small_disk(mut self, size: &str) -> Self {
+        let folder = self.folder.path().join("spool");
+        fs::create_dir(&folder).expect("the folder is ours");
+        let mount = "mount -t tmpfs -o size=\"$0\" none \"$1\" && shift && exec \"$@\"";
+        // Of a namespace of its own, it goes with the gateway.
+        let words = [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            mount,
+            size,
+        ];
+        let mut mounted: Vec<OsString> = words.map(OsString::from).into();
+        mounted.push(folder.clone().into());
+        let mut probe = std::process::Command::new(&mounted[0]);
+        let may = probe.args(&mounted[1..]).arg("true").output();
+        if may.is_ok_and(|probe| probe.status.success()) {
+            self.within = mounted;
+            self.set("spool_dir", folder)
+        } else {
+            self.set("spool_limit", format!("{size}iB").replace("m", "M"))
+        }
     }
 
     /// The configuration file.
@@ -100,12 +164,25 @@ impl Builder {
             arguments,
             variables,
             file,
+            within,
             folder,
+            program,
+            activated,
         } = self;
         if let Some(text) = file {
             fs::write(folder.path().join("layby.toml"), text).expect("the folder is ours");
         }
-        let child = Command::new(env!("CARGO_BIN_EXE_layby"))
+        let mut line = within;
+        let stdin = match activated {
+            None => Stdio::null(),
+            Some(socket) => {
+                line.extend(["sh", "-c", ACTIVATED, "sh"].map(OsString::from));
+                socket.into()
+            }
+        };
+        line.push(program.into());
+        let child = Command::new(&line[0])
+            .args(&line[1..])
             .arg(command)
             .args(arguments)
             .current_dir(folder.path())
@@ -113,7 +190,7 @@ impl Builder {
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("LAYBY_LOG", "debug")
             .envs(variables)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -128,24 +205,14 @@ impl Builder {
     /// A gateway that is ready.
     pub async fn run(self) -> Gateway {
         let (process, folder) = self.start();
-        let ready = process.log.line(" ready listen=").await;
-        let field = |name: &str| {
-            let start = ready.find(&format!(" {name}=")).expect("it is logged") + name.len() + 2;
-            let end = ready[start..].find(" admin=").or(ready[start..].find(' '));
-            let value = &ready[start..start + end.unwrap_or(ready.len() - start)];
-            value.to_owned()
-        };
-        let listen = field("listen")
-            .split(", ")
-            .map(|address| match address.strip_prefix("unix:") {
-                Some(path) => Address::Unix(PathBuf::from(path)),
-                None => Address::Tcp(address.parse().expect("an address")),
-            })
-            .collect();
+        let ready = process.log.line(READY).await;
+        let (listen, admin) = addresses(&ready);
+        let tls = ready.split_once(" tls=");
         Gateway {
             process,
             listen,
-            admin: Address::Tcp(field("admin").parse().expect("an address")),
+            admin,
+            tls: tls.map(|(_, address)| address.parse().expect("one address")),
             link: folder.path().join("link.sock"),
             folder,
         }
@@ -159,6 +226,28 @@ impl Builder {
         let log = process.log.all().join("\n");
         (status.expect("it is our child"), log)
     }
+}
+
+/// What the gateway says when clients may come.
+const READY: &str = " ready listen=";
+
+/// Where clients connect, and the admin listener.
+fn addresses(ready: &str) -> (Vec<Address>, Address) {
+    let field = |name: &str| {
+        let start = ready.find(&format!(" {name}=")).expect("it is logged") + name.len() + 2;
+        let end = ready[start..].find(" admin=").or(ready[start..].find(' '));
+        let value = &ready[start..start + end.unwrap_or(ready.len() - start)];
+        value.to_owned()
+    };
+    let listen = field("listen");
+    let listen = listen
+        .split(", ")
+        .map(|address| match address.strip_prefix("unix:") {
+            Some(path) => Address::Unix(PathBuf::from(path)),
+            None => Address::Tcp(address.parse().expect("an address")),
+        });
+    let admin = field("admin").parse().expect("an address");
+    (listen.collect(), Address::Tcp(admin))
 }
 
 struct Process {
@@ -222,6 +311,21 @@ impl Log {
         found.unwrap_or_else(|| panic!("no {part:?} in the log"))
     }
 
+    /// Waits until so many lines have this in them; the last of them.
+    async fn lines(&self, part: &str, number: usize) -> String {
+        let matching = || {
+            let lines = self.all().into_iter();
+            let mut lines: Vec<_> = lines.filter(|line| line.contains(part)).collect();
+            lines.truncate(number);
+            lines
+        };
+        let mut count = self.count.clone();
+        let found = count.wait_for(|_| matching().len() == number);
+        let found = within(&format!("{part:?} {number} times in the log"), found).await;
+        drop(found.expect("the log goes on"));
+        matching().pop().expect("there are as many")
+    }
+
     async fn ended(&self) {
         let mut count = self.count.clone();
         let end = async { while count.changed().await.is_ok() {} };
@@ -233,6 +337,7 @@ impl Log {
 pub struct Gateway {
     process: Process,
     listen: Vec<Address>,
+    tls: Option<SocketAddr>,
     admin: Address,
     link: PathBuf,
     folder: TempDir,
@@ -275,6 +380,11 @@ impl Gateway {
         }
     }
 
+    /// The address for clients that speak TLS.
+    pub fn tls(&self) -> SocketAddr {
+        self.tls.expect("it listens with TLS")
+    }
+
     // Clients --------------------------------------------------------------------------
 
     pub fn get(&self, target: &str) -> Request {
@@ -307,10 +417,6 @@ impl Gateway {
     }
 
     // The admin listener ---------------------------------------------------------------
-
-    pub async fn connect_admin(&self) -> Connection {
-        Connection::open(&self.admin).await
-    }
 
     pub async fn admin(&self, target: &str) -> Response {
         self.admin_as("localhost", target).await
@@ -410,10 +516,21 @@ impl Gateway {
         self.process.log.line(part).await
     }
 
+    /// Waits until so many lines of the log have this in them.
+    pub async fn logged_times(&self, part: &str, times: usize) {
+        self.process.log.lines(part, times).await;
+    }
+
     /// Lines of the log above debug, with this in them.
     pub fn log_lines(&self, part: &str) -> Vec<String> {
         let shown = |line: &String| !line.contains(" DEBUG ") && line.contains(part);
         self.process.log.all().into_iter().filter(shown).collect()
+    }
+
+    /// Waits until the gateway has become ready so many times in all: after its start, and each upgrade.
+    pub async fn ready_again(&mut self, times: usize) {
+        let ready = self.process.log.lines(READY, times).await;
+        (self.listen, self.admin) = addresses(&ready);
     }
 
     /// Rewrites the configuration file.

@@ -125,7 +125,7 @@ impl Connection {
         Self::over(stream.expect("the gateway listens"))
     }
 
-    fn over(stream: impl Stream + 'static) -> Self {
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         Self {
             stream: Box::new(stream),
             bytes: Vec::new(),
@@ -155,6 +155,13 @@ impl Connection {
         self.response_to("GET").await
     }
 
+    /// None if the connection ends before anything comes.
+    pub async fn try_response(&mut self) -> Option<Response> {
+        let head = self.try_head().await?;
+        let body = self.body(&head, "GET").await;
+        Some(Response { head, body })
+    }
+
     pub async fn response_to(&mut self, method: &str) -> Response {
         let head = self.head().await;
         let body = self.body(&head, method).await;
@@ -168,7 +175,7 @@ impl Connection {
     }
 
     /// None if the connection ends before anything comes.
-    async fn try_head(&mut self) -> Option<Head> {
+    pub async fn try_head(&mut self) -> Option<Head> {
         let end = loop {
             if let Some(end) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n") {
                 break end;

@@ -5,9 +5,12 @@ pub mod frames;
 pub mod gate;
 pub mod gateway;
 pub mod http;
+pub mod http2;
 pub mod origin;
 pub mod plan;
 pub mod postgres;
+pub mod tls;
+pub mod upstream;
 pub mod worker;
 
 use std::future::Future;

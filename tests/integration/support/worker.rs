@@ -41,6 +41,9 @@ pub struct Builder {
     scripts: BTreeMap<String, Script>,
     calls: Option<CallScript>,
     retiring: Option<Gate>,
+    /// Whether it says that it answers PING, and whether it does.
+    pings: bool,
+    mute: bool,
 }
 
 /// A worker with so many threads. It answers `/ping` with `pong`, `/environ` with its environ as
@@ -51,6 +54,8 @@ pub fn new(threads: u16) -> Builder {
         scripts: BTreeMap::new(),
         calls: None,
         retiring: None,
+        pings: false,
+        mute: false,
     };
     builder
         .answers("/ping", "pong")
@@ -162,6 +167,18 @@ impl Builder {
         self
     }
 
+    /// Answers PING.
+    pub fn pings(mut self) -> Self {
+        self.pings = true;
+        self
+    }
+
+    /// Says that it answers PING, and does not, as a process that is stopped.
+    pub fn mute(mut self) -> Self {
+        self.mute = true;
+        self.pings()
+    }
+
     /// A worker whose every slot is idle: as many as it has threads, or as the gateway has left.
     pub async fn run(self, gateway: &Gateway) -> Worker {
         let before = gateway.status().await;
@@ -180,7 +197,7 @@ impl Builder {
         let control = Line::connect(gateway.link()).await;
         let hello = json!({
             "pid": std::process::id(), "threads": self.threads, "mode": "coroutine",
-            "app": "scripts", "version": "test", "token": "",
+            "app": "scripts", "version": "test", "token": "", "pings": self.pings,
         });
         control.send_bytes(PREAMBLE).await;
         control
@@ -202,6 +219,7 @@ impl Builder {
             scripts: self.scripts,
             calls: self.calls,
             retiring: self.retiring,
+            mute: self.mute,
             waiting: Mutex::default(),
             stops: Mutex::default(),
             seen: watch::Sender::default(),
@@ -253,6 +271,7 @@ struct Shared {
     scripts: BTreeMap<String, Script>,
     calls: Option<CallScript>,
     retiring: Option<Gate>,
+    mute: bool,
     /// Parked requests, by id, and held jobs, by id and slot.
     waiting: Mutex<Waiting>,
     /// Streams that can be stopped, by id.
@@ -418,6 +437,10 @@ impl Shared {
             match frame.kind {
                 kind::GRANT => self.spawn(Arc::clone(&self).slot(frame.aux)),
                 kind::DRAIN => {}
+                kind::PING if self.mute => {}
+                kind::PING => {
+                    self.control.send(&Frame::new(kind::PONG)).await;
+                }
                 kind::STACK => self.seen.send_modify(|seen| {
                     let why = String::from_utf8(frame.head).expect("one line of text");
                     assert!(!why.contains('\n'), "one line: {why:?}");

@@ -1,11 +1,22 @@
 """Applications for the tests of the worker process."""
 
+import os
+import re
+import signal
 import threading
 import time
 
 import layby
 
 released = threading.Event()
+
+if os.environ.get("SHOP_USES_USR2"):
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+
+
+def held():
+    """Keep the interpreter from every other thread, for minutes."""
+    re.match(r"(a+)+$", "a" * 40 + "b")
 
 
 def application(environ, start_response):
@@ -14,6 +25,8 @@ def application(environ, start_response):
             print("from the application", flush=True)
         case "/stuck":
             time.sleep(60)
+        case "/held":
+            held()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"hello"]
 

@@ -8,6 +8,7 @@ import layby
 from django.http import FileResponse, HttpRequest, HttpResponseBase, StreamingHttpResponse
 from django.urls import path
 from django.views.decorators.gzip import gzip_page
+from django_sendfile import sendfile
 
 
 def plain(request: HttpRequest) -> HttpResponseBase:
@@ -36,9 +37,17 @@ def part(request: HttpRequest) -> HttpResponseBase:
     )
 
 
+def named(request: HttpRequest) -> HttpResponseBase:
+    """The file is named, and not opened: `name` is relative to the folder of such files."""
+    response = sendfile(request, request.GET["name"], attachment="save" in request.GET)
+    response.set_cookie("seen", "1")
+    return response
+
+
 urlpatterns = [
     path("plain", plain),
     path("parked", parked),
     path("part", part),
     path("gzip", gzip_page(plain)),
+    path("named", named),
 ]

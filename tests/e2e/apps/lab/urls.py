@@ -9,6 +9,8 @@ urlpatterns = [
     path("lab/slow", views.slow),
     path("lab/stuck", views.stuck),
     path("lab/drill/", include("lab.drill")),
+    path("lab/stuck-query", views.stuck_query),
+    path("lab/held", views.held),
     path("lab/files/", include("lab.files")),
     path("lab/loop/", include("lab.loop")),
     path("lab/uploads/", include("lab.uploads")),

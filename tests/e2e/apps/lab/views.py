@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import layby
+from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
@@ -66,3 +68,16 @@ def stuck(request: HttpRequest) -> HttpResponse:
     """Holds its thread for `seconds`, deaf to everything."""
     time.sleep(float(request.GET["seconds"]))
     return HttpResponse("awake")
+
+
+def stuck_query(request: HttpRequest) -> HttpResponse:
+    """Waits for the database for `seconds`."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(%s)", [float(request.GET["seconds"])])
+    return HttpResponse("awake")
+
+
+def held(request: HttpRequest) -> HttpResponse:
+    """Keeps the interpreter from every other thread, for minutes."""
+    re.match(r"(a+)+$", "a" * 40 + "b")
+    return HttpResponse("never")

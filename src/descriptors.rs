@@ -1,0 +1,112 @@
+//! File descriptors: how many there may be, and some kept back for when they have run out.
+
+use std::fs::File;
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Where there is no limit at all: more than any gateway uses.
+const MANY: u64 = 1 << 20;
+
+/// Kept out of reach of clients' connections: workers, listeners, fetches that are under way, and what the
+/// process itself has open.
+const KEPT_BACK: u64 = 256;
+
+/// Raises the limit as far as it goes without privileges, and says where it is then. The usual 1024 is for
+/// programs that cannot do with more.
+pub fn raise_limit() -> u64 {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: before.maximum,
+        maximum: before.maximum,
+    };
+    if before.current != before.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of file descriptors stays as it is");
+    }
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(MANY);
+    tracing::info!(limit = now, before = before.current, "file descriptors");
+    now
+}
+
+/// How many connections of clients there may be under this limit. A request may need a descriptor for its
+/// body and others for its fetches, so the connections get half of them, unless more are asked for.
+pub fn connections(limit: u64, wanted: Option<usize>) -> usize {
+    let half = limit / 2;
+    let most = limit.saturating_sub(KEPT_BACK).max(half);
+    let wanted = wanted.map_or(half, |wanted| wanted as u64);
+    if wanted > most {
+        tracing::warn!(
+            max_connections = wanted,
+            limit = most,
+            "more connections than file descriptors allow; raise the limit (ulimit -n, LimitNOFILE)"
+        );
+    }
+    usize::try_from(wanted.min(most)).unwrap_or(usize::MAX)
+}
+
+/// The system has no descriptor, or no memory, for another connection; it is no fault of that connection.
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    let number = error.raw_os_error();
+    shortages
+        .iter()
+        .any(|errno| number == Some(errno.raw_os_error()))
+}
+
+/// Descriptors that can be given up when one is needed.
+#[derive(Debug)]
+pub struct Spare {
+    held: Vec<File>,
+    count: usize,
+}
+
+impl Spare {
+    pub fn new(count: usize) -> Self {
+        let mut spare = Self {
+            held: Vec::with_capacity(count),
+            count,
+        };
+        spare.refill();
+        spare
+    }
+
+    /// Takes back what has been given up, as far as there are descriptors.
+    pub fn refill(&mut self) {
+        while self.held.len() < self.count
+            && let Ok(file) = File::open("/dev/null")
+        {
+            self.held.push(file);
+        }
+    }
+
+    /// Gives one up, if there is one.
+    pub fn give_up(&mut self) -> bool {
+        self.held.pop().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_everything_else() {
+        assert_eq!(connections(20_000, None), 10_000);
+        assert_eq!(connections(20_000, Some(15_000)), 15_000);
+        assert_eq!(connections(20_000, Some(20_000)), 20_000 - 256);
+        assert_eq!(connections(300, Some(1000)), 150);
+    }
+
+    #[test]
+    fn what_was_given_up_is_taken_back() {
+        let mut spare = Spare::new(2);
+        assert!(spare.give_up());
+        assert!(spare.give_up());
+        assert!(!spare.give_up());
+        spare.refill();
+        assert!(spare.give_up());
+    }
+}

@@ -1,0 +1,127 @@
+//! The end of a request: counted, timed and told once, however it comes.
+//!
+//! [`Finish`] travels with the request and then with the body of its answer. It is dropped with the
+//! last byte, or with the connection, whichever is first.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use http::{Method, StatusCode};
+
+use super::access_log::{AccessLog, Ended, Head, Style};
+use super::watch::Watch;
+use crate::metrics::Metrics;
+use crate::record::{Record, Stage};
+
+/// nginx's word for a client that closed before it was answered.
+const CLIENT_CLOSED: u16 = 499;
+
+pub struct Finish {
+    metrics: Metrics,
+    watch: Arc<Watch>,
+    method: Method,
+    record: Arc<Record>,
+    arrived: Instant,
+    /// None until there is an answer.
+    status: Option<StatusCode>,
+    /// Why it is not the application's answer.
+    why: Option<&'static str>,
+    /// Bytes of the answer's body that the connection took.
+    sent: u64,
+    /// The connection took all of the answer.
+    whole: bool,
+    /// None if there is no access log.
+    entry: Option<Box<Entry>>,
+}
+
+/// What the access log will tell, as far as it is known from the start.
+pub struct Entry {
+    pub log: AccessLog,
+    pub style: Style,
+    pub head: Head,
+    pub arrived: SystemTime,
+    pub route: Option<Box<str>>,
+}
+
+impl Finish {
+    pub fn new(
+        metrics: Metrics,
+        watch: Arc<Watch>,
+        method: Method,
+        record: Arc<Record>,
+        arrived: Instant,
+        entry: Option<Box<Entry>>,
+    ) -> Self {
+        watch.begun();
+        Self {
+            metrics,
+            watch,
+            method,
+            record,
+            arrived,
+            status: None,
+            why: None,
+            sent: 0,
+            whole: false,
+            entry,
+        }
+    }
+
+    /// It goes by the rules of this route.
+    pub fn takes(&mut self, route: &str) {
+        if let Some(entry) = &mut self.entry {
+            entry.route = Some(route.into());
+        }
+    }
+
+    /// The application's answer is not to be had, for this reason.
+    pub fn failed(&mut self, why: &'static str) {
+        self.why = Some(why);
+    }
+
+    /// The head of the answer is on its way; `bodiless` if nothing follows it.
+    pub fn answered(&mut self, status: StatusCode, bodiless: bool) {
+        self.status = Some(status);
+        self.whole = bodiless;
+        self.record.enters(Stage::Answer);
+        self.watch.sends();
+    }
+
+    /// The connection took so much more of the body.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    /// The connection took the end of the body.
+    pub fn whole(&mut self) {
+        self.whole = true;
+    }
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
+        let elapsed = now.saturating_duration_since(self.arrived);
+        self.metrics.request_ended(&self.method, status, elapsed);
+        tracing::debug!(
+            request = %self.record.id, method = %self.method, status, elapsed = ?elapsed, "request ended"
+        );
+        if let Some(entry) = &self.entry {
+            let ended = Ended {
+                head: &entry.head,
+                record: &self.record,
+                course: self.record.course(now),
+                arrived: entry.arrived,
+                seconds: elapsed,
+                status,
+                sent: self.sent,
+                whole: self.whole,
+                why: self.why,
+                route: entry.route.as_deref(),
+            };
+            entry.log.add(entry.style, &ended);
+        }
+        self.watch.idles();
+    }
+}

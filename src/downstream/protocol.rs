@@ -1,0 +1,248 @@
+//! Which protocol a connection speaks: with TLS or without, HTTP/1.1 or HTTP/2.
+//!
+//! A listener is for TLS or for plain connections. With TLS the client has chosen when the handshake is over
+//! (ALPN). Without, it begins with HTTP/2's preface where that is allowed; where it is not, nobody looks.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::forwarded::Peer;
+use super::http2::PREFACE;
+use super::listen::Stream;
+use super::tls::{self, Tls};
+use super::watch::Watch;
+use super::way::Way;
+use super::{Downstream, http2, linger};
+use crate::message::Scheme;
+
+/// Told to a client that speaks plain HTTP where TLS is spoken.
+const NOT_PLAIN: &str = "HTTP/1.1 400 Bad Request\r\n\
+                         Content-Type: text/plain; charset=utf-8\r\n\
+                         Content-Length: 40\r\n\
+                         Connection: close\r\n\
+                         \r\n\
+                         TLS is spoken on this port: use https://";
+
+impl Downstream {
+    /// Serves a connection without TLS.
+    pub async fn serve_plain<S: Stream>(self: Arc<Self>, stream: S, peer: Peer, watch: Arc<Watch>) {
+        let way = Way::plain(peer);
+        if self.settings().h2c {
+            Box::pin(self.serve_either(Box::new(stream), way, watch)).await;
+        } else {
+            self.serve(stream, way, watch).await;
+        }
+    }
+
+    /// Serves a connection that is to begin with a TLS handshake.
+    pub async fn serve_tls(
+        self: Arc<Self>,
+        tls: Arc<Tls>,
+        stream: Box<dyn Stream>,
+        peer: Peer,
+        watch: Arc<Watch>,
+    ) {
+        if speaks_plain_http(&stream) {
+            tls.refused_plain();
+            return refuse_plain_http(stream).await;
+        }
+        watch.within(tls::HANDSHAKE);
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream) => accepted,
+            () = watch.alarm.rang() => return tracing::debug!(%peer, "the TLS handshake took too long"),
+        };
+        watch.idle();
+        let (stream, credential) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => return tracing::debug!(%peer, %error, "no TLS connection"),
+        };
+        let way = Way {
+            peer,
+            scheme: Scheme::Https,
+            credential,
+        };
+        let http2 = tls::chose_http2(&stream);
+        let stream: Box<dyn Stream> = Box::new(stream);
+        if http2 {
+            self.serve_http2(stream, way, watch).await;
+        } else {
+            self.serve(stream, way, watch).await;
+        }
+    }
+
+    /// The client may speak either.
+    async fn serve_either(
+        self: Arc<Self>,
+        mut stream: Box<dyn Stream>,
+        way: Way,
+        watch: Arc<Watch>,
+    ) {
+        let Some(begun) = self.preface(&mut stream, &watch).await else {
+            return;
+        };
+        let http2 = begun == PREFACE;
+        let stream = Begun { begun, stream };
+        if http2 {
+            http2::serve(self, stream, way, &watch).await;
+        } else {
+            self.serve(stream, way, watch).await;
+        }
+    }
+
+    /// The client has said that it speaks HTTP/2.
+    async fn serve_http2(
+        self: Arc<Self>,
+        mut stream: Box<dyn Stream>,
+        way: Way,
+        watch: Arc<Watch>,
+    ) {
+        let Some(begun) = self.preface(&mut stream, &watch).await else {
+            return;
+        };
+        if begun == PREFACE {
+            http2::serve(self, Begun { begun, stream }, way, &watch).await;
+        } else if !begun.is_empty() && http2::refuse(&mut stream).await.is_ok() {
+            linger(stream).await;
+        }
+    }
+
+    /// The connection's first bytes, as far as they can be HTTP/2's preface. None: nobody needs them any more.
+    async fn preface(&self, stream: &mut Box<dyn Stream>, watch: &Watch) -> Option<Vec<u8>> {
+        let reading = async {
+            let mut begun = Vec::with_capacity(PREFACE.len());
+            while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
+                let left = PREFACE.len() - begun.len();
+                let mut part = (&mut *stream).take(left as u64);
+                if part.read_buf(&mut begun).await? == 0 {
+                    break;
+                }
+            }
+            Ok::<_, io::Error>(begun)
+        };
+        tokio::select! {
+            biased; // A request that is there is worth more than a drain that has begun.
+            begun = reading => begun.ok(),
+            () = watch.alarm.rang() => None,
+            () = self.drain_begun() => None,
+        }
+    }
+}
+
+/// Whether the first byte that is there is that of a method: a handshake begins with 22.
+fn speaks_plain_http(stream: &impl Stream) -> bool {
+    let mut first = [0; 1];
+    let peeked = rustix::net::recv(
+        stream.line(),
+        &mut first,
+        RecvFlags::PEEK | RecvFlags::DONTWAIT,
+    );
+    // What cannot be seen yet is left to the handshake.
+    peeked.is_ok() && first[0].is_ascii_uppercase()
+}
+
+async fn refuse_plain_http(mut stream: Box<dyn Stream>) {
+    let told = async {
+        stream.write_all(NOT_PLAIN.as_bytes()).await?;
+        stream.shutdown().await
+    };
+    if told.await.is_ok() {
+        linger(stream).await;
+    }
+}
+
+/// A stream whose first bytes have been read.
+struct Begun<S> {
+    /// Not yet passed on.
+    begun: Vec<u8>,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.begun.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let count = self.begun.len().min(buf.remaining());
+        buf.put_slice(&self.begun[..count]);
+        // Once, as a rule: there are 24 bytes at most.
+        self.begun.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+impl<S: Stream> Stream for Begun<S> {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.stream.line()
+    }
+
+    fn reset(&self) {
+        self.stream.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_says_how_long_it_is() {
+        let (head, body) = NOT_PLAIN.split_once("\r\n\r\n").expect("head and body");
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_first_comes_first_however_it_is_read() {
+        let (mut far, near) = tokio::io::duplex(64);
+        far.write_all(b"rest").await.expect("there is room");
+        drop(far);
+        let mut stream = Begun {
+            begun: b"begun ".to_vec(),
+            stream: near,
+        };
+        let mut bytes = Vec::new();
+        while let Ok(byte) = stream.read_u8().await {
+            bytes.push(byte);
+        }
+        assert_eq!(bytes, b"begun rest");
+    }
+}

@@ -1,0 +1,4 @@
+//! Commands that look at a running gateway from outside, through its admin listener.
+
+pub mod advise;
+mod metrics;

@@ -1,0 +1,600 @@
+//! One slot of an upstream: a task that pulls jobs and has the server answer them, one at a time.
+//!
+//! The slot belongs to this task alone. A request whose client leaves is answered all the same, unless her
+//! leaving makes the rest of its body pointless; one whose time is over keeps its slot, counted as lost,
+//! until the server answers or a grace is over.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::StatusCode;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{oneshot, watch};
+
+use super::body::{Framing, Piece};
+use super::connection::{Connection, Reader, Refused, Writer};
+use super::head::{self, Head};
+use super::{Health, PROCESS, Shared};
+use crate::message::{Answer, AnswerBody, Request, RequestBody};
+use crate::record::Stage;
+use crate::slots::{Closing, Port, SlotId, Taken, Turned};
+use crate::spool::{self, Body, FilePart};
+use crate::sweeper::Alarm;
+use crate::tunnel::{Resumed, tunnel};
+use crate::workers::{About, Activity, Job, Step, Times, Work};
+
+/// Bodies up to this size are passed on whole, if they come without delay. One whose length is known is given
+/// some time to do so.
+const WHOLE: usize = 64 * 1024;
+
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// After a connection was refused for want of room there or here.
+const BREATHER: Duration = Duration::from_millis(10);
+
+/// An upload that fits here goes out with its head in one piece.
+const WITH_HEAD: usize = 4 * 1024;
+
+type Reply = oneshot::Sender<Turned<Step>>;
+
+pub struct SlotTask {
+    slot: SlotId,
+    upstream: Arc<Shared>,
+    health: watch::Receiver<Health>,
+    alarm: Alarm,
+    connection: Option<Connection>,
+}
+
+/// Why a slot is not served any more.
+enum Parted {
+    /// The server does not accept.
+    Down,
+    /// It does not accept just now.
+    Busy,
+    Stopped,
+}
+
+/// What became of a job and the connection that it was sent on.
+enum Sent {
+    /// Answered; the connection can be used again.
+    Kept,
+    /// The connection is of no more use. Whoever waits has been told.
+    Spent,
+    /// Not a byte of the request was taken by the connection.
+    Unsent,
+    /// The server speaks another protocol from here on.
+    Switched(Box<Head>),
+}
+
+/// What an idle slot is woken for.
+enum Event {
+    Job(Option<Taken<Job, Step>>),
+    /// The server is down, or this is the end.
+    Health,
+    Spoilt,
+}
+
+impl SlotTask {
+    pub fn new(slot: SlotId, upstream: Arc<Shared>) -> Self {
+        Self {
+            slot,
+            health: upstream.health.subscribe(),
+            alarm: upstream.parts.sweeper.alarm(),
+            upstream,
+            connection: None,
+        }
+    }
+
+    /// Serves whenever the server accepts, until the upstream is stopped.
+    pub async fn run(mut self) {
+        loop {
+            let health = self.health.wait_for(|health| *health != Health::Down).await;
+            if health.is_ok_and(|health| *health == Health::Stopped) {
+                return;
+            }
+            let port = self.upstream.slots.open(self.slot, PROCESS);
+            match self.serve(port).await {
+                Parted::Stopped => return,
+                Parted::Down => self.upstream.down(),
+                Parted::Busy => tokio::time::sleep(BREATHER).await,
+            }
+            self.connection = None;
+        }
+    }
+
+    async fn serve(&mut self, mut port: Port<Job, Step>) -> Parted {
+        let mut waiting = None;
+        loop {
+            let taken = match waiting.take() {
+                Some(taken) => taken,
+                None => match self.idle(&mut port).await {
+                    Event::Job(Some(taken)) => taken,
+                    Event::Job(None) => return Parted::Stopped,
+                    Event::Spoilt => {
+                        self.connection = None;
+                        continue;
+                    }
+                    Event::Health => {
+                        let parted = match *self.health.borrow_and_update() {
+                            Health::Up => continue,
+                            Health::Down => Parted::Down,
+                            Health::Stopped => Parted::Stopped,
+                        };
+                        // A job that came in the same moment goes back to where it waited.
+                        if let Closing::Taken(taken) = port.close() {
+                            port.put_back(taken);
+                        }
+                        return parted;
+                    }
+                },
+            };
+            let begun = Instant::now();
+            // The process is the server's own affair.
+            taken.job.about.record.runs(self.slot, 0, begun);
+            self.upstream.board.set(
+                self.slot,
+                Some(Activity {
+                    request: taken.request,
+                    about: taken.job.about.clone(),
+                    since: begun,
+                }),
+            );
+            let answered = self.answer(taken).await;
+            self.upstream.board.set(self.slot, None);
+            if let Err((taken, parted)) = answered {
+                if !is_over(&taken.job) {
+                    taken.job.about.record.enters(Stage::Queue);
+                    port.put_back(taken);
+                }
+                return parted;
+            }
+            if self.upstream.main {
+                self.upstream.parts.metrics.slot_busy(begun.elapsed());
+            }
+            waiting = port.done();
+        }
+    }
+
+    async fn idle(&mut self, port: &mut Port<Job, Step>) -> Event {
+        let spoilt = async {
+            match &mut self.connection {
+                Some(connection) => connection.spoilt().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            taken = port.next() => Event::Job(taken),
+            _ = self.health.changed() => Event::Health,
+            () = spoilt => Event::Spoilt,
+        }
+    }
+
+    /// Has one request answered, on a connection that can be trusted with it. A job comes back if there is
+    /// none.
+    async fn answer(&mut self, taken: Taken<Job, Step>) -> Result<(), (Taken<Job, Step>, Parted)> {
+        let Taken {
+            request,
+            job,
+            reply,
+            submitted,
+        } = taken;
+        let mut reply = Some(reply);
+        let parted = loop {
+            let kept = self.connection.take().filter(Connection::is_good);
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => match Connection::open(&self.upstream.server).await {
+                    Ok(connection) => connection,
+                    Err(Refused::Busy) => break Parted::Busy,
+                    Err(Refused::Down(_)) => break Parted::Down,
+                },
+            };
+            match self.exchange(&mut connection, &job, &mut reply).await {
+                Sent::Kept => {
+                    connection.rests();
+                    self.connection = Some(connection);
+                    return Ok(());
+                }
+                Sent::Spent => return Ok(()),
+                Sent::Switched(head) => {
+                    self.tunnel(connection, *head, reply).await;
+                    return Ok(());
+                }
+                Sent::Unsent if connection.is_used() => {}
+                // A server that closes what it has just accepted.
+                Sent::Unsent => break Parted::Busy,
+            }
+        };
+        let reply = reply.expect("who has seen nothing has told nobody");
+        let taken = Taken {
+            request,
+            job,
+            reply,
+            submitted,
+        };
+        Err((taken, parted))
+    }
+
+    /// Sends the request and reads its answer. The reply is taken when it is known what to say.
+    async fn exchange(
+        &self,
+        connection: &mut Connection,
+        job: &Job,
+        reply: &mut Option<Reply>,
+    ) -> Sent {
+        let Work::Begin(request, times) = &job.work else {
+            unreachable!("what an HTTP server answers does not park");
+        };
+        let begun = AtomicBool::new(false);
+        let mut out = BytesMut::with_capacity(1024);
+        head::encode(request, &mut out);
+        let (reader, mut writer, buffer) = connection.split();
+        let sending = send(&mut writer, out, request, &begun);
+        tokio::pin!(sending);
+        let mut wire = Wire {
+            sending: Some(sending),
+            sent: false,
+            reader,
+            buffer,
+        };
+        let read = self.head(request, *times, &mut wire).await;
+        let head = match read {
+            Ok(head) => head,
+            Err(NoHead::Closed) if !begun.load(Relaxed) => return Sent::Unsent,
+            Err(why) => {
+                self.fail(why, &job.about, reply.take());
+                return Sent::Spent;
+            }
+        };
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Sent::Switched(Box::new(head));
+        }
+        let keeps = head.keeps;
+        let whole = self
+            .body(head, &job.about, *times, reply.take(), &mut wire)
+            .await;
+        // An answer that came before all of its request was read leaves the rest on its way.
+        match whole && keeps && wire.sent && wire.buffer.is_empty() {
+            true => Sent::Kept,
+            false => Sent::Spent,
+        }
+    }
+
+    /// Reads the head of the answer, until the request's time and a grace are over.
+    async fn head<F: Future<Output = io::Result<()>>>(
+        &self,
+        request: &Request,
+        times: Times,
+        wire: &mut Wire<'_, F>,
+    ) -> Result<Head, NoHead> {
+        self.alarm.set(times.deadline);
+        let reading = wire.head(request);
+        tokio::pin!(reading);
+        let mut overdue = false;
+        loop {
+            tokio::select! {
+                biased;
+                read = &mut reading => return read,
+                () = self.alarm.rang() => {
+                    if overdue {
+                        return Err(NoHead::Overdue);
+                    }
+                    // The client has been told; the server may still come to an end.
+                    overdue = true;
+                    let grace = self.upstream.terms().overdue_grace;
+                    self.alarm.set(times.deadline + grace);
+                }
+            }
+        }
+    }
+
+    /// There is no answer to pass on.
+    fn fail(&self, why: NoHead, request: &About, reply: Option<Reply>) {
+        let server = &self.upstream.server;
+        match why {
+            NoHead::Closed | NoHead::Cut => {
+                tracing::warn!(upstream = %server, %request, "upstream closed the connection before it answered");
+            }
+            NoHead::Overdue => {
+                tracing::warn!(upstream = %server, %request, "upstream has not answered; its connection is closed");
+            }
+            NoHead::Garbage(why) => {
+                tracing::error!(upstream = %server, %request, why, "upstream's answer is invalid");
+                let answer = Answer {
+                    status: StatusCode::BAD_GATEWAY,
+                    reason: None,
+                    headers: http::HeaderMap::new(),
+                    body: AnswerBody::Unreadable(why),
+                };
+                tell(reply, answer);
+            }
+        }
+        // A reply that is dropped says that there is no answer.
+    }
+
+    /// Passes an answer on. True if its body has been read to its end.
+    async fn body<F: Future<Output = io::Result<()>>>(
+        &self,
+        head: Head,
+        about: &About,
+        times: Times,
+        reply: Option<Reply>,
+        wire: &mut Wire<'_, F>,
+    ) -> bool {
+        let Head {
+            status,
+            reason,
+            headers,
+            mut body,
+            ..
+        } = head;
+        let answer = |body| Answer {
+            status,
+            reason,
+            headers,
+            body,
+        };
+        // A server that sends head and body apart does so in one breath, and one that says how long the body
+        // is means to send it.
+        let patience = body.left().is_some_and(|left| left <= WHOLE as u64);
+        self.alarm.set(Instant::now() + PATIENCE);
+        let mut pieces = Pieces::default();
+        let first = loop {
+            if pieces.1 > WHOLE {
+                break None;
+            }
+            let next = wire.next(&mut body);
+            let next = match patience {
+                true => tokio::select! {
+                    biased;
+                    next = next => Some(next),
+                    () = self.alarm.rang() => None,
+                },
+                false => next.now_or_never(),
+            };
+            match next {
+                None => break None,
+                Some(Ok(Some(piece))) => pieces.push(piece),
+                Some(end) => break Some(end),
+            }
+        };
+        match first {
+            Some(Ok(_)) => {
+                tell(reply, answer(AnswerBody::Whole(pieces.join())));
+                return true;
+            }
+            Some(Err(cut)) => {
+                // Nothing of it has been passed on: dropping the reply makes it a 502.
+                self.log_cut(about, cut);
+                return false;
+            }
+            None => {}
+        }
+        let (mut writer, read) = spool::answer(&self.upstream.parts.spool);
+        tell(reply, answer(AnswerBody::Spooled(read)));
+        let mut waiting = pieces.0.into_iter();
+        loop {
+            let piece = match waiting.next() {
+                Some(piece) => Ok(Some(piece)),
+                None => {
+                    self.alarm.set(Instant::now() + times.timeout);
+                    tokio::select! {
+                        biased;
+                        next = wire.next(&mut body) => next,
+                        () = writer.gone() => return false,
+                        () = self.alarm.rang() => Err(Cut::Stalled),
+                    }
+                }
+            };
+            match piece {
+                Ok(Some(piece)) => {
+                    if writer.push(piece).await.is_err() {
+                        return false;
+                    }
+                }
+                Ok(None) => {
+                    writer.finish();
+                    return true;
+                }
+                Err(cut) => {
+                    self.log_cut(about, cut);
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn log_cut(&self, request: &About, cut: Cut) {
+        let server = &self.upstream.server;
+        match cut {
+            Cut::Ended => {
+                tracing::warn!(upstream = %server, %request, "upstream did not finish its answer");
+            }
+            Cut::Stalled => {
+                tracing::warn!(upstream = %server, %request, "upstream stopped in the middle of its answer");
+            }
+            Cut::Garbage(why) => {
+                tracing::error!(upstream = %server, %request, why, "the body of an upstream's answer is invalid");
+            }
+        }
+    }
+
+    /// Ties the connection to the client's, and keeps the slot until that is over.
+    async fn tunnel(&self, connection: Connection, head: Head, reply: Option<Reply>) {
+        let (near, far) = tunnel();
+        let answer = Answer {
+            status: head.status,
+            reason: head.reason,
+            headers: head.headers,
+            body: AnswerBody::Tunnel(near),
+        };
+        tell(reply, answer);
+        let (line, buffer) = connection.into_parts();
+        let line = Resumed {
+            read: buffer.freeze(),
+            line,
+        };
+        let idle = self.upstream.terms().tunnel_timeout;
+        let over = far.run(line, &self.alarm, idle).await;
+        tracing::debug!(upstream = %self.upstream.server, ?over, "tunnel ended");
+    }
+}
+
+/// Its client has been told so.
+fn is_over(job: &Job) -> bool {
+    matches!(&job.work, Work::Begin(_, times) if times.deadline <= Instant::now())
+}
+
+/// Who does not wait any more has been answered otherwise, and drops what comes.
+fn tell(reply: Option<Reply>, answer: Answer) {
+    if let Some(reply) = reply {
+        let _ = reply.send(Ok(Step::Answer(answer, None)));
+    }
+}
+
+/// Why there is no head.
+enum NoHead {
+    /// The connection ended without a byte of an answer.
+    Closed,
+    /// … in the middle of it.
+    Cut,
+    Garbage(&'static str),
+    /// The request's time and the grace are over.
+    Overdue,
+}
+
+/// Why there is no more of a body that is not whole.
+enum Cut {
+    Ended,
+    Stalled,
+    Garbage(&'static str),
+}
+
+/// What came of a body at once.
+#[derive(Default)]
+struct Pieces(Vec<Bytes>, usize);
+
+/// Sends a request; `begun` once the connection has taken some of it.
+async fn send(
+    writer: &mut Writer<'_>,
+    mut head: BytesMut,
+    request: &Request,
+    begun: &AtomicBool,
+) -> io::Result<()> {
+    let RequestBody::Here(body) = &request.body else {
+        unreachable!("a body that is for an upstream is collected first");
+    };
+    let (body, file) = match body {
+        Body::Memory(bytes) if bytes.len() <= WITH_HEAD => {
+            head.extend_from_slice(bytes);
+            (Bytes::new(), None)
+        }
+        Body::Memory(bytes) => (bytes.clone(), None),
+        Body::File(file) => (Bytes::new(), Some(file)),
+    };
+    let mut bytes = head.chain(body);
+    while bytes.has_remaining() {
+        if writer.write_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        begun.store(true, Relaxed);
+    }
+    let Some(file) = file else { return Ok(()) };
+    let part = FilePart::new(file.file.try_clone()?.into(), 0, file.len).await;
+    let mut part = part.map_err(io::Error::other)?;
+    while let Some(piece) = part.next().await? {
+        writer.write_all(&piece).await?;
+    }
+    Ok(())
+}
+
+/// Both ways of a connection, while a request and its answer are on it. A server may answer before it has
+/// read all of the request, so whoever reads sends on meanwhile.
+struct Wire<'a, F> {
+    /// The request, as long as it is on its way.
+    sending: Option<Pin<&'a mut F>>,
+    /// All of it was sent.
+    sent: bool,
+    reader: Reader<'a>,
+    /// What has been read and not yet taken.
+    buffer: &'a mut BytesMut,
+}
+
+impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
+    /// Cancel safe: what is read stays in the buffer.
+    async fn head(&mut self, request: &Request) -> Result<Head, NoHead> {
+        loop {
+            let decoded = head::decode(self.buffer, &request.method, request.upgrade.is_some());
+            if let Some(head) = decoded.map_err(NoHead::Garbage)? {
+                return Ok(head);
+            }
+            let before = self.buffer.len();
+            match self.fill(None).await {
+                Ok(1..) => {}
+                _ if before > 0 => return Err(NoHead::Cut),
+                _ => return Err(NoHead::Closed),
+            }
+        }
+    }
+
+    /// The next piece of a body; None at its end. Cancel safe.
+    async fn next(&mut self, body: &mut Framing) -> Result<Option<Bytes>, Cut> {
+        loop {
+            match body.next(self.buffer).map_err(Cut::Garbage)? {
+                Piece::Data(data) => return Ok(Some(data)),
+                Piece::End => return Ok(None),
+                Piece::More => match self.fill(body.left()).await {
+                    Ok(1..) => {}
+                    Ok(0) if *body == Framing::UntilClose => return Ok(None),
+                    // A reset is never the end of a body, however it is framed.
+                    _ => return Err(Cut::Ended),
+                },
+            }
+        }
+    }
+
+    /// Reads on, and sends on until something has come. Cancel safe.
+    async fn fill(&mut self, wanted: Option<u64>) -> io::Result<usize> {
+        let Self {
+            sending,
+            sent,
+            reader,
+            buffer,
+        } = self;
+        let filling = reader.fill(buffer, wanted);
+        tokio::pin!(filling);
+        std::future::poll_fn(|cx| {
+            if let Some(under_way) = sending
+                && let Poll::Ready(done) = under_way.as_mut().poll(cx)
+            {
+                *sending = None;
+                // A server that does not read on may have answered all the same: that is read next.
+                *sent = done.is_ok();
+            }
+            filling.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+impl Pieces {
+    fn push(&mut self, piece: Bytes) {
+        self.1 += piece.len();
+        self.0.push(piece);
+    }
+
+    fn join(mut self) -> Bytes {
+        match self.0.len() {
+            0 => Bytes::new(),
+            1 => self.0.swap_remove(0),
+            _ => self.0.concat().into(),
+        }
+    }
+}
