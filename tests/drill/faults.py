@@ -215,7 +215,7 @@ def slow(opening: bytes, piece: bytes, seconds: float) -> Inject:
 
 async def slow_readers(world: World, crowd: Crowd, dice: random.Random) -> None:
     """Clients that ask for much and read nothing."""
-    request = b"GET /lab/drill/send?seed=1&size=2000000 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    request = b"GET /lab/drill/send?seed=1&size=600000 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     async with undisturbed(world):
         with slow_sockets(world, 40) as sockets:
             for each in sockets:
@@ -305,7 +305,7 @@ async def terminate(world: World, crowd: Crowd, dice: random.Random) -> None:
 
 
 async def upgrade(world: World, crowd: Crowd, dice: random.Random) -> None:
-    """The same program again, as if it were a newer one, in the same process and on the same socket."""
+    """The same program again, as if it were newer, in the same process and on the same socket."""
     old = set(await workers(world))
     world.gateway.signal(signal.SIGUSR2)
     async with asyncio.timeout(90):
