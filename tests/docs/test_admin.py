@@ -31,11 +31,21 @@ def application(environ, start_response):
 """
 
 
+# Nobody is there, and nobody is asked.
+ELSEWHERE = """
+[[route]]
+path = "/elsewhere"
+upstream = "http://127.0.0.1:9"
+"""
+
+
 class Gateway:
     """Running, on ports that the kernel chose."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "waits.py").write_text(APPLICATION)
+        # Read because it lies where the gateway is started.
+        (folder / "layby.toml").write_text(ELSEWHERE)
         command = [BINARY, "run", "waits:application", "--slots=2", "--python", sys.executable]
         self.socket = f"{folder}/listen"
         command += [f"--listen=unix:{self.socket}", "--admin=127.0.0.1:0", "--log-format=json"]
