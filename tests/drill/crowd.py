@@ -166,6 +166,7 @@ class Crowd:
         except TimeoutError:
             attempt.left = True
             connection.reset() if attempt.rude else connection.close()
+            connection.surplus.clear()
         except Gone as gone:
             attempt.gone = str(gone)
             attempt.unanswered = used and not connection.surplus

@@ -32,9 +32,9 @@ from verdict import Books, Excuses, Verdict, judge  # noqa: E402
 from world import SLOTS, Spare, World, world  # noqa: E402
 
 CLIENTS = 40
-# What may be left of a fault in the gateway itself: connections to origins that it keeps, and what
-# its allocator has not given back yet.
-DESCRIPTORS = 60
+# What may be left of a fault in the gateway itself: a client that is just leaving, and what its
+# allocator has not given back yet.
+DESCRIPTORS = 20
 MEMORY = 96 << 20
 
 ROW = "{:<20} {:>6} {:>8} {:>6} {:>7} {:>6} {:>5} {:>5} {:>6} {:>7}  {}"
