@@ -82,6 +82,10 @@ test-e2e: python postgresql prometheus slowhttptest node debug ## The real binar
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
+.PHONY: drill
+drill: python postgresql release ## Break everything under load, check every request; DRILL="SIGKILL disk" for a part
+	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/run.py $(DRILL)
+
 .PHONY: test-matrix
 test-matrix: ## The package with every supported Python, Django, asgiref and Flask; slow
 	sh python/tests/matrix.sh

@@ -8,6 +8,7 @@ urlpatterns = [
     path("lab/fetch-in-place", views.fetch_in_place),
     path("lab/slow", views.slow),
     path("lab/stuck", views.stuck),
+    path("lab/drill/", include("lab.drill")),
     path("lab/stuck-query", views.stuck_query),
     path("lab/held", views.held),
     path("lab/files/", include("lab.files")),
