@@ -240,6 +240,8 @@ async def test_what_parks_longer_than_graceful_timeout_is_cut(
     assert gunicorn.lines_with("graceful_timeout: what is still parked or running here is cut")
     # Nobody had to be killed.
     assert not gunicorn.lines_with("SIGKILL")
+    # The gateway's drain would wait for the charge, which is under way.
+    stub.end()
 
 
 @story(60)
@@ -254,6 +256,8 @@ async def test_quitting_ends_it_at_once(pair: Pair, stub: Services, release: str
     gunicorn.signal(signal.SIGQUIT)
     assert (await buying).status == 502
     assert await asyncio.to_thread(gunicorn.wait, 5) == 0
+    # The gateway's drain would wait for the charge, which is under way.
+    stub.end()
 
 
 @story(60)
