@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::{ForwardingHeaders, Trusted};
 use crate::downstream::proxy::{self, Parsed};
+use crate::downstream::way::Way;
 use crate::downstream::{answers, forwarded, framing, head as heads};
 use crate::message;
 use crate::plan::{Gather, Thing, decode, decode_relay};
@@ -147,7 +148,7 @@ pub fn head(bytes: &[u8]) {
         proxies: trusted,
         headers: ForwardingHeaders::Any,
     };
-    let (client, told) = forwarded::client(peer, trust, &mut parts.headers);
+    let (client, told) = forwarded::client(&Way::plain(peer), trust, &mut parts.headers);
     if told.is_err() {
         return;
     }
@@ -215,7 +216,7 @@ pub fn answer(bytes: &[u8]) {
         headers,
         body: message::AnswerBody::Whole(body.clone()),
     };
-    let Ok(response) = answers::passed_on(answer, &method) else {
+    let Ok((response, _)) = answers::passed_on(answer, &method) else {
         return;
     };
     let sent = sent(method.clone(), response);

@@ -24,7 +24,7 @@ mod seldom;
 pub mod tls;
 mod upgrade;
 mod watch;
-mod way;
+pub(crate) mod way;
 
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
