@@ -196,8 +196,12 @@ async fn calls_run_side_by_side_on_the_slots_of_their_process() {
         voice.call(number).await;
     }
     gate.reached(2).await;
-    let status = gateway.status().await;
-    assert_eq!((status.busy, status.idle, status.parked), (2, 1, 1));
+    // The other process has said hello; its slot comes a moment later.
+    gateway
+        .until("two of three slots busy, one of another process", |s| {
+            (s.busy, s.idle, s.parked) == (2, 1, 1)
+        })
+        .await;
     gate.open();
     worker.received(kind::RUN, 3).await;
     gate.reached(3).await;

@@ -17,7 +17,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// Whatever takes longer than this will not happen. Generous: the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The gateway keeps its deadlines to this.
 const TOLERANCE: Duration = Duration::from_millis(250);
