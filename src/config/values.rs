@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use super::keys::Kind;
 use super::mistakes::Problem;
 use super::{
-    AccessFormat, BodyMode, ClientAuth, ForwardingHeaders, LogFormat, Mode, OnDisconnect, Secret,
-    TlsVersion,
+    AccessFormat, BodyMode, ClientAuth, Coding, ForwardingHeaders, Immutable, Level, LogFormat,
+    Mode, OnDisconnect, Secret, TlsVersion,
 };
 
 pub(super) use addresses::UnixSocket;
@@ -40,117 +40,38 @@ pub(super) trait Value: Sized {
     }
 }
 
-impl Value for LogFormat {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
+/// Each is one of the words in its `ALL`.
+macro_rules! words {
+    ($($name:ty),+ $(,)?) => {$(
+        impl Value for $name {
+            fn is(kind: Kind) -> bool {
+                matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
+            }
 
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
+            fn parse(text: &str) -> Result<Self, Problem> {
+                word(text, &Self::ALL, Self::as_str)
+            }
 
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
+            fn show(&self) -> String {
+                self.as_str().to_owned()
+            }
+        }
+    )+};
 }
 
-impl Value for ForwardingHeaders {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for AccessFormat {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for OnDisconnect {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for BodyMode {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for Mode {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for ClientAuth {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for TlsVersion {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
+words!(
+    AccessFormat,
+    BodyMode,
+    ClientAuth,
+    Coding,
+    ForwardingHeaders,
+    Immutable,
+    Level,
+    LogFormat,
+    Mode,
+    OnDisconnect,
+    TlsVersion,
+);
 
 impl Value for bool {
     fn is(kind: Kind) -> bool {

@@ -4,8 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use http::{HeaderName, HeaderValue};
 
-use super::{Kind, Problem, Value, word};
-use crate::config::{Coding, Immutable, Level};
+use super::{Kind, Problem, Value};
 
 /// From `/` on, or from `./` on; without steps back, and not all of the machine.
 #[derive(Debug, PartialEq, Eq)]
@@ -161,47 +160,5 @@ impl Value for Header {
 
     fn show(&self) -> String {
         format!("{}: {}", self.0, self.1.show())
-    }
-}
-
-impl Value for Coding {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for Level {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Value for Immutable {
-    fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Word(words) if *words == Self::ALL.map(Self::as_str))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &Self::ALL, Self::as_str)
-    }
-
-    fn show(&self) -> String {
-        self.as_str().to_owned()
     }
 }
