@@ -15,6 +15,7 @@ pub mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod gateway;
+pub mod layers;
 pub mod message;
 pub mod metrics;
 pub mod outbound;

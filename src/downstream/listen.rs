@@ -25,6 +25,7 @@ use super::watch::Watch;
 use super::{Downstream, Settings};
 use crate::config::Listen;
 use crate::descriptors;
+use crate::layers::Resumed;
 use crate::unix_socket::{BACKLOG, UnixSocket};
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
@@ -192,6 +193,16 @@ impl Stream for UnixStream {
 
     /// Unix sockets know no reset.
     fn reset(&self) {}
+}
+
+impl<S: Stream> Stream for Resumed<S> {
+    fn line(&self) -> BorrowedFd<'_> {
+        self.line.line()
+    }
+
+    fn reset(&self) {
+        self.line.reset();
+    }
 }
 
 /// TLS tells a regular end (`close_notify`) from any other; the line's own end makes it plain.

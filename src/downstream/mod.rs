@@ -54,13 +54,13 @@ use crate::coding::Accepted;
 use crate::config::{BodyMode, Compression, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::files::{Conditions, Files};
+use crate::layers::Resumed;
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
-use crate::tunnel::Resumed;
 
 pub use access_log::{AccessLog, Style};
 pub use crowd::{Crowd, Most};
@@ -185,7 +185,8 @@ impl Downstream {
         watch: Arc<Watch>,
     ) -> Option<(S, Bytes)> {
         let heads = Arc::new(Heads::default());
-        let watched = Watched::new(stream, read, Arc::clone(&watch));
+        let resumed = Resumed { read, line: stream };
+        let watched = Watched::new(resumed, Arc::clone(&watch));
         let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
         let service = service_fn(|request| {
             let refused = heads.next_request();
@@ -241,7 +242,7 @@ impl Downstream {
                         }
                         let parts = connection.into_parts();
                         let watched = parts.io.into_inner().stream;
-                        return Some((watched.stream, parts.read_buf));
+                        return Some((watched.stream.line, parts.read_buf));
                     }
                     if !watch.is_sending() && heads.give_up() {
                         watch.within(LINGER);
@@ -512,13 +513,13 @@ struct Counted<B> {
 }
 
 impl<B: RequestStream> http_body::Body for Counted<B> {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<bytes::Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -539,15 +540,12 @@ impl<B: RequestStream> http_body::Body for Counted<B> {
 
 /// A request's body, as it comes from the client.
 trait RequestStream:
-    http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
+    http_body::Body<Data = Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
 {
 }
 
 impl<B> RequestStream for B where
-    B: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Display + Send>
-        + Send
-        + Unpin
-        + 'static
+    B: http_body::Body<Data = Bytes, Error: std::fmt::Display + Send> + Send + Unpin + 'static
 {
 }
 

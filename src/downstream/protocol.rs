@@ -4,13 +4,11 @@
 //! (ALPN). Without, it begins with HTTP/2's preface where that is allowed; where it is not, nobody looks.
 
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::forwarded::Peer;
 use super::http2::PREFACE;
@@ -19,6 +17,7 @@ use super::tls::{self, Tls};
 use super::watch::Watch;
 use super::way::Way;
 use super::{Downstream, http2, linger};
+use crate::layers::Resumed;
 use crate::message::Scheme;
 
 /// Told to a client that speaks plain HTTP where TLS is spoken.
@@ -87,7 +86,10 @@ impl Downstream {
             return;
         };
         let http2 = begun == PREFACE;
-        let stream = Begun { begun, stream };
+        let stream = Resumed {
+            read: begun,
+            line: stream,
+        };
         if http2 {
             http2::serve(self, stream, way, &watch).await;
         } else {
@@ -106,14 +108,18 @@ impl Downstream {
             return;
         };
         if begun == PREFACE {
-            http2::serve(self, Begun { begun, stream }, way, &watch).await;
+            let stream = Resumed {
+                read: begun,
+                line: stream,
+            };
+            http2::serve(self, stream, way, &watch).await;
         } else if !begun.is_empty() && http2::refuse(&mut stream).await.is_ok() {
             linger(stream).await;
         }
     }
 
     /// The connection's first bytes, as far as they can be HTTP/2's preface. None: nobody needs them any more.
-    async fn preface(&self, stream: &mut Box<dyn Stream>, watch: &Watch) -> Option<Vec<u8>> {
+    async fn preface(&self, stream: &mut Box<dyn Stream>, watch: &Watch) -> Option<Bytes> {
         let reading = async {
             let mut begun = Vec::with_capacity(PREFACE.len());
             while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
@@ -123,7 +129,7 @@ impl Downstream {
                     break;
                 }
             }
-            Ok::<_, io::Error>(begun)
+            Ok::<_, io::Error>(Bytes::from(begun))
         };
         tokio::select! {
             biased; // A request that is there is worth more than a drain that has begun.
@@ -156,70 +162,6 @@ async fn refuse_plain_http(mut stream: Box<dyn Stream>) {
     }
 }
 
-/// A stream whose first bytes have been read.
-struct Begun<S> {
-    /// Not yet passed on.
-    begun: Vec<u8>,
-    stream: S,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.begun.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let count = self.begun.len().min(buf.remaining());
-        buf.put_slice(&self.begun[..count]);
-        // Once, as a rule: there are 24 bytes at most.
-        self.begun.drain(..count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
-impl<S: Stream> Stream for Begun<S> {
-    fn line(&self) -> BorrowedFd<'_> {
-        self.stream.line()
-    }
-
-    fn reset(&self) {
-        self.stream.reset();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,21 +170,5 @@ mod tests {
     fn the_refusal_says_how_long_it_is() {
         let (head, body) = NOT_PLAIN.split_once("\r\n\r\n").expect("head and body");
         assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
-    }
-
-    #[tokio::test]
-    async fn what_was_read_first_comes_first_however_it_is_read() {
-        let (mut far, near) = tokio::io::duplex(64);
-        far.write_all(b"rest").await.expect("there is room");
-        drop(far);
-        let mut stream = Begun {
-            begun: b"begun ".to_vec(),
-            stream: near,
-        };
-        let mut bytes = Vec::new();
-        while let Ok(byte) = stream.read_u8().await {
-            bytes.push(byte);
-        }
-        assert_eq!(bytes, b"begun rest");
     }
 }

@@ -17,7 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -354,18 +353,15 @@ impl Watch {
 /// Tells the watch when bytes come and go.
 pub struct Watched<S> {
     pub stream: S,
-    /// What has been read of it already.
-    read: Bytes,
     watch: Arc<Watch>,
     /// There was something that the stream did not take.
     behind: bool,
 }
 
 impl<S> Watched<S> {
-    pub fn new(stream: S, read: Bytes, watch: Arc<Watch>) -> Self {
+    pub fn new(stream: S, watch: Arc<Watch>) -> Self {
         Self {
             stream,
-            read,
             watch,
             behind: false,
         }
@@ -390,13 +386,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
-        let poll = if self.read.is_empty() {
-            Pin::new(&mut self.stream).poll_read(cx, buf)
-        } else {
-            let len = self.read.len().min(buf.remaining());
-            buf.put_slice(&self.read.split_to(len));
-            Poll::Ready(Ok(()))
-        };
+        let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
             self.watch.bytes_came();
         }

@@ -21,12 +21,13 @@ use super::body::{Framing, Piece};
 use super::connection::{Connection, Reader, Refused, Writer};
 use super::head::{self, Head};
 use super::{Health, PROCESS, Shared};
+use crate::layers::Resumed;
 use crate::message::{Answer, AnswerBody, Request, RequestBody};
 use crate::record::Stage;
 use crate::slots::{Closing, Port, SlotId, Taken, Turned};
 use crate::spool::{self, Body, FilePart};
 use crate::sweeper::Alarm;
-use crate::tunnel::{Resumed, tunnel};
+use crate::tunnel::tunnel;
 use crate::workers::{About, Activity, Job, Step, Times, Work};
 
 /// Bodies up to this size are passed on whole, if they come without delay. One whose length is known is given
