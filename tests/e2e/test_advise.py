@@ -7,8 +7,7 @@ import re
 import subprocess
 
 from conftest import Starter
-from support.checkout import assert_right, check_out
-from support.client import Connection
+from support.checkout import Buying
 from support.gateway import free_ports
 from support.places import BINARY
 from support.services import Services
@@ -28,21 +27,10 @@ def advise(admin: int, seconds: int) -> subprocess.CompletedProcess[str]:
 async def test_it_says_what_the_gateway_counts(stub: Services, start: Starter) -> None:
     stub.set(latency=200)
     gateway = start()
-    over = asyncio.Event()
-
-    async def buy(client: int) -> None:
-        connection = await Connection.open(gateway.address)
-        turn = 0
-        while not over.is_set():
-            reference = f"advise-{client}-{turn}"
-            assert_right(await check_out(connection, reference), reference)
-            turn += 1
-
     before = gateway.metric("layby_requests_total")
-    clients = [asyncio.create_task(buy(client)) for client in range(8)]
+    buying = Buying(gateway, "advise-", 8)
     said = await asyncio.to_thread(advise, gateway.admin_port, 5)
-    over.set()
-    await asyncio.gather(*clients)
+    await buying.end()
     most = gateway.metric("layby_requests_total") - before
 
     assert said.returncode == 0, said.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -17,8 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import Starter
-from support.checkout import assert_right, check_out
-from support.client import Connection
+from support.checkout import Buying
 from support.gateway import Gateway, free_ports
 from support.places import REPOSITORY, environment
 from support.program import Program
@@ -116,17 +114,7 @@ async def test_every_panel_and_recording_has_data_from_a_gateway_under_load(
 ) -> None:
     gateway, server = prometheus
     stub.set(latency=200)
-    over = asyncio.Event()
-
-    async def buy(client: int) -> None:
-        connection = await Connection.open(gateway.address)
-        turn = 0
-        while not over.is_set():
-            reference = f"panel-{client}-{turn}"
-            assert_right(await check_out(connection, reference), reference)
-            turn += 1
-
-    clients = [asyncio.create_task(buy(client)) for client in range(6)]
+    buying = Buying(gateway, "panel-", 6)
     empty: list[str] = []
 
     def all_have_data() -> bool:
@@ -141,8 +129,7 @@ async def test_every_panel_and_recording_has_data_from_a_gateway_under_load(
     except AssertionError:
         pytest.fail(f"without data: {empty}")
     finally:
-        over.set()
-        await asyncio.gather(*clients)
+        await buying.end()
     requests = "sum(layby_requests_total)"
     # Not just any data: what Prometheus has is what the gateway counted.
     counted = gateway.metric("layby_requests_total")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import TO_THE_STUB
-from support.checkout import assert_each_ran_once, assert_right, check_out
+from support.checkout import Buying, assert_each_ran_once, assert_right, check_out
 from support.client import Connection
 from support.gateway import Gateway
 from support.gunicorns import NEWEST, OLDEST, Gunicorn
@@ -94,41 +94,6 @@ def pair(shop: Shop, root: Path) -> Iterator[Pair]:
     folder = Path(tempfile.mkdtemp(prefix="gunicorn-", dir=root))
     with ExitStack() as running:
         yield Pair(shop, folder, running)
-
-
-class Buying:
-    """Clients that buy without a pause, each checking every answer."""
-
-    def __init__(self, gateway: Gateway, prefix: str, clients: int) -> None:
-        self.gateway = gateway
-        self.prefix = prefix
-        self.references: set[str] = set()
-        self.answered = 0
-        self.over = asyncio.Event()
-        self.tasks = [asyncio.create_task(self.buy(client)) for client in range(clients)]
-
-    async def buy(self, client: int) -> None:
-        connection = await Connection.open(self.gateway.address)
-        turn = 0
-        while not self.over.is_set():
-            reference = f"{self.prefix}{client}-{turn}"
-            self.references.add(reference)
-            assert_right(await check_out(connection, reference), reference)
-            self.answered += 1
-            turn += 1
-
-    async def more(self, count: int, seconds: float = 30) -> None:
-        """Waits until so many more are answered; at once for who has failed."""
-        wanted = self.answered + count
-
-        def bought() -> bool:
-            return self.answered >= wanted or any(task.done() for task in self.tasks)
-
-        await eventually(f"{count} more are not answered", bought, seconds)
-
-    async def end(self) -> None:
-        self.over.set()
-        await asyncio.gather(*self.tasks)
 
 
 @story(90)

@@ -8,7 +8,7 @@ import signal
 import time
 
 from conftest import TO_THE_STUB, Starter
-from support.checkout import assert_each_ran_once, assert_right, check_out
+from support.checkout import Buying, assert_each_ran_once, assert_right, check_out
 from support.client import Connection, Gone
 from support.postgres import Postgres, watching
 from support.services import Services
@@ -33,20 +33,9 @@ async def test_a_reload_under_load_replaces_all_workers_and_loses_nothing(
     gateway = start(CONFIGURATION)
     shop.allow_connections(8)
     old = set(gateway.worker_pids())
-    over = asyncio.Event()
-    references: set[str] = set()
-
-    async def buy(client: int) -> None:
-        connection = await Connection.open(gateway.address)
-        turn = 0
-        while not over.is_set():
-            reference = f"reload-{client}-{turn}"
-            references.add(reference)
-            assert_right(await check_out(connection, reference), reference)
-            turn += 1
 
     with watching(postgres) as watch:
-        clients = [asyncio.create_task(buy(client)) for client in range(20)]
+        buying = Buying(gateway, "reload-", 20)
         await eventually("nobody parks", lambda: gateway.parked() > 4, 10)
         gateway.signal(signal.SIGHUP)
         seen: list[int] = []
@@ -56,10 +45,9 @@ async def test_a_reload_under_load_replaces_all_workers_and_loses_nothing(
             return len(gateway.lines_with("worker replaced")) == len(old)
 
         await eventually("not all workers are replaced", replaced, 60)
-        served = len(references)
-        await eventually("no more is served", lambda: len(references) > served + 100, 20)
-        over.set()
-        await asyncio.gather(*clients)
+        served = len(buying.references)
+        await eventually("no more is served", lambda: len(buying.references) > served + 100, 20)
+        await buying.end()
 
     assert watch.most <= 8, watch.at_the_most
     # One after the other: never more than one beside those that are to stay.
@@ -67,7 +55,7 @@ async def test_a_reload_under_load_replaces_all_workers_and_loses_nothing(
     new = set(gateway.worker_pids())
     assert len(new) == len(old)
     assert not new & old
-    assert_each_ran_once(shop, stub, "reload-", references)
+    assert_each_ran_once(shop, stub, "reload-", buying.references)
     gateway.settles()
     assert gateway.metric("layby_worker_restarts_total", reason="reload") == len(old)
     assert gateway.metric("layby_worker_restarts_total") == len(old)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import pytest
 
 from conftest import TO_THE_STUB, Starter
-from support.checkout import assert_each_ran_once, assert_right, check_out
+from support.checkout import Buying, assert_each_ran_once, assert_right, check_out
 from support.client import Connection
 from support.gateway import Gateway
 from support.postgres import Postgres, watching
@@ -203,29 +203,17 @@ async def test_recycling_under_load_loses_no_parked_request(
     stub.set(latency=300)
     gateway = start(RECYCLING)
     shop.allow_connections(8)
-    references: set[str] = set()
-    over = asyncio.Event()
-
-    async def buy(client: int) -> None:
-        connection = await Connection.open(gateway.address)
-        turn = 0
-        while not over.is_set():
-            reference = f"recycled-{client}-{turn}"
-            references.add(reference)
-            assert_right(await check_out(connection, reference), reference)
-            turn += 1
 
     def recycled() -> bool:
         return gateway.metric("layby_worker_restarts_total", reason="recycled") >= 2
 
     with watching(postgres) as watch, accounted_for(gateway, 8):
-        buying = [asyncio.create_task(buy(client)) for client in range(24)]
+        buying = Buying(gateway, "recycled-", 24)
         await eventually("too few are recycled", recycled, 90)
-        over.set()
-        await asyncio.gather(*buying)
+        await buying.end()
         gateway.settles()
 
     assert watch.most <= 8, watch.at_the_most
-    assert_each_ran_once(shop, stub, "recycled-", references)
+    assert_each_ran_once(shop, stub, "recycled-", buying.references)
     assert gateway.metric("layby_worker_restarts_total", reason="crash") == 0
     assert gateway.metric("layby_worker_restarts_total", reason="overdue") == 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from support.client import Answer, Connection
+from support.gateway import Gateway
 from support.services import Services
 from support.shop import Shop
+from support.story import eventually
 
 TOTAL = "37.90"
 JSON = [("content-type", "application/json")]
@@ -48,3 +51,38 @@ def assert_each_ran_once(shop: Shop, stub: Services, prefix: str, references: se
         assert traces.orders == ["paid"], (reference, traces)
     charges = {name: count for name, count in stub.charges().items() if name.startswith(prefix)}
     assert charges == dict.fromkeys(references, 1)
+
+
+class Buying:
+    """Clients that buy without a pause, each checking every answer."""
+
+    def __init__(self, gateway: Gateway, prefix: str, clients: int) -> None:
+        self.gateway = gateway
+        self.prefix = prefix
+        self.references: set[str] = set()
+        self.answered = 0
+        self.over = asyncio.Event()
+        self.tasks = [asyncio.create_task(self.buy(client)) for client in range(clients)]
+
+    async def buy(self, client: int) -> None:
+        connection = await Connection.open(self.gateway.address)
+        turn = 0
+        while not self.over.is_set():
+            reference = f"{self.prefix}{client}-{turn}"
+            self.references.add(reference)
+            assert_right(await check_out(connection, reference), reference)
+            self.answered += 1
+            turn += 1
+
+    async def more(self, count: int, seconds: float = 30) -> None:
+        """Waits until so many more are answered; at once for who has failed."""
+        wanted = self.answered + count
+
+        def bought() -> bool:
+            return self.answered >= wanted or any(task.done() for task in self.tasks)
+
+        await eventually(f"{count} more are not answered", bought, seconds)
+
+    async def end(self) -> None:
+        self.over.set()
+        await asyncio.gather(*self.tasks)
