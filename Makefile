@@ -137,19 +137,15 @@ python:
 postgresql:
 	@scripts/need-postgresql
 
-.PHONY: prometheus
+.PHONY: prometheus clients node slowhttptest
 prometheus:
-	@scripts/need-prometheus
-
-.PHONY: clients
-clients:
-	@scripts/need-clients
-.PHONY: node
+	@scripts/need "Prometheus and promtool" prometheus=prometheus promtool=prometheus
+clients: # Second opinions on TLS and HTTP/2.
+	@scripts/need "openssl and h2load" openssl=openssl h2load=nghttp2-client
 node:
-	@scripts/need-node
-.PHONY: slowhttptest
+	@scripts/need "Node, as a server to proxy to" node=nodejs
 slowhttptest:
-	@scripts/need-slowhttptest
+	@scripts/need slowhttptest slowhttptest=slowhttptest
 
 .PHONY: debug release
 debug:
