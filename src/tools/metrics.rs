@@ -1,11 +1,9 @@
-//! Reading a gateway's metrics from outside: one request, and Prometheus' text format.
+//! A gateway's metrics, read from outside: Prometheus' text format.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::io;
+use std::net::SocketAddr;
 
-/// The admin listener answers while every slot is busy; who is silent for so long is not one.
-const PATIENCE: Duration = Duration::from_secs(5);
+use super::ask::{ask, not_ours};
 
 /// What the listener had to say at one moment.
 #[derive(Debug, Clone, Default)]
@@ -17,20 +15,11 @@ impl Readings {
     /// # Errors
     /// When nobody answers there, or somebody else.
     pub fn take(admin: SocketAddr) -> io::Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        // HTTP/1.0: the answer ends with the connection.
-        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {admin}\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let not_ours =
-            || io::Error::other("something answers there, but not layby's admin listener");
-        let (head, text) = answer.split_once("\r\n\r\n").ok_or_else(not_ours)?;
-        let status = head.split(' ').nth(1);
-        if status != Some("200") || !text.contains("layby_build_info") {
+        let text = ask(admin, "/metrics")?;
+        if !text.contains("layby_build_info") {
             return Err(not_ours());
         }
-        Ok(Self::parse(text))
+        Ok(Self::parse(&text))
     }
 
     /// Whatever is no series is left out.
