@@ -18,6 +18,9 @@ use super::view::{List, View};
 /// Rows of a plot, with its frame.
 const PLOT: u16 = 5;
 
+/// Rows of a frame.
+const FRAME: u16 = 2;
+
 /// Below this the plots would take the place of the slots.
 const ROOM_FOR_PLOTS: u16 = 18;
 
@@ -79,8 +82,10 @@ pub fn draw(frame: &mut Frame<'_>, view: &mut View, look: Look, now: Instant) {
     };
     let slow = match &view.reading {
         Some(reading) if !reading.status.slow_requests.is_empty() => {
-            let wanted = reading.status.slow_requests.len() as u16 + 2;
-            wanted.min(area.height.saturating_sub(plots + 3) / 3)
+            let wanted = reading.status.slow_requests.len() as u16 + FRAME;
+            let most = area.height.saturating_sub(plots + 3) / 3;
+            // A frame around nothing says nothing.
+            if most > FRAME { wanted.min(most) } else { 0 }
         }
         _ => 0,
     };
@@ -112,7 +117,7 @@ pub fn draw(frame: &mut Frame<'_>, view: &mut View, look: Look, now: Instant) {
     if sides {
         draw_side(frame, side, status, look);
     }
-    if slow > 2 {
+    if slow > 0 {
         draw_slow(frame, slowest, view, status, look);
     }
     view.reading = Some(reading);
@@ -453,7 +458,7 @@ fn draw_slow(frame: &mut Frame<'_>, area: Rect, view: &mut View, status: &Status
 }
 
 fn framed(name: &str, down: usize, seen: usize, all: usize, active: bool) -> Block<'static> {
-    let title = match all > seen {
+    let title = match all > seen && seen > 0 {
         true => {
             let last = (down + seen).min(all);
             format!("{name} ({} to {last} of {all})", down + 1)
