@@ -72,7 +72,7 @@ async def test_a_request_is_a_tree_of_spans(
         "url.scheme": "http",
         "url.path": "/traced",
         "server.address": "127.0.0.1",
-        "server.port": 80,
+        "server.port": gateway.port,
         "client.address": "127.0.0.1",
         "user_agent.original": "told/1",
         "network.protocol.version": "1.1",
