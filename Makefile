@@ -34,6 +34,11 @@ package: python ## Source and wheel of the worker package, in dist/
 wheel: python ## The gateway and the worker package as one wheel, in dist/
 	$(PY) -m maturin build --release --locked --out dist
 
+.PHONY: docs
+docs: python ## The documentation as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "open site/index.html"
+
 # Tests --------------------------------------------------------------------------------------
 
 # Not for everything: the gateway warns of LAYBY_* variables that it does not know.
@@ -119,8 +124,8 @@ check-python: python
 
 .PHONY: check-docs
 check-docs: python
-	@echo "== links between documents"
-	$(PYTEST) tests/docs/test_links.py
+	@echo "== links between documents, and the site"
+	$(PYTEST) tests/docs/test_links.py tests/docs/test_site.py
 
 .PHONY: check-deps
 check-deps: $(DENY)-$(DENY_VERSION)
@@ -161,6 +166,6 @@ $(DENY)-$(DENY_VERSION):
 
 .PHONY: clean
 clean: ## Remove everything that make has made
-	rm -rf $(TARGET) .venv .tools .run dist fuzz/target benches/load/target
+	rm -rf $(TARGET) .venv .tools .run dist site fuzz/target benches/load/target
 	rm -rf .ruff_cache .mypy_cache python/.mypy_cache python/src/*.egg-info
 	find python examples benches tests \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +
