@@ -1,7 +1,7 @@
 """Writes rules.yaml: the rules of dashboards/rules.yml as the Prometheus operator takes them.
 
-    python rules.py           writes it
-    python rules.py --check   exit status 1 if it is not up to date
+python rules.py           writes it
+python rules.py --check   exit status 1 if it is not up to date
 """
 
 from __future__ import annotations
