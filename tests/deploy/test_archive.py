@@ -28,7 +28,7 @@ def test_it_holds_the_program_its_papers_and_how_to_deploy_it(tmp_path: Path) ->
     with tarfile.open(archive) as tar:
         names = {entry.name.partition("/")[2]: entry for entry in tar}
     assert {"layby", "README.md", "LICENSE-MIT", "LICENSE-APACHE", "CHANGELOG.md"} <= set(names)
-    assert {"deploy/systemd/layby.service", "deploy/nginx/layby.conf"} <= set(names)
+    assert {"deploy/systemd/layby.service", "deploy/nginx/site.conf"} <= set(names)
     assert [name for name, entry in names.items() if entry.mode & 0o111] == ["layby"]
     assert {(entry.uid, entry.gid, entry.uname) for entry in names.values()} == {(0, 0, "")}
 

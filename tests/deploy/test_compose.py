@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.parse
 import urllib.request
@@ -142,9 +143,11 @@ class Machine:
                 text = text.replace(address, f"127.0.0.1:{self.ports[name]}")
         # By itself: a fetch policy's name, and what a stub is told.
         text = text.replace('"services"', '"127.0.0.1"')
-        for inside, outside in {**volumes, **IN_IMAGES}.items():
-            text = text.replace(inside, outside)
-        return text
+        places = {**volumes, **IN_IMAGES}
+        # Whole paths, and what is below them; in one go, as some look like parts of others.
+        inside = "|".join(re.escape(place) for place in sorted(places, reverse=True))
+        path = re.compile(rf"(?<![\w./-])({inside})(?![\w.-])")
+        return path.sub(lambda found: places[found[1]], text)
 
     def volumes(self, service: dict[str, Any]) -> dict[str, str]:
         """Where things are, by where the service has them. Files that are mounted are copied."""
@@ -268,15 +271,14 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    folder = tmp_path_factory.mktemp("compose")
-    # PostgreSQL's user has to come by.
-    for path in (folder, folder.parent):
-        path.chmod(0o755)
-    machine = Machine(folder)
-    with machine.ended:
-        machine.up()
-        yield machine
+def machine() -> Iterator[Machine]:
+    # Not pytest's own, which is closed to PostgreSQL's user.
+    with tempfile.TemporaryDirectory(prefix="layby-compose-") as folder:
+        Path(folder).chmod(0o755)
+        machine = Machine(Path(folder))
+        with machine.ended:
+            machine.up()
+            yield machine
 
 
 def test_the_shop_is_open_and_what_it_asks_others_parks(machine: Machine) -> None:

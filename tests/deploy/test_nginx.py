@@ -19,7 +19,7 @@ from support.places import BINARY, environment
 from support.program import Program, until
 
 HERE = Path(__file__).parent
-SITE = DEPLOY / "nginx" / "layby.conf"
+SITE = DEPLOY / "nginx" / "site.conf"
 KEPT = "/etc/letsencrypt/live/shop.example"
 
 
@@ -66,7 +66,7 @@ class Front(Program):
         }.items():
             assert ours in site, ours
             site = site.replace(ours, here)
-        (folder / "site.conf").write_text(site)
+        (folder / "shop.conf").write_text(site)
         temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         # Its workers are to reach the socket, which is in a folder of ours.
         user = "user root;" if os.geteuid() == 0 else ""
@@ -79,7 +79,7 @@ class Front(Program):
             http {{
                 access_log off;
                 {"".join(f"{name}_temp_path {folder}/{name};" for name in temporary)}
-                include {folder}/site.conf;
+                include {folder}/shop.conf;
             }}
             """
         )
