@@ -1,9 +1,11 @@
-//! A gateway's metrics, read from outside: Prometheus' text format.
+//! Asking a gateway's admin listener from outside: one request, and Prometheus' text format.
 
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
-use super::ask::{ask, not_ours};
+/// The admin listener answers while every slot is busy; who is silent for so long is not one.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the listener had to say at one moment.
 #[derive(Debug, Clone, Default)]
@@ -15,8 +17,8 @@ impl Readings {
     /// # Errors
     /// When nobody answers there, or somebody else.
     pub fn take(admin: SocketAddr) -> io::Result<Self> {
-        let text = ask(admin, "/metrics")?;
-        if !text.contains("layby_build_info") {
+        let (status, text) = ask(admin, "/metrics")?;
+        if status != 200 || !text.contains("layby_build_info") {
             return Err(not_ours());
         }
         Ok(Self::parse(&text))
@@ -55,6 +57,26 @@ impl Readings {
         let found = self.0.iter().filter(|(series, _)| is(series));
         found.map(|(_, value)| value).sum()
     }
+}
+
+/// Status and body of what the listener at this address has at a path.
+///
+/// # Errors
+/// When nobody answers there, or somebody who does not speak HTTP.
+pub fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // HTTP/1.0: the answer ends with the connection.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, text) = answer.split_once("\r\n\r\n").ok_or_else(not_ours)?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok((status.ok_or_else(not_ours)?, text.to_owned()))
+}
+
+pub fn not_ours() -> io::Error {
+    io::Error::other("something answers there, but not layby's admin listener")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Commands that look at a running gateway from outside, through its admin listener.
 
 pub mod advise;
-mod ask;
+pub mod health;
 mod metrics;
 pub mod top;

@@ -9,8 +9,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::tools::ask::{ask, not_ours};
-use crate::tools::metrics::Readings;
+use crate::tools::metrics::{Readings, ask, not_ours};
 
 /// What there was at one moment.
 #[derive(Debug, Clone)]
@@ -24,8 +23,11 @@ impl Reading {
     /// # Errors
     /// When nobody answers there, or somebody else.
     pub fn take(admin: SocketAddr) -> io::Result<Self> {
-        let page = ask(admin, "/api/status")?;
+        let (code, page) = ask(admin, "/api/status")?;
         let status = serde_json::from_str(&page).map_err(|_| not_ours())?;
+        if code != 200 {
+            return Err(not_ours());
+        }
         Ok(Self {
             at: Instant::now(),
             status,
