@@ -168,7 +168,11 @@ impl std::fmt::Debug for Tracer {
 
 /// The beginning of a text that may be long.
 fn beginning(text: &str, most: usize) -> Box<str> {
-    text[..text.floor_char_boundary(most)].into()
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].into()
 }
 
 /// As far as it is text.

@@ -20,17 +20,15 @@ import pyte
 
 from support.program import until
 
+# The names that the emulator has for the first of the 256 colours, and tones for a dark ground.
 COLOURS = {
     "default": "#d0d0d0",
-    "black": "#808080",
-    "red": "#ff6b6b",
-    "green": "#69db7c",
-    "brown": "#ffd43b",
-    "blue": "#74c0fc",
-    "magenta": "#e599f7",
-    "cyan": "#66d9e8",
-    "white": "#ffffff",
-    "brightblack": "#8a8a8a",
+    "cd0000": "#ff6b6b",
+    "00cd00": "#69db7c",
+    "cdcd00": "#ffd43b",
+    "cd00cd": "#e599f7",
+    "00cdcd": "#66d9e8",
+    "7f7f7f": "#8a8a8a",
 }
 
 
@@ -147,7 +145,7 @@ def drawn(screen: Any) -> str:
                 end += 1
             text = "".join(cell.data for cell in cells[start:end])
             if text.strip():
-                colour = COLOURS.get(style[0], COLOURS["default"])
+                colour = COLOURS.get(style[0], f"#{style[0]}")
                 weight = ' font-weight="bold"' if style[1] else ""
                 lines.append(
                     f'<text x="{start * wide + 8:.1f}" y="{(row + 1) * high + 4}" fill="{colour}"'
