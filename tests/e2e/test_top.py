@@ -47,7 +47,7 @@ async def test_it_shows_what_the_gateway_does(stub: Services, start: Starter) ->
     clients += [asyncio.create_task(client("/traced")) for _ in range(8)]
     with terminal(top(gateway), environment=environment(), columns=130, lines=36) as screen:
         text = await see(screen, "ready", "GET /held", "of 6 busy")
-        for words in (f"at 127.0.0.1:{gateway.admin_port}", "coroutine", "requests/s", "p95"):
+        for words in (f"at 127.0.0.1:{gateway.admin_port}", "coroutine", "requests ", "fetches "):
             assert words in text
         assert "card" not in screen.text
 

@@ -75,10 +75,11 @@ impl Look {
 
 pub fn draw(frame: &mut Frame<'_>, view: &mut View, look: Look, now: Instant) {
     let area = frame.area();
-    let plots = if area.height >= ROOM_FOR_PLOTS {
-        PLOT
-    } else {
-        0
+    let status = view.reading.as_ref().map(|reading| &reading.status);
+    let plotted = status.is_some_and(|status| !status.history.requests_per_second.is_empty());
+    let plots = match plotted && area.height >= ROOM_FOR_PLOTS {
+        true => PLOT,
+        false => 0,
     };
     let slow = match &view.reading {
         Some(reading) if !reading.status.slow_requests.is_empty() => {
