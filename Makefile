@@ -83,13 +83,17 @@ test-docs: python debug ## What the documents say, tried out
 	$(PYTEST) tests/docs
 
 .PHONY: test-e2e
-test-e2e: python postgresql prometheus slowhttptest node debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus clients slowhttptest node debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
 .PHONY: drill
 drill: python postgresql release ## Break everything under load, check every request; DRILL="SIGKILL disk" for a part
 	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/run.py $(DRILL)
+
+.PHONY: alerts
+alerts: python postgresql prometheus clients release ## One fault for each alert, under load; writes what fired; ALERTS="Spool" for a part
+	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/alerts.py $(ALERTS)
 
 .PHONY: test-matrix
 test-matrix: ## The package with every supported Python, Django, asgiref and Flask; slow

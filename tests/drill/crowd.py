@@ -70,6 +70,7 @@ class Crowd:
         *,
         clients: int,
         leavers: float = 0.0,
+        pause: float = 0.0,
     ) -> None:
         self.prefix = prefix
         self.address = address
@@ -77,6 +78,8 @@ class Crowd:
         self.dice = dice
         self.clients = clients
         self.leavers = leavers
+        # Seconds between two requests of a client.
+        self.pause = pause
         self.attempts: list[Attempt] = []
         self.refused = 0
         self.over = False
@@ -121,6 +124,7 @@ class Crowd:
             await self.make(attempt, connection, used=used)
             assert not connection.surplus, (attempt, bytes(connection.surplus[:500]))
             used = True
+            await asyncio.sleep(self.pause)
             if attempt.answer and attempt.answer.header("connection") == "close":
                 connection.close()
         if connection is not None:
