@@ -23,7 +23,7 @@ run: python release ## The example shop behind layby, until Ctrl-C; with ONCE=1 
 	@exec $(PY) examples/run.py --layby $(TARGET)/release/layby $(if $(filter-out 0,$(ONCE)),--once)
 
 .PHONY: bench
-bench: python postgresql ## Measure layby against its bounds and other servers; BENCH="--quick main" for a part
+bench: python postgresql clients proxies ## Measure layby against its bounds and other servers; BENCH="--quick main" for a part
 	@exec $(PY) benches/run.py $(BENCH)
 
 .PHONY: package
@@ -146,7 +146,7 @@ python:
 postgresql:
 	@scripts/need-postgresql
 
-.PHONY: prometheus clients node slowhttptest
+.PHONY: prometheus clients node slowhttptest proxies
 prometheus:
 	@scripts/need "Prometheus and promtool" prometheus=prometheus promtool=prometheus
 clients: # Second opinions on TLS and HTTP/2.
@@ -155,6 +155,8 @@ node:
 	@scripts/need "Node, as a server to proxy to" node=nodejs
 slowhttptest:
 	@scripts/need slowhttptest slowhttptest=slowhttptest
+proxies: # For `make bench` alone.
+	@scripts/need "nginx and haproxy, to measure against" nginx=nginx haproxy=haproxy
 
 .PHONY: debug release
 debug:
