@@ -20,8 +20,8 @@ environment before the file, the file before the default; each of them has its k
 
 | exit status | |
 |---|---|
-| 0 | a drain that was clean; a check that found no mistake; advice |
-| 1 | a mistake in the configuration, a start that failed, a drain that had to cut something |
+| 0 | a drain that was clean; a check that found no mistake; a gateway that is ready |
+| 1 | a mistake in the configuration; a start that failed; a drain that had to cut something; a gateway that is not ready, or not there |
 | 2 | wrong usage |
 
 ";
@@ -58,7 +58,11 @@ fn section(page: &mut String, command: &Command) -> std::fmt::Result {
     let about = command.get_about().map(ToString::to_string);
     writeln!(page, "## `layby {}`\n", command.get_name())?;
     writeln!(page, "{}.\n", about.unwrap_or_default())?;
-    writeln!(page, "```text\n{}\n```\n", usage.trim_start_matches("Usage: "))?;
+    writeln!(
+        page,
+        "```text\n{}\n```\n",
+        usage.trim_start_matches("Usage: ")
+    )?;
     writeln!(page, "| flag | |\n|---|---|")?;
     for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
         writeln!(page, "| `{}` | {} |", spelled(arg), meant(arg))?;
