@@ -139,16 +139,16 @@ async def locked(scene: Scene) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def locked_now_and_then(scene: Scene) -> AsyncIterator[None]:
-    """The same for a second or so, again and again, so that a tenth of all requests wait."""
+    """The same for a second or so, again and again, so that one of fourteen requests waits."""
 
-    def a_tenth_waits() -> bool:
-        # Of the last hour, by which the fast alert goes: that one would need a seventh.
+    def enough_wait() -> bool:
+        # Of the last hour, by which the fast alert goes: that one would need twice as many.
         missed = scene.prometheus.values("layby:queue_missed:ratio1h")
-        return bool(missed) and missed[0] > 0.1
+        return bool(missed) and missed[0] > 0.07
 
     async def lock() -> None:
         while True:
-            if not await asyncio.to_thread(a_tenth_waits):
+            if not await asyncio.to_thread(enough_wait):
                 async with locked(scene):
                     await asyncio.sleep(1.4)
             await asyncio.sleep(1)
