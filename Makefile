@@ -134,7 +134,7 @@ drill: python postgresql release ## Break everything under load, check every req
 
 .PHONY: alerts
 alerts: python postgresql prometheus clients release ## One fault for each alert, under load; writes what fired; ALERTS="Spool" for a part
-	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/alerts.py $(ALERTS)
+	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/alerts.py --write $(ALERTS)
 
 .PHONY: test-matrix
 test-matrix: ## The package with every supported Python, Django, asgiref and Flask; slow

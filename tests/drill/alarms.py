@@ -53,6 +53,7 @@ class Alarm:
     # Beside what all gateways have here, by section.
     keys: str = ""
     slots: str = ""
+    processes: int = 2
 
 
 QUEUE = frozenset({"LaybyQueueBudgetBurnsFast", "LaybyQueueBudgetBurnsSlowly"})
@@ -231,12 +232,16 @@ async def unread(scene: Scene) -> AsyncIterator[None]:
         return metric("layby_spool_bytes") / metric("layby_spool_limit_bytes")
 
     try:
-        while await asyncio.to_thread(used) < 0.85:
+        while (before := await asyncio.to_thread(used)) < 0.85:
             each = socket.socket()
             each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             each.connect(scene.gateway.address)
             each.send(request)
             clients.append(each)
+            # One at a time, so that the last one does not overfill it.
+            async with asyncio.timeout(10):
+                while await asyncio.to_thread(used) < before + 0.04:
+                    await asyncio.sleep(0.1)
             await asyncio.sleep(0.3)
         yield
     finally:
@@ -324,7 +329,7 @@ ALARMS = [
         many_parked,
         ("overview", "Shed", "parked_full"),
         follows=QUEUE,
-        slots='parked = 12\nqueue_timeout = "1s"',
+        slots='parked = 30\nqueue_timeout = "1s"',
     ),
     Alarm(
         "workers are killed again and again",
@@ -332,6 +337,7 @@ ALARMS = [
         killed,
         ("workers", "Worker processes started again", "crash"),
         follows=LOST | QUEUE,
+        processes=4,
     ),
     Alarm(
         "clients keep more connections than there is room for",

@@ -1,12 +1,13 @@
 """Faults to alerts: breaks one thing at a time under load, and tells which alert fired, and when.
 
-    make alerts                       every fault, and a minute of nothing; writes the report
-    make alerts ALERTS="Spool Down"   those whose alerts contain a word; writes nothing
+    make alerts                       every fault, and a minute of nothing
+    make alerts ALERTS="Spool Down"   those whose alerts contain a word
 
 A real Prometheus scrapes the gateway every second and goes by dashboards/rules.yml, with every
 minute of its windows made a second: what takes an hour there takes a minute here. Thresholds
 stay. Exits 1 if an alert did not fire, if another one did that has nothing to do with the fault, or
-if the panel that is to show it does not move.
+if the panel that is to show it does not move. With `--write`, which make gives,
+what was run has its rows in the report anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import os
 import platform
 import random
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -29,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "e2e"), str(HERE.parent / "e2e" / "apps")]
 
 from alarms import ALARMS, Alarm, Scene  # noqa: E402
-from crowd import Crowd  # noqa: E402
+from crowd import Crowd, Kind  # noqa: E402
 from hasten import hastened  # noqa: E402
 from support.certificates import certificate  # noqa: E402
 from support.client import Connection  # noqa: E402
@@ -41,6 +43,8 @@ from world import SLOTS, World, world  # noqa: E402
 REPORT = REPOSITORY / "docs" / "alerts-demonstration.md"
 # More than slots, so that there is a queue when slots are held.
 CLIENTS = 24
+# Without large bodies, whose making and checking would keep the cores busy that all this runs on.
+MIX = {Kind.CHECKOUT: 2, Kind.QUOTE: 1, Kind.PAGE: 1}
 # Before the fault, in which nothing may fire, so that windows have something to go by.
 CALM = 8.0  # seconds
 # For a fault to be noticed. The longest is OriginSlow's: 12 s to the first answer, then 10 s.
@@ -59,7 +63,7 @@ count = {count}
 {slots}
 
 [workers]
-processes = 2
+processes = {processes}
 
 [outbound]
 allow = ["127.0.0.1"]
@@ -148,6 +152,7 @@ async def scene(it: World, number: int, alarm: Alarm | None) -> AsyncIterator[Sc
             count=SLOTS,
             keys=alarm.keys if alarm else "",
             slots=alarm.slots if alarm else "",
+            processes=alarm.processes if alarm else 2,
         ),
     )
     rules = folder / "rules.yml"
@@ -181,7 +186,13 @@ async def one(it: World, number: int, alarm: Alarm | None, dice: random.Random) 
     it.stub.set(latency=200)
     async with scene(it, number, alarm) as here:
         crowd = Crowd(
-            f"a{number}-", here.gateway.address, it.stub.url, dice, clients=CLIENTS, pause=1.0
+            f"a{number}-",
+            here.gateway.address,
+            it.stub.url,
+            dice,
+            clients=CLIENTS,
+            pause=1.0,
+            mix=MIX,
         )
         crowd.start()
         calm = Round(None)
@@ -213,9 +224,10 @@ def judge(done: Round, alarm: Alarm) -> None:
 
 
 def row(done: Round) -> str:
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     alarm = done.alarm
     if alarm is None:
-        return f"| nothing, for a minute | {', '.join(done.fired) or 'none'} | | | | | |"
+        return f"| nothing, for a minute | {', '.join(done.fired) or 'none'} | | | | | | {today} |"
     dashboard, panel, series = alarm.panel
     where = f"{dashboard}: {panel}" + ("" if series == "instance" else f", *{series}*")
     after = done.fired.get(alarm.alert)
@@ -223,18 +235,28 @@ def row(done: Round) -> str:
     return (
         f"| {alarm.fault} | `{alarm.alert}` | {'never' if after is None else f'{after:.0f} s'} |"
         f" {where} | {shown(done.before, done.unit)} | {shown(done.during, done.unit)} | {also} |"
+        f" {today} |"
     )
 
 
-def report(rounds: list[Round]) -> str:
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    rows = "\n".join(row(each) for each in rounds)
+def report(rounds: list[Round], before: str) -> str:
+    """The page, with the rows of what was not run as they are in the one before."""
+    new = {each.alarm: row(each) for each in rounds}
+    old = {
+        alert: line
+        for line in before.splitlines()
+        for alert in re.findall(r"`(Layby\w+)`", line)[:1]
+    }
+    quiet = [line for line in before.splitlines() if line.startswith("| nothing, for a minute |")]
+    rows = [new[None]] if None in new else quiet
+    rows += [new.get(alarm, old.get(alarm.alert, "")) for alarm in ALARMS]
+    table = "\n".join(each for each in rows if each)
     return f"""\
 # Faults and their alerts
 
 Does the right alert fire, and does a panel show why? `make alerts` breaks one thing at a time under
-load, in front of a real Prometheus, and writes this page. It is of {today}, from a machine with
-{os.cpu_count()} cores ({platform.machine()}).
+load, in front of a real Prometheus, and writes this page. The last machine that it ran on has
+{os.cpu_count()} cores ({platform.machine()}), which also had other work to do.
 
 Each fault has a gateway of its own: the example shop on PostgreSQL, {SLOTS} slots, services that
 answer after 0.2 s, and {CLIENTS} clients that pause for a second between two requests. For
@@ -246,12 +268,12 @@ minutes there. Thresholds are as they are. *After* is the time from the fault to
 *before* is what the panel's own query gives at the fault, *during* what it gives until the alert
 fires, at its furthest from that.
 
-| fault | alert | after | panel | before | during | also fired |
-|---|---|---:|---|---:|---:|---|
-{rows}
+| fault | alert | after | panel | before | during | also fired | run on |
+|---|---|---:|---|---:|---:|---|---|
+{table}
 
-An alert in the last column is of the same fault, seen from another side. Any other would have
-failed the run, as would one that fired before its fault began. What to do is in the
+An alert in the column *also fired* is of the same fault, seen from another side. Any other fails
+the run, as does one that fires before its fault has begun. What to do is in the
 [runbooks](dashboards.md#alerts).
 """
 
@@ -265,7 +287,7 @@ def chosen(words: list[str]) -> list[Alarm | None]:
     return found if words else [None, *found]
 
 
-async def demonstrate(words: list[str]) -> bool:
+async def demonstrate(words: list[str], *, write: bool) -> bool:
     dice = random.Random(1)
     rounds: list[Round] = []
     with world(gateway=False) as it:
@@ -274,8 +296,8 @@ async def demonstrate(words: list[str]) -> bool:
             print(row(rounds[-1]), flush=True)
             for wrong in rounds[-1].wrong:
                 print(f"    WRONG: {wrong}", flush=True)
-    if not words:
-        REPORT.write_text(report(rounds))
+    if write:
+        REPORT.write_text(report(rounds, REPORT.read_text()))
         print(f"written: {REPORT.relative_to(REPOSITORY)}")
     return not any(each.wrong for each in rounds)
 
@@ -283,7 +305,9 @@ async def demonstrate(words: list[str]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Break one thing at a time; see its alert fire.")
     parser.add_argument("words", nargs="*", help="alerts with one of these in their names")
-    return 0 if asyncio.run(demonstrate(parser.parse_args().words)) else 1
+    parser.add_argument("--write", action="store_true", help="write what happened into the report")
+    arguments = parser.parse_args()
+    return 0 if asyncio.run(demonstrate(arguments.words, write=arguments.write)) else 1
 
 
 if __name__ == "__main__":

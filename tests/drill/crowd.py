@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import quote
@@ -71,6 +71,7 @@ class Crowd:
         clients: int,
         leavers: float = 0.0,
         pause: float = 0.0,
+        mix: Mapping[Kind, int] = MIX,
     ) -> None:
         self.prefix = prefix
         self.address = address
@@ -80,6 +81,7 @@ class Crowd:
         self.leavers = leavers
         # Seconds between two requests of a client.
         self.pause = pause
+        self.mix = mix
         self.attempts: list[Attempt] = []
         self.refused = 0
         self.over = False
@@ -131,7 +133,7 @@ class Crowd:
             connection.close()
 
     def next(self) -> Attempt:
-        (kind,) = self.dice.choices(list(MIX), list(MIX.values()))
+        (kind,) = self.dice.choices(list(self.mix), list(self.mix.values()))
         leaves = self.dice.random() < self.leavers
         attempt = Attempt(
             reference=f"{self.prefix}{next(self.numbers)}",
