@@ -152,7 +152,8 @@ async def locked_now_and_then(scene: Scene) -> AsyncIterator[None]:
             if not await asyncio.to_thread(enough_wait):
                 async with locked(scene):
                     await asyncio.sleep(1.4)
-            await asyncio.sleep(1)
+            # Until what it did is in the rules' records.
+            await asyncio.sleep(2.5)
 
     async with behind(lock()):
         yield
@@ -295,6 +296,7 @@ ALARMS = [
         "LaybySlotsLost",
         in_slots("/lab/stuck?seconds=600"),
         ("overview", "Slots lost", "lost"),
+        follows=QUEUE,
         slots='request_timeout = "3s"\noverdue_grace = "300s"',
     ),
     Alarm(
@@ -302,7 +304,7 @@ ALARMS = [
         "LaybyWorkersOverdue",
         in_slots("/lab/stuck?seconds=600"),
         ("workers", "Worker processes started again", "overdue"),
-        follows=LOST,
+        follows=LOST | QUEUE,
         slots='request_timeout = "3s"\noverdue_grace = "1s"',
     ),
     Alarm(
@@ -310,6 +312,8 @@ ALARMS = [
         "LaybyWaitingInPlace",
         in_place,
         ("slots", "Slots held by requests that wait", "waiting in place"),
+        # Fewer slots are left for the others.
+        follows=QUEUE,
     ),
     Alarm(
         "two services reset their connections",

@@ -273,8 +273,9 @@ fires, at its furthest from that.
 {table}
 
 An alert in the column *also fired* is of the same fault, seen from another side. Any other fails
-the run, as does one that fires before its fault has begun. What to do is in the
-[runbooks](dashboards.md#alerts).
+the run, as does one that fires before its fault has begun. Where the machine has too much other
+work, requests wait for its cores, and the queue's alerts fire beside any other: such a row is to be
+run again. What to do about an alert is in the [runbooks](dashboards.md#alerts).
 """
 
 
