@@ -228,6 +228,7 @@ fn plan(url: &str) -> Plan {
             timeout: None,
             follow: false,
             body: None,
+            span: None,
         })
     };
     Plan {

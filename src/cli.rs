@@ -14,6 +14,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded, Role, Sources};
+use crate::tools::top;
 
 /// What was asked for.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub enum Command {
     Serve,
     Check,
     Advise { admin: SocketAddr, time: Duration },
+    Top { once: bool },
     Health { admin: SocketAddr },
 }
 
@@ -69,6 +71,18 @@ enum Subcommands {
         upstream: UpstreamFlags,
         #[command(flatten)]
         common: CommonFlags,
+    },
+    /// Show a running gateway in the terminal: slots, queue, parked and slow requests
+    Top {
+        /// Configuration file, which says where the admin listener is [default: layby.toml, if there is one]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Its admin listener [default: 127.0.0.1:9180]
+        #[arg(long, value_name = "ADDR")]
+        admin: Option<String>,
+        /// Print one plain table, for pipes and files
+        #[arg(long)]
+        once: bool,
     },
     /// Watch a running gateway, and say how many slots its traffic needs, and why
     Advise {
@@ -175,6 +189,20 @@ impl Invocation {
     }
 }
 
+impl Invocation {
+    /// `layby top`.
+    #[must_use]
+    pub fn top(&self, once: bool) -> ExitCode {
+        match Config::admin(&self.sources) {
+            Ok(admin) => top::run(admin, once),
+            Err(mistakes) => {
+                eprintln!("{mistakes}");
+                ExitCode::from(if mistakes.are_wrong_usage() { 2 } else { 1 })
+            }
+        }
+    }
+}
+
 fn invocation(line: CommandLine) -> Invocation {
     let reload = matches!(line.command, Subcommands::Run { reload: true, .. });
     let (command, role, app, upstream, common) = match line.command {
@@ -187,6 +215,22 @@ fn invocation(line: CommandLine) -> Invocation {
             upstream,
             common,
         } => (Command::Check, Role::Any, Some(app), Some(upstream), common),
+        Subcommands::Top {
+            config,
+            admin,
+            once,
+        } => {
+            let flags = admin.map(|admin| ("admin", vec![admin]));
+            return Invocation {
+                command: Command::Top { once },
+                sources: Sources {
+                    file: config,
+                    flags: flags.into_iter().collect(),
+                    ..Sources::default()
+                },
+                reload,
+            };
+        }
         Subcommands::Advise { admin, time } => {
             return beside_a_gateway(Command::Advise { admin, time });
         }
@@ -323,6 +367,45 @@ mod tests {
         );
         assert_eq!(usage_error("layby advise --time soon"), 2);
         assert_eq!(usage_error("layby advise --admin here"), 2);
+    }
+
+    #[test]
+    fn top_finds_the_admin_listener_like_the_gateway_itself() {
+        let admin = |line: &str, file: &str, env: &[(&str, &str)]| {
+            let mut sources = parsed(line).sources;
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("layby.toml");
+            std::fs::write(&path, file).expect("it can be written");
+            sources.file = Some(path);
+            sources.env = env
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect();
+            Config::admin(&sources).map(|admin| admin.to_string())
+        };
+        // The file alone may be no whole configuration, or one of another version.
+        let file = "admin = \"0.0.0.0:7001\"\nslots.of_tomorrow = 1";
+        let found = |line, env| admin(line, file, env).expect("it is there");
+        assert_eq!(found("layby top", &[]), "127.0.0.1:7001");
+        assert_eq!(
+            found("layby top", &[("LAYBY_ADMIN", "[::]:7002")]),
+            "[::1]:7002"
+        );
+        assert_eq!(
+            found("layby top --admin 10.0.0.7:7003", &[]),
+            "10.0.0.7:7003"
+        );
+        assert_eq!(
+            admin("layby top", "", &[]).expect("the default"),
+            "127.0.0.1:9180"
+        );
+        let mistakes = admin("layby top --admin here", "", &[]).expect_err("it is none");
+        assert!(mistakes.are_wrong_usage());
+        assert!(admin("layby top", "admin = ", &[]).is_err());
+        assert_eq!(
+            parsed("layby top --once").command,
+            Command::Top { once: true }
+        );
     }
 
     #[test]

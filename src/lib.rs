@@ -22,6 +22,7 @@ pub mod outbound;
 pub mod plan;
 pub mod record;
 pub mod slots;
+pub mod spans;
 pub mod spool;
 pub mod sweeper;
 pub mod tools;

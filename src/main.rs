@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     match invocation.command {
         Command::Check => return invocation.check(),
         Command::Advise { admin, time } => return advise::run(admin, time),
+        Command::Top { once } => return invocation.top(once),
         Command::Health { admin } => return health::run(admin),
         Command::Run | Command::Serve => {}
     }

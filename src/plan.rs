@@ -15,7 +15,7 @@ pub use decode::{PlanError, decode, decode_hold, decode_relay};
 pub use encode::{encode, encode_captured};
 
 pub use crate::metrics::WaitReason;
-use crate::trace::Trace;
+use crate::spans::{FetchSpan, Marker};
 
 /// What a request waits for: a gather at the root, things side by side below it.
 #[derive(Debug, Clone)]
@@ -70,6 +70,8 @@ pub struct Fetch {
     pub timeout: Option<Duration>,
     pub follow: bool,
     pub body: Option<Bytes>,
+    /// None if its request is not traced.
+    pub span: Option<Box<FetchSpan>>,
 }
 
 /// A fetch whose response is the client's answer, passed on as it comes.
@@ -157,17 +159,17 @@ pub enum Phase {
 
 impl Plan {
     /// Has every fetch say whose trace it is part of, unless it says so itself.
-    pub fn mark(&mut self, trace: &Trace) {
-        self.root.mark(trace);
+    pub fn mark(&mut self, marker: &Marker<'_>) {
+        self.root.mark(marker);
     }
 }
 
 impl Gather {
-    fn mark(&mut self, trace: &Trace) {
+    fn mark(&mut self, marker: &Marker<'_>) {
         for thing in &mut self.things {
             match thing {
-                Thing::Fetch(fetch) => trace.mark(&mut fetch.headers),
-                Thing::Gather(gather) => gather.mark(trace),
+                Thing::Fetch(fetch) => marker.mark(fetch),
+                Thing::Gather(gather) => gather.mark(marker),
                 Thing::Sleep(_) | Thing::Done(_) => {}
             }
         }
@@ -205,7 +207,7 @@ impl Outcome {
 }
 
 /// Scheme, host and path: where secrets are not.
-fn without_secrets(url: &str) -> String {
+pub fn without_secrets(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     let shown = &url[..end];
     if shown.contains('@') {

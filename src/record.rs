@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::slots::SlotId;
+use crate::spans::{Marker, Traced};
 use crate::trace::Trace;
 
 /// Longest id that is taken over from a proxy.
@@ -63,6 +64,8 @@ pub struct Record {
     pub trace: Option<Trace>,
     /// None if nobody will ask: reading the clock at every turn is most of what a record costs.
     now: Option<Mutex<Now>>,
+    /// None if it is not traced.
+    spans: Option<Mutex<Traced>>,
 }
 
 #[derive(Debug)]
@@ -74,24 +77,45 @@ struct Now {
 
 impl Record {
     pub fn new(id: Id, trace: Option<Trace>, arrived: Instant) -> Arc<Self> {
+        Self::traced(id, trace, arrived, None)
+    }
+
+    /// One that is told as spans, too, if there are any.
+    pub fn traced(
+        id: Id,
+        trace: Option<Trace>,
+        arrived: Instant,
+        spans: Option<Traced>,
+    ) -> Arc<Self> {
         let now = Some(Mutex::new(Now {
             stage: Stage::Body,
             since: arrived,
             course: Course::default(),
         }));
-        Arc::new(Self { id, trace, now })
+        Arc::new(Self {
+            id,
+            trace,
+            now,
+            spans: spans.map(Mutex::new),
+        })
     }
 
     /// One whose course is not kept.
     pub fn untimed(id: Id, trace: Option<Trace>) -> Arc<Self> {
-        let now = None;
-        Arc::new(Self { id, trace, now })
+        Arc::new(Self {
+            id,
+            trace,
+            now: None,
+            spans: None,
+        })
     }
 
     /// The request is in this stage from now on.
     pub fn enters(&self, stage: Stage) {
         if let Some(mut now) = self.now() {
-            now.enters(stage, Instant::now());
+            let at = Instant::now();
+            now.enters(stage, at);
+            self.tell(|spans| spans.enters(stage, at));
         }
     }
 
@@ -100,6 +124,7 @@ impl Record {
         if let Some(mut now) = self.now() {
             now.course.slot = Some((slot, pid));
             now.enters(Stage::Run, since);
+            self.tell(|spans| spans.runs(slot, pid, since));
         }
     }
 
@@ -107,7 +132,31 @@ impl Record {
     pub fn received(&self, bytes: usize) {
         if let Some(mut now) = self.now() {
             now.course.received += bytes as u64;
+            self.tell(|spans| spans.received(bytes));
         }
+    }
+
+    /// The record, if its request is traced.
+    pub fn if_traced(self: &Arc<Self>) -> Option<Arc<Self>> {
+        self.spans.as_ref().map(|_| Arc::clone(self))
+    }
+
+    /// Something that only spans tell.
+    pub fn tell(&self, what: impl FnOnce(&mut Traced)) {
+        if let Some(spans) = &self.spans {
+            what(&mut spans.lock().expect("no code that holds this lock panics"));
+        }
+    }
+
+    /// What its fetches say of the trace that they belong to; none without one.
+    pub fn marker(&self) -> Option<Marker<'_>> {
+        let trace = self.trace.as_ref()?;
+        let mut marker = Marker {
+            trace,
+            origin: None,
+        };
+        self.tell(|spans| marker.origin = Some(spans.origin()));
+        Some(marker)
     }
 
     /// How it went until now, as far as that is kept.

@@ -1,8 +1,8 @@
 //! Trace context (W3C, level 2): which trace a request is part of, and what its fetches say of it.
 //!
-//! The gateway is no tracer. It begins no trace, since that would decide for the application whether it
-//! is sampled, and it hands a request's own context on to the worker as it came. What is not to
-//! the letter is taken out, as the standard asks for.
+//! Unless it is told to trace (`spans`), the gateway begins no trace, since that would decide for the
+//! application whether it is sampled, and it hands a request's own context on to the worker as it came. What
+//! is not to the letter is taken out, as the standard asks for.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -17,6 +17,7 @@ const PARENT_LEN: usize = 55;
 /// Those that the standard knows: sampled, and a random trace id. Others must not be passed on by who
 /// does not know what they mean.
 const KNOWN_FLAGS: u8 = 0b11;
+const SAMPLED: u8 = 0b01;
 
 /// Most entries of a state.
 const MOST_MEMBERS: usize = 32;
@@ -27,11 +28,39 @@ const LONGEST_VALUE: usize = 256;
 pub struct Trace {
     /// 32 hexadecimal digits.
     id: [u8; 32],
+    /// The span that it came from.
+    parent: u64,
     flags: u8,
     state: Option<HeaderValue>,
 }
 
 impl Trace {
+    /// One that begins here.
+    pub fn new([high, low]: [u64; 2], sampled: bool) -> Self {
+        let mut id = [0; 32];
+        // All zeros would be no trace.
+        hex(high.max(1), &mut id[..16]);
+        hex(low, &mut id[16..]);
+        Self {
+            id,
+            parent: 0,
+            flags: if sampled { SAMPLED } else { 0 },
+            state: None,
+        }
+    }
+
+    /// The context in the headers of a fetch, without its state.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let (id, parent, flags) = parse_parent(headers.get(&PARENT)?.as_bytes())?;
+        let state = None;
+        Some(Self {
+            id,
+            parent,
+            flags,
+            state,
+        })
+    }
+
     /// The context in a request's headers. What is malformed is removed from them.
     pub fn take(headers: &mut HeaderMap) -> Option<Self> {
         if !headers.contains_key(&PARENT) {
@@ -44,7 +73,7 @@ impl Trace {
             (Some(line), None) => parse_parent(line.as_bytes()),
             _ => None,
         };
-        let Some((id, flags)) = parent else {
+        let Some((id, parent, flags)) = parent else {
             headers.remove(&PARENT);
             headers.remove(&STATE);
             return None;
@@ -57,6 +86,7 @@ impl Trace {
         }
         Some(Self {
             id,
+            parent,
             flags,
             // Printable, or it would be no state.
             state: state.and_then(|state| HeaderValue::from_bytes(&state).ok()),
@@ -68,30 +98,52 @@ impl Trace {
         std::str::from_utf8(&self.id).expect("digits are ASCII")
     }
 
+    pub fn bytes(&self) -> [u8; 16] {
+        let number = u128::from_str_radix(self.id(), 16);
+        number.expect("32 hexadecimal digits").to_be_bytes()
+    }
+
+    /// 0 if it begins here.
+    pub fn parent(&self) -> u64 {
+        self.parent
+    }
+
+    pub fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
+    pub fn state(&self) -> Option<&HeaderValue> {
+        self.state.as_ref()
+    }
+
     /// Adds it to the headers of something that is done for the request, unless they name a trace already.
     pub fn mark(&self, headers: &mut HeaderMap) {
         if headers.contains_key(&PARENT) {
             return;
         }
-        headers.insert(PARENT, self.child());
+        // All zeros would be no parent.
+        headers.insert(PARENT, self.line(unique().max(1)));
+        self.mark_state(headers);
+    }
+
+    pub fn mark_state(&self, headers: &mut HeaderMap) {
         if let Some(state) = &self.state {
             headers.insert(STATE, state.clone());
         }
     }
 
-    /// A new parent in the same trace.
-    fn child(&self) -> HeaderValue {
+    /// With another parent, in the same trace.
+    pub fn line(&self, parent: u64) -> HeaderValue {
         let mut line = *b"00-00000000000000000000000000000000-0000000000000000-00";
         line[3..35].copy_from_slice(&self.id);
-        // All zeros would be no parent.
-        hex(unique().max(1), &mut line[36..52]);
+        hex(parent, &mut line[36..52]);
         hex(u64::from(self.flags & KNOWN_FLAGS), &mut line[53..55]);
         HeaderValue::from_bytes(&line).expect("digits and hyphens are ASCII")
     }
 }
 
-/// Trace id and flags.
-fn parse_parent(line: &[u8]) -> Option<([u8; 32], u8)> {
+/// Trace id, parent and flags.
+fn parse_parent(line: &[u8]) -> Option<([u8; 32], u64, u8)> {
     let (known, more) = line.split_at_checked(PARENT_LEN)?;
     let (version, id) = (&known[..2], &known[3..35]);
     let (parent, flags) = (&known[36..52], &known[53..]);
@@ -109,8 +161,11 @@ fn parse_parent(line: &[u8]) -> Option<([u8; 32], u8)> {
         && version != b"ff"
         && !nothing(id)
         && !nothing(parent);
-    let flags = u8::from_str_radix(std::str::from_utf8(flags).ok()?, 16).ok()?;
-    well_formed.then_some((id.try_into().ok()?, flags))
+    if !well_formed {
+        return None;
+    }
+    let number = |digits| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    Some((id.try_into().ok()?, number(parent)?, number(flags)? as u8))
 }
 
 /// All lines of a state as one. None if there is none.
@@ -278,10 +333,11 @@ mod tests {
         ) {
             let near = format!("{version}{}{tail}", &GOOD[2..]);
             for line in [&parent[..], near.as_bytes()] {
-                if let Some((id, flags)) = parse_parent(line) {
-                    let trace = Trace { id, flags, state: None };
-                    let line = trace.child();
-                    prop_assert_eq!(parse_parent(line.as_bytes()).map(|parsed| parsed.0), Some(id));
+                if let Some((id, parent, flags)) = parse_parent(line) {
+                    let trace = Trace { id, parent, flags, state: None };
+                    let line = trace.line(7);
+                    let known = flags & KNOWN_FLAGS;
+                    prop_assert_eq!(parse_parent(line.as_bytes()), Some((id, 7, known)));
                 }
             }
         }

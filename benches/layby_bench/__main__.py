@@ -24,6 +24,7 @@ from layby_bench import (
     proxy,
     report,
     scenario,
+    tracing,
 )
 from layby_bench.bench import Bench
 from layby_bench.load import Origin
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, list[Callable[[Bench], Table]]] = {
     "proxy": [proxy.proxy],
     "connections": [connections.idle, connections.busy],
     "overload": [overload.overload],
+    "tracing": [tracing.tracing],
 }
 
 

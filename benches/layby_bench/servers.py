@@ -163,7 +163,9 @@ def layby(
     views: str = "views_layby",
     processes: int | None = None,
     mode: str | None = None,
+    **more: str,
 ) -> Kind:
+    """`more` are variables of the environment."""
     command = [str(GATEWAY), "run", app, "--slots", str(SLOTS)]
     command += ["--listen", "127.0.0.1:{port}", "--admin", "127.0.0.1:{admin}"]
     command += ["--python", sys.executable]
@@ -180,6 +182,7 @@ def layby(
         "LAYBY_SLOTS_PARKED": "20000",
         "LAYBY_SLOTS_REQUEST_TIMEOUT": "10m",
         "LAYBY_OUTBOUND_TIMEOUT": "5m",
+        **more,
     }
     return Kind(name, command, views, environment)
 

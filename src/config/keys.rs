@@ -34,6 +34,16 @@ pub(super) enum Kind {
     Header,
     /// `true` or `false`.
     Truth,
+    /// From 0 to 1.
+    Ratio,
+    /// Where something of HTTP is sent to.
+    HttpUrl,
+    /// What people call something.
+    Title,
+    /// `NAME: VALUE`, of which nobody may know the value.
+    SecretHeader,
+    /// `NAME=VALUE`
+    Attribute,
 }
 
 /// What holds when no source gives a key.
@@ -808,6 +818,75 @@ pub(super) const KEYS: &[Key] = &[
         doc: "What to save: time or bytes.",
         ..PLAIN
     },
+    Key {
+        name: "tracing.otlp_endpoint",
+        kind: Kind::HttpUrl,
+        default: Default::Unset("no spans are made, and nothing is sent"),
+        example: "http://127.0.0.1:4318",
+        restart: true,
+        doc: "The OpenTelemetry collector that spans are sent to ([tracing](tracing.md)). With `http/protobuf` \
+              `/v1/traces` is added unless the path ends so. Also from the environment, where it is the weakest: \
+              `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_ENDPOINT`.",
+        ..PLAIN
+    },
+    Key {
+        name: "tracing.protocol",
+        kind: Kind::Word(&["http/protobuf", "grpc"]),
+        default: Default::Value {
+            text: "http/protobuf",
+            because: "every collector takes it, and so does every proxy on the way",
+        },
+        example: "grpc",
+        restart: true,
+        doc: "How spans are sent. Collectors usually have port 4318 for `http/protobuf`, and 4317 for `grpc`. Also \
+              `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`, `OTEL_EXPORTER_OTLP_PROTOCOL`.",
+        ..PLAIN
+    },
+    Key {
+        name: "tracing.headers",
+        kind: Kind::SecretHeader,
+        list: true,
+        default: Default::Unset("none"),
+        example: "x-api-key: 7f3a",
+        restart: true,
+        doc: "Headers that spans are sent with, most often a key. Also `OTEL_EXPORTER_OTLP_TRACES_HEADERS`, \
+              `OTEL_EXPORTER_OTLP_HEADERS`, as `name=value`.",
+        ..PLAIN
+    },
+    Key {
+        name: "tracing.sample",
+        kind: Kind::Ratio,
+        default: Default::Value {
+            text: "1",
+            because: "every request can be looked up; a busy service says less",
+        },
+        example: "0.05",
+        doc: "The share of requests that are traced, of those that come without a `traceparent`. With one, what it says \
+              is done. Also from the ratio of `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.",
+        ..PLAIN
+    },
+    Key {
+        name: "tracing.service_name",
+        kind: Kind::Title,
+        default: Default::Value {
+            text: "layby",
+            because: "the gateway is a service of its own beside the application",
+        },
+        example: "shop-gateway",
+        restart: true,
+        doc: "`service.name` of the spans. Also `OTEL_SERVICE_NAME`.",
+        ..PLAIN
+    },
+    Key {
+        name: "tracing.resource_attributes",
+        kind: Kind::Attribute,
+        list: true,
+        default: Default::Unset("none"),
+        example: "deployment.environment.name=staging",
+        restart: true,
+        doc: "What else is to be said of the gateway with every span. Also `OTEL_RESOURCE_ATTRIBUTES`.",
+        ..PLAIN
+    },
 ];
 
 /// The keys of one `[[route]]`. They are in the file only: an environment variable holds no list of sections.
@@ -999,6 +1078,7 @@ pub(super) const SECTIONS: &[&str] = &[
     "database",
     "access_log",
     "compression",
+    "tracing",
 ];
 
 /// What other servers call a key, and what it is here.
@@ -1058,6 +1138,14 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("tls.private_key", "tls.key"),
     ("tls.ca", "tls.client_ca"),
     ("tls.protocols", "tls.min_version"),
+    ("tracing.endpoint", "tracing.otlp_endpoint"),
+    ("tracing.url", "tracing.otlp_endpoint"),
+    ("tracing.ratio", "tracing.sample"),
+    ("tracing.sampling", "tracing.sample"),
+    ("tracing.sample_rate", "tracing.sample"),
+    ("tracing.service", "tracing.service_name"),
+    ("tracing.name", "tracing.service_name"),
+    ("otlp_endpoint", "tracing.otlp_endpoint"),
     ("route.prefix", "route.path"),
     ("route.location", "route.path"),
     ("route.method", "route.methods"),
@@ -1086,7 +1174,7 @@ impl Key {
     }
 
     pub fn is_secret(&self) -> bool {
-        self.kind == Kind::DatabaseUrl
+        matches!(self.kind, Kind::DatabaseUrl | Kind::SecretHeader)
     }
 }
 

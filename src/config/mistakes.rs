@@ -37,7 +37,7 @@ pub struct Mistakes(pub Vec<Mistake>);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     /// Completes a sentence that begins with the value.
-    what: Cow<'static, str>,
+    pub(super) what: Cow<'static, str>,
     pub(super) advice: Advice,
 }
 

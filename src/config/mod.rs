@@ -18,17 +18,19 @@ mod reference;
 mod routes;
 mod rules;
 mod statics;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod values;
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
+use url::Url;
 
 pub use effective::{Effective, Entry};
 pub use mistakes::{Mistake, Mistakes, Place};
@@ -68,6 +70,7 @@ pub struct Config {
     /// A folder.
     pub error_pages: Option<PathBuf>,
     pub compression: Compression,
+    pub tracing: Tracing,
     /// Where `X-Sendfile` may point; empty: nowhere.
     pub sendfile_root: Vec<PathBuf>,
     /// In the order of the file; no two for the same requests.
@@ -370,6 +373,35 @@ pub enum Level {
     Small,
 }
 
+/// Which spans are made, and where they go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracing {
+    /// None: no spans. With HTTP that they are sent to exactly; with gRPC, its path says nothing.
+    pub endpoint: Option<Url>,
+    pub protocol: OtlpProtocol,
+    pub headers: Vec<SecretHeader>,
+    pub sample: Ratio,
+    pub service_name: String,
+    pub resource_attributes: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    Http,
+    Grpc,
+}
+
+/// From 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ratio(pub f64);
+
+/// It is always a number.
+impl Eq for Ratio {}
+
+/// One whose value is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretHeader(pub HeaderName, pub HeaderValue);
+
 /// When a request's body is taken from its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyMode {
@@ -436,6 +468,21 @@ impl Config {
         read::resolve(file::read(sources.file.as_deref()), sources)
     }
 
+    /// Where these sources say that the admin listener is, for who comes from outside.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with that.
+    pub fn admin(sources: &Sources) -> Result<SocketAddr, Mistakes> {
+        let mut admin = read::admin(file::read(sources.file.as_deref()), sources)?;
+        match admin.ip() {
+            IpAddr::V4(any) if any.is_unspecified() => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(any) if any.is_unspecified() => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        Ok(admin)
+    }
+
     /// The configuration that this text alone makes: no environment, no flags.
     ///
     /// # Errors
@@ -480,6 +527,10 @@ impl Config {
                 ..new.outbound
             },
             database: self.database,
+            tracing: Tracing {
+                sample: new.tracing.sample,
+                ..self.tracing
+            },
             ..new
         }
     }
@@ -517,6 +568,26 @@ impl Config {
             ("workers.processes", processes(self) != processes(new)),
             ("outbound.label", self.outbound.label != new.outbound.label),
             ("database.url", url(self) != url(new)),
+            (
+                "tracing.otlp_endpoint",
+                self.tracing.endpoint != new.tracing.endpoint,
+            ),
+            (
+                "tracing.protocol",
+                self.tracing.protocol != new.tracing.protocol,
+            ),
+            (
+                "tracing.headers",
+                self.tracing.headers != new.tracing.headers,
+            ),
+            (
+                "tracing.service_name",
+                self.tracing.service_name != new.tracing.service_name,
+            ),
+            (
+                "tracing.resource_attributes",
+                self.tracing.resource_attributes != new.tracing.resource_attributes,
+            ),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
@@ -632,6 +703,19 @@ impl Immutable {
     }
 }
 
+impl OtlpProtocol {
+    pub const ALL: [OtlpProtocol; 2] = [OtlpProtocol::Http, OtlpProtocol::Grpc];
+
+    /// Its name in OpenTelemetry.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OtlpProtocol::Http => "http/protobuf",
+            OtlpProtocol::Grpc => "grpc",
+        }
+    }
+}
+
 impl TlsVersion {
     pub const ALL: [TlsVersion; 2] = [TlsVersion::V12, TlsVersion::V13];
 
@@ -699,6 +783,12 @@ impl std::fmt::Display for Upstream {
             Upstream::Tcp(authority) => write!(f, "http://{authority}"),
             Upstream::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+impl std::fmt::Debug for SecretHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: ***", self.0)
     }
 }
 

@@ -5,13 +5,15 @@
 //! with the defaults. Whether the values of different keys fit is the business of
 //! [`super::rules`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use super::effective::{Effective, Entry};
 use super::environment;
 use super::file::{File, Parsed};
 use super::keys::{self, Default, Key, Kind};
 use super::mistakes::{Advice, Mistake, Mistakes, Place, Problem, masked};
+use super::telemetry;
 use super::values::Value;
 use super::{Loaded, Sources};
 
@@ -57,30 +59,7 @@ pub(super) fn resolve(
     file: Result<Option<File>, Mistake>,
     sources: &Sources,
 ) -> Result<Loaded, Mistakes> {
-    let mut unreadable = None;
-    let file = file.unwrap_or_else(|mistake| {
-        unreadable = Some(mistake);
-        None
-    });
-    let Parsed {
-        layer,
-        lists,
-        mut mistakes,
-        broken_lines,
-    } = file.as_ref().map(File::parse).unwrap_or_default();
-    let complete = unreadable.is_none() && broken_lines.is_empty();
-    mistakes.extend(unreadable);
-    let environment = environment::read(&sources.env);
-    mistakes.extend(environment.mistakes);
-
-    let mut reader = Reader {
-        layers: [layer, environment.layer, flags(&sources.flags)],
-        lists,
-        mistakes,
-        entries: Vec::new(),
-        warnings: environment.warnings,
-        complete,
-    };
+    let (mut reader, broken_lines) = Reader::new(file, sources);
     let config = reader.config(sources.role);
 
     reader.mistakes.retain(|mistake| match &mistake.place {
@@ -96,6 +75,22 @@ pub(super) fn resolve(
             warnings: reader.warnings,
         }),
         _ => Err(Mistakes::new(reader.mistakes)),
+    }
+}
+
+/// Where the admin listener is. Nothing else of the sources counts.
+pub(super) fn admin(
+    file: Result<Option<File>, Mistake>,
+    sources: &Sources,
+) -> Result<SocketAddr, Mistakes> {
+    let (mut reader, _) = Reader::new(file, sources);
+    let admin = reader.one("admin");
+    reader
+        .mistakes
+        .retain(|mistake| mistake.key.as_deref().is_none_or(|key| key == "admin"));
+    match reader.mistakes.is_empty() {
+        true => Ok(admin),
+        false => Err(Mistakes::new(reader.mistakes)),
     }
 }
 
@@ -116,8 +111,8 @@ fn flags(flags: &[(&'static str, Vec<String>)]) -> Layer {
 
 /// Reads the values in force, and gathers what is wrong on the way.
 pub(super) struct Reader {
-    /// File, environment, flags: the weaker before the stronger.
-    pub layers: [Layer; 3],
+    /// OpenTelemetry's variables, file, environment, flags: the weaker before the stronger.
+    pub layers: [Layer; 4],
     pub lists: BTreeMap<&'static str, Vec<ListTable>>,
     pub mistakes: Vec<Mistake>,
     pub entries: Vec<Entry>,
@@ -127,6 +122,43 @@ pub(super) struct Reader {
 }
 
 impl Reader {
+    /// And the lines of the file that could not be read.
+    fn new(file: Result<Option<File>, Mistake>, sources: &Sources) -> (Self, BTreeSet<usize>) {
+        let mut unreadable = None;
+        let file = file.unwrap_or_else(|mistake| {
+            unreadable = Some(mistake);
+            None
+        });
+        let Parsed {
+            layer,
+            lists,
+            mut mistakes,
+            broken_lines,
+        } = file.as_ref().map(File::parse).unwrap_or_default();
+        let complete = unreadable.is_none() && broken_lines.is_empty();
+        mistakes.extend(unreadable);
+        let environment = environment::read(&sources.env);
+        mistakes.extend(environment.mistakes);
+        let telemetry = telemetry::read(&sources.env);
+        let mut warnings = environment.warnings;
+        warnings.extend(telemetry.warnings);
+
+        let reader = Reader {
+            layers: [
+                telemetry.layer,
+                layer,
+                environment.layer,
+                flags(&sources.flags),
+            ],
+            lists,
+            mistakes,
+            entries: Vec::new(),
+            warnings,
+            complete,
+        };
+        (reader, broken_lines)
+    }
+
     /// The value of a key that has a default.
     pub fn one<T: Value>(&mut self, name: &'static str) -> T {
         let value = self.optional(name);
@@ -236,13 +268,19 @@ fn parse_item<T: Value>(key: &Key, item: &Item) -> Result<T, Problem> {
     let number = digits && matches!(key.kind, Kind::Number | Kind::Count);
     match item.written {
         Written::Quoted if number => Err(Problem::new("is a text").write(&item.text)),
-        Written::Number if !matches!(key.kind, Kind::Number | Kind::Count | Kind::Size) => {
+        Written::Number
+            if !matches!(
+                key.kind,
+                Kind::Number | Kind::Count | Kind::Size | Kind::Ratio
+            ) =>
+        {
             Err(Problem::new("is a number").say(format!("write {:?}", item.text)))
         }
-        Written::Quoted if key.kind == Kind::Truth => {
+        Written::Quoted if matches!(key.kind, Kind::Truth | Kind::Ratio) => {
             Err(Problem::new("is a text").say(format!("write {}", item.text)))
         }
         Written::Truth if key.kind == Kind::Truth => Ok(value),
+        Written::Other if key.kind == Kind::Ratio => Ok(value),
         Written::Truth | Written::Other => {
             Err(Problem::new("is not a text").say(format!("write {:?}", item.text)))
         }
@@ -295,7 +333,9 @@ fn written(key: &Key, item: &Item) -> String {
 pub(super) fn show<T: Value>(key: &Key, values: &[T]) -> Option<String> {
     let one = |value: &T| {
         let text = value.show();
-        match key.kind == Kind::Truth || text.bytes().all(|byte| byte.is_ascii_digit()) {
+        match matches!(key.kind, Kind::Truth | Kind::Ratio)
+            || text.bytes().all(|byte| byte.is_ascii_digit())
+        {
             true => text,
             false => format!("{text:?}"),
         }

@@ -19,6 +19,8 @@ Every key can be given in four places, those of a `[[route]]` or a `[[static]]` 
 3. the file, TOML: the one after `--config`, else `layby.toml` in the current directory, if there is one;
 4. the default.
 
+Those of `[tracing]` may also come from OpenTelemetry's own variables, which give way to the file.
+
 A stronger place replaces a list, it does not add to it. A list of one may be written without its brackets.
 `workers.app`, `workers.link` and `workers.upstream` are one choice, of exactly one: a stronger place that
 gives one of them overrides whichever a weaker one gives.
@@ -171,6 +173,11 @@ fn describe(key: &Key) -> String {
         Kind::HeaderValue => "value of a header".to_owned(),
         Kind::Header => "`NAME: VALUE`".to_owned(),
         Kind::Truth => "`true` or `false`".to_owned(),
+        Kind::Ratio => "number, 0 to 1".to_owned(),
+        Kind::HttpUrl => "`http://` or `https://` URL".to_owned(),
+        Kind::Title => "text".to_owned(),
+        Kind::SecretHeader => "`NAME: VALUE`, a secret".to_owned(),
+        Kind::Attribute => "`NAME=VALUE`".to_owned(),
     };
     let list = if key.list { "list of: " } else { "" };
     match key.range {
@@ -183,7 +190,7 @@ fn describe(key: &Key) -> String {
 fn in_file(key: &Key, text: &str, list: bool) -> String {
     let bare = match key.kind {
         Kind::Number | Kind::Count => text != "auto",
-        kind => kind == Kind::Truth,
+        kind => matches!(kind, Kind::Truth | Kind::Ratio),
     };
     match (list, bare) {
         (true, _) if text.is_empty() => "[]".to_owned(),

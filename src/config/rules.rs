@@ -6,12 +6,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use url::Url;
+
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
-use super::values::{AppName, Dotted, Folder, Host, MediaType, Size, UnixSocket};
+use super::values::{
+    AppName, Attribute, Dotted, Folder, Host, HttpUrl, MediaType, Size, Title, UnixSocket,
+};
 use super::{
     AccessLog, App, Bodies, Certificate, Clients, Compression, Config, Count, Database, Listen,
-    Outbound, Recycle, Role, Secret, Slots, Source, Tls, Upstream, Workers,
+    OtlpProtocol, Outbound, Recycle, Role, Secret, Slots, Source, Tls, Tracing, Upstream, Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -28,6 +32,12 @@ const BESIDE_APP: [&str; 6] = [
 
 /// The most hosts with a metric label of their own.
 const MOST_LABELS: usize = 100;
+
+/// Where collectors take spans by HTTP, below their address.
+const TRACES: &str = "/v1/traces";
+
+/// The port of collectors that speak gRPC.
+const GRPC_PORT: u16 = 4317;
 
 impl Reader {
     /// The configuration; none only if there is a mistake.
@@ -104,6 +114,7 @@ impl Reader {
             query: self.one("access_log.query"),
         };
 
+        let tracing = self.tracing();
         if outbound.label.len() > MOST_LABELS {
             let text = format!("too many hosts; write at most {MOST_LABELS}");
             self.blame("outbound.label", text);
@@ -144,10 +155,40 @@ impl Reader {
             access_log,
             error_pages,
             compression,
+            tracing,
             sendfile_root,
             routes,
             mounts,
         })
+    }
+
+    fn tracing(&mut self) -> Tracing {
+        let endpoint: Option<HttpUrl> = self.optional("tracing.otlp_endpoint");
+        let protocol = self.one("tracing.protocol");
+        if let Some(HttpUrl(url)) = &endpoint
+            && url.port() == Some(GRPC_PORT)
+            && protocol == OtlpProtocol::Http
+        {
+            let text =
+                "port 4317 is usually for grpc; write it as tracing.protocol, or take port 4318";
+            let place = self.place("tracing.otlp_endpoint");
+            let warning = Mistake::new(place, "tracing.otlp_endpoint", text);
+            self.warnings.push(warning.to_string());
+        }
+        let attributes = self.list("tracing.resource_attributes").into_iter();
+        Tracing {
+            endpoint: endpoint.map(|HttpUrl(url)| match protocol {
+                OtlpProtocol::Http => for_traces(url),
+                OtlpProtocol::Grpc => url,
+            }),
+            protocol,
+            headers: self.list("tracing.headers"),
+            sample: self.one("tracing.sample"),
+            service_name: self.one::<Title>("tracing.service_name").0,
+            resource_attributes: attributes
+                .map(|Attribute(name, value)| (name, value))
+                .collect(),
+        }
     }
 
     fn tls(&mut self) -> Tls {
@@ -333,6 +374,16 @@ impl Reader {
             }
         }
     }
+}
+
+/// Where a collector takes spans.
+fn for_traces(mut url: Url) -> Url {
+    let path = url.path().trim_end_matches('/');
+    if !path.ends_with(TRACES) {
+        let path = format!("{path}{TRACES}");
+        url.set_path(&path);
+    }
+    url
 }
 
 /// Every address and the key it comes from. An upstream on this host is among them: a gateway

@@ -40,7 +40,10 @@ fn with_sections(text: &str) -> String {
 }
 
 fn in_file(key: &Key) -> String {
-    let bare = matches!(key.kind, Kind::Number | Kind::Count | Kind::Truth);
+    let bare = matches!(
+        key.kind,
+        Kind::Number | Kind::Count | Kind::Truth | Kind::Ratio
+    );
     match bare {
         true => format!("{} = {}", key.name, key.example),
         false => format!("{} = {:?}", key.name, key.example),
@@ -162,6 +165,14 @@ fn the_sample_of_the_contract_is_valid() {
             query: false,
         },
         error_pages: None,
+        tracing: Tracing {
+            endpoint: None,
+            protocol: OtlpProtocol::Http,
+            headers: vec![],
+            sample: Ratio(1.0),
+            service_name: "layby".to_owned(),
+            resource_attributes: vec![],
+        },
         compression: Compression {
             algorithms: Vec::new(),
             types: config.compression.types.clone(),

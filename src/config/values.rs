@@ -9,6 +9,7 @@ mod files;
 mod names;
 mod quantities;
 mod requests;
+mod telemetry;
 
 use std::path::PathBuf;
 
@@ -16,7 +17,7 @@ use super::keys::Kind;
 use super::mistakes::Problem;
 use super::{
     AccessFormat, BodyMode, ClientAuth, Coding, ForwardingHeaders, Immutable, Level, LogFormat,
-    Mode, OnDisconnect, Secret, TlsVersion,
+    Mode, OnDisconnect, OtlpProtocol, Secret, TlsVersion,
 };
 
 pub(super) use addresses::UnixSocket;
@@ -24,6 +25,7 @@ pub(super) use files::{Folder, Header, MediaType, Name};
 pub(super) use names::{AppName, Dotted, Host};
 pub(super) use quantities::Size;
 pub(super) use requests::RoutePath;
+pub(super) use telemetry::{Attribute, HttpUrl, Title};
 
 pub(super) trait Value: Sized {
     /// Whether the table's description of the key is that of this type.
@@ -70,6 +72,7 @@ words!(
     LogFormat,
     Mode,
     OnDisconnect,
+    OtlpProtocol,
     TlsVersion,
 );
 

@@ -12,6 +12,7 @@ use super::access_log::{AccessLog, Ended, Head, Style};
 use super::watch::Watch;
 use crate::metrics::Metrics;
 use crate::record::{Record, Stage};
+use crate::spans;
 
 /// nginx's word for a client that closed before it was answered.
 const CLIENT_CLOSED: u16 = 499;
@@ -72,6 +73,7 @@ impl Finish {
         if let Some(entry) = &mut self.entry {
             entry.route = Some(route.into());
         }
+        self.record.tell(|spans| spans.takes(route));
     }
 
     /// The application's answer is not to be had, for this reason.
@@ -101,7 +103,11 @@ impl Finish {
 impl Drop for Finish {
     fn drop(&mut self) {
         let now = Instant::now();
-        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
+        let status = self.status.map(|status| status.as_u16());
+        let (at, why) = (now, self.why);
+        self.record
+            .tell(|told| told.ended(spans::Ended { at, status, why }));
+        let status = status.unwrap_or(CLIENT_CLOSED);
         let elapsed = now.saturating_duration_since(self.arrived);
         self.metrics.request_ended(&self.method, status, elapsed);
         tracing::debug!(

@@ -58,6 +58,7 @@ use crate::layers::Resumed;
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
 use crate::record::Record;
+use crate::spans::{self, Tracer};
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
 use crate::trace::Trace;
@@ -110,6 +111,8 @@ pub struct Downstream {
     pub spool: Spool,
     pub metrics: Metrics,
     pub access_log: AccessLog,
+    /// None if nothing is traced.
+    pub tracer: Option<Tracer>,
     pub sweeper: Sweeper,
     pub crowd: Crowd,
     pub settings: RwLock<Arc<Settings>>,
@@ -298,6 +301,7 @@ impl Downstream {
             if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
                 && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
             {
+                visit.record.tell(|spans| spans.takes(&mount.path));
                 let (response, _) = answers::passed_on(answer, &parts.method)?;
                 return Ok(Some(response));
             }
@@ -337,10 +341,15 @@ impl Downstream {
             headers: settings.forwarding_headers,
         };
         let (client, told) = forwarded::client(way, trust, &mut parts.headers);
-        let trace = Trace::take(&mut parts.headers);
-        let record = match settings.access_log {
-            Some(_) => Record::new(id, trace, arrived),
-            None => Record::untimed(id, trace),
+        let mut trace = Trace::take(&mut parts.headers);
+        let tracer = self.tracer.as_ref();
+        let mut spans = tracer.and_then(|it| it.begin(&mut trace, &mut parts.headers, arrived));
+        if let Some(spans) = &mut spans {
+            spans.is(spans::Head::new(id.as_str(), parts, &client));
+        }
+        let record = match settings.access_log.is_some() || spans.is_some() {
+            true => Record::traced(id, trace, arrived, spans),
+            false => Record::untimed(id, trace),
         };
         let entry = settings.access_log.map(|style| {
             Box::new(Entry {

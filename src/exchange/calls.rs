@@ -153,8 +153,8 @@ impl Exchange {
             let Awaited::Plan(mut plan) = hold.awaited else {
                 unreachable!("the slot lets a call wait for plans only");
             };
-            if let Some(trace) = &record.trace {
-                plan.mark(trace);
+            if let Some(marker) = record.marker() {
+                plan.mark(&marker);
             }
             let results = self.outbound.run(plan, bound.ends().into());
             let release = tokio::select! {

@@ -257,11 +257,14 @@ impl Life {
     async fn hold(&mut self, mut hold: Hold) -> Turn<Step> {
         self.shielded = hold.shielded;
         let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
+        let record = Arc::clone(&self.about.record);
+        record.tell(|spans| spans.holds(hold.reason.as_str(), Instant::now()));
         let event = match hold.awaited {
             Awaited::Plan(plan) => self.plan(plan, hold.held.gone()).await,
             Awaited::Body => self.receive(hold.held.gone()).await,
             Awaited::Local(_) | Awaited::Relay(_) => unreachable!("no slot is held for these"),
         };
+        record.tell(|spans| spans.goes_on(Instant::now()));
         match event {
             Event::Results(outcomes) => hold.held.release(Release::Results(outcomes)),
             Event::Body(Ok(body)) => hold.held.release(Release::Body(body)),
@@ -275,8 +278,8 @@ impl Life {
         if self.is_moot_already() {
             return Event::Left;
         }
-        if let Some(trace) = &self.about.record.trace {
-            plan.mark(trace);
+        if let Some(marker) = self.about.record.marker() {
+            plan.mark(&marker);
         }
         let outbound = self.exchange.outbound.clone();
         let run = outbound.run(plan, self.bound().ends().into());

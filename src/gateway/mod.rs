@@ -36,6 +36,7 @@ use crate::files::Files;
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
+use crate::spans::{Exporter, Tracer};
 use crate::spool::Spool;
 use crate::sweeper::Sweeper;
 use crate::unix_socket::UnixSocket;
@@ -272,6 +273,7 @@ struct Gateway {
     tls: Option<Arc<Tls>>,
     inherited: Inherited,
     admin: Admin,
+    exporter: Option<Exporter>,
     limits: Arc<RwLock<Limits>>,
     stop_link: CancellationToken,
     /// How many the process may have.
@@ -315,6 +317,8 @@ impl Gateway {
         let pages = pages(&config).map_err(StartError)?;
         let access_log = AccessLog::start(access_log_path(&config), metrics.clone())
             .map_err(cannot("open the access log"))?;
+        let started = Tracer::start(&config.tracing, &metrics).map_err(cannot("trace"))?;
+        let (tracer, exporter) = started.unzip();
         let limits = limits(&config);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
@@ -426,6 +430,7 @@ impl Gateway {
             crowd: Crowd::new(most(&config, descriptors), metrics.clone()),
             metrics,
             access_log,
+            tracer,
             sweeper,
             settings: RwLock::new(Arc::new(settings(&config, routes, pages))),
             drain: CancellationToken::new(),
@@ -465,6 +470,7 @@ impl Gateway {
             tls,
             inherited,
             admin,
+            exporter,
             limits,
             stop_link,
             descriptors,
@@ -525,6 +531,9 @@ impl Gateway {
         }
         self.listeners.retain(&config.listen);
         self.config = self.config.clone().reloaded(config);
+        if let Some(tracer) = &self.downstream.tracer {
+            tracer.sample(self.config.tracing.sample);
+        }
         self.reopen_log();
         if let (Some(supervisor), Source::App(app)) =
             (&self.supervisor, &self.config.workers.source)
@@ -610,6 +619,9 @@ impl Gateway {
         self.outbound
             .drain(if clean { grace } else { Duration::ZERO })
             .await;
+        if let Some(exporter) = self.exporter {
+            exporter.finish().await;
+        }
         self.admin.stop();
         if clean {
             tracing::info!("drained");

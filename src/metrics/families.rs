@@ -13,7 +13,7 @@ use prometheus::{
 
 use super::labels::{
     CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel,
-    RestartReason, ShedReason, Shortage, SlotState, TurnedAway, WaitReason,
+    RestartReason, ShedReason, Shortage, SlotState, SpanOutcome, TurnedAway, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and
@@ -159,6 +159,11 @@ pub const ACCESS_LOG_DROPPED: Family = counter(
     &[],
     "Lines of the access log that could not be written: the disk was full, or whoever reads them is behind",
 );
+pub const SPANS: Family = counter(
+    "layby_spans_total",
+    &[of("outcome", SpanOutcome::MEANINGS)],
+    "Spans of traced requests, by what became of them",
+);
 pub const WORKER_RESTARTS: Family = counter(
     "layby_worker_restarts_total",
     &[of("reason", RestartReason::MEANINGS)],
@@ -240,6 +245,7 @@ pub const ALL: &[Family] = &[
     FETCH_SECONDS,
     LEFTOVER_FETCHES,
     ACCESS_LOG_DROPPED,
+    SPANS,
     WORKER_RESTARTS,
     TLS_HANDSHAKES,
     TLS_CERTIFICATE_EXPIRY,

@@ -123,6 +123,16 @@ label_set! {
 }
 
 label_set! {
+    /// What became of spans.
+    SpanOutcome {
+        Sent = "sent": "the collector has taken them",
+        QueueFull = "queue_full": "more came than are sent, or the collector is away",
+        Unreachable = "unreachable": "the collector could not be had, several times over",
+        Refused = "refused": "the collector did not want them",
+    }
+}
+
+label_set! {
     /// Why a worker process was started again.
     RestartReason {
         Crash = "crash": "it died by itself",

@@ -28,7 +28,7 @@ pub use pool::Pool;
 
 pub use labels::{
     CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason,
-    Shortage, TurnedAway, WaitReason,
+    Shortage, SpanOutcome, TurnedAway, WaitReason,
 };
 
 /// The media type of [`Metrics::render`].
@@ -76,6 +76,7 @@ struct Series {
     other_origin: Origin,
     leftover_fetches: IntCounter,
     access_log_dropped: IntCounter,
+    spans: PerLabel<SpanOutcome, IntCounter>,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
     tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
     tls_certificate_expiry: IntGauge,
@@ -151,6 +152,7 @@ impl Metrics {
             other_origin: origin(OTHER),
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
             access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
+            spans: families::SPANS.per_label(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
             tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
             tls_certificate_expiry: families::TLS_CERTIFICATE_EXPIRY.int_gauge(&registry),
@@ -272,6 +274,10 @@ impl Metrics {
     /// So many lines of the access log are lost.
     pub fn access_log_dropped(&self, lines: usize) {
         self.0.access_log_dropped.inc_by(lines as u64);
+    }
+
+    pub fn spans(&self, outcome: SpanOutcome, count: usize) {
+        self.0.spans.of(outcome).inc_by(count as u64);
     }
 
     pub fn worker_restarted(&self, reason: RestartReason) {

@@ -77,7 +77,8 @@ pub enum StartError {
 
 enum Order {
     Run(Run),
-    Relay(Relaying),
+    /// Boxed: plans are many, and relays few.
+    Relay(Box<Relaying>),
     Drain {
         grace: Duration,
         cut: oneshot::Sender<usize>,
@@ -182,13 +183,13 @@ impl Outbound {
         let started = Instant::now();
         let url = fetch.url.clone();
         let (reply, relayed) = oneshot::channel();
-        let order = Order::Relay(Relaying {
+        let order = Order::Relay(Box::new(Relaying {
             fetch,
             capture,
             deadline,
             settings: self.settings(),
             reply,
-        });
+        }));
         // The thread keeps the deadline; this is for when it is stuck or gone.
         let ended = timeout_at(deadline + PATIENCE, async {
             self.orders.send(order).await.ok()?;

@@ -21,6 +21,7 @@ use super::redirect::Hop;
 use super::run::Shared;
 use super::settings::Settings;
 use crate::plan::{Captured, Ended, Failure, FailureKind, Fetch, Phase};
+use crate::spans::FetchEnd;
 use crate::spool::{self, RelayReader, RelayWriter};
 
 /// An origin that ends its response so soon after a client left, who had all of it, has not been cut short.
@@ -66,20 +67,24 @@ impl Relaying {
         let hop = first_hop(&fetch, &settings);
         let host = hop.as_ref().ok().and_then(|hop| hop.url.host_str());
         let label = settings.label(host);
-        let count = |outcome| {
+        let count = |outcome, end| {
             let seconds = started.elapsed().as_secs_f64();
             shared.metrics.fetch_ended(label, outcome, seconds);
+            if let Some(span) = &fetch.span {
+                span.ended(&fetch, started.into_std(), end);
+            }
         };
 
         let responded = tokio::select! {
             biased;
-            () = reply.closed() => return count(FetchOutcome::Aborted),
+            () = reply.closed() => return count(FetchOutcome::Aborted, FetchEnd::Aborted),
             responded = head(&fetch, hop, &settings, until) => responded,
         };
         let mut response = match responded {
             Ok(response) => response,
             Err(failure) => {
-                count(counted_failure(failure.kind));
+                let end = FetchEnd::Failed(failure.kind.as_str());
+                count(counted_failure(failure.kind), end);
                 // Nobody may wait any more.
                 let _ = reply.send(Err(failure));
                 return;
@@ -96,19 +101,25 @@ impl Relaying {
             end,
         };
         if reply.send(Ok(relayed)).is_err() {
-            return count(FetchOutcome::Aborted);
+            return count(FetchOutcome::Aborted, FetchEnd::Aborted);
         }
         let mut captured = Capture::new(capture);
         let passed = pass(response, writer, &mut captured, patience).await;
-        count(match &passed {
-            Ok(()) if status.as_u16() < 400 => FetchOutcome::Ok,
-            Ok(()) => FetchOutcome::HttpError,
-            Err(Cut::Client) => FetchOutcome::Aborted,
+        let whole = FetchEnd::Response {
+            status: status.as_u16(),
+            redirects: 0,
+        };
+        let (outcome, end) = match &passed {
+            Ok(()) if status.as_u16() < 400 => (FetchOutcome::Ok, whole),
+            Ok(()) => (FetchOutcome::HttpError, whole),
+            Err(Cut::Client) => (FetchOutcome::Aborted, FetchEnd::Aborted),
             Err(Cut::Origin(fault)) => {
                 tracing::debug!(message = %fault.message, "relay cut by its origin");
-                counted_failure(fault.kind)
+                let end = FetchEnd::Failed(fault.kind.as_str());
+                (counted_failure(fault.kind), end)
             }
-        });
+        };
+        count(outcome, end);
         // The request may be gone with the gateway.
         let _ = ended.send(Captured {
             status: Some(status),

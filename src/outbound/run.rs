@@ -21,7 +21,8 @@ use super::join::{Event, Id, Joining, ROOT, Released, Why};
 use super::metrics::{FetchOutcome, Metrics, OriginLabel, counted};
 use super::redirect::Hop;
 use super::settings::Settings;
-use crate::plan::{Fetch, Outcome, Plan, Thing};
+use crate::plan::{FailureKind, Fetch, Outcome, Plan, Thing};
+use crate::spans::FetchEnd;
 use crate::spool::Limit;
 
 /// A plan on its way to the outbound thread.
@@ -192,8 +193,9 @@ impl<'r> Waits<'r> {
         let Event::Ended(id, outcome) = event else {
             return;
         };
-        if let Some((_, origin)) = self.take(*id).and_then(|wait| wait.fetch) {
+        if let Some((fetch, origin)) = self.take(*id).and_then(|wait| wait.fetch) {
             self.count(origin, counted(outcome));
+            self.tell(fetch, FetchEnd::of(outcome));
         }
     }
 
@@ -207,14 +209,16 @@ impl<'r> Waits<'r> {
             return;
         }
         wait.stop.abort();
-        if let Some((_, origin)) = wait.fetch {
-            self.count(
-                origin,
-                match why {
-                    Why::NotNeeded => FetchOutcome::Aborted,
-                    Why::Expired => FetchOutcome::Timeout,
-                },
-            );
+        if let Some((fetch, origin)) = wait.fetch {
+            let (outcome, end) = match why {
+                Why::NotNeeded => (FetchOutcome::Aborted, FetchEnd::Aborted),
+                Why::Expired => (
+                    FetchOutcome::Timeout,
+                    FetchEnd::Failed(FailureKind::Timeout.as_str()),
+                ),
+            };
+            self.count(origin, outcome);
+            self.tell(fetch, end);
         }
     }
 
@@ -230,6 +234,12 @@ impl<'r> Waits<'r> {
     fn count(&self, origin: OriginLabel, outcome: FetchOutcome) {
         let seconds = self.started.elapsed().as_secs_f64();
         self.metrics.fetch_ended(origin, outcome, seconds);
+    }
+
+    fn tell(&self, fetch: &Fetch, end: FetchEnd) {
+        if let Some(span) = &fetch.span {
+            span.ended(fetch, self.started.into_std(), end);
+        }
     }
 }
 
@@ -261,6 +271,7 @@ mod tests {
             timeout: None,
             follow: false,
             body: None,
+            span: None,
         };
         let work = Work::Fetch(&fetch, first_hop(&fetch, &settings));
         let now = Instant::now();

@@ -270,6 +270,7 @@ impl Reading<'_> {
             timeout: seconds(wire.timeout, at, "fetch.timeout")?,
             follow: wire.follow,
             body: wire.body.map(|range| self.slice(at, range)).transpose()?,
+            span: None,
         })
     }
 

@@ -75,7 +75,7 @@ pub fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     Ok((status.ok_or_else(not_ours)?, text.to_owned()))
 }
 
-fn not_ours() -> io::Error {
+pub fn not_ours() -> io::Error {
     io::Error::other("something answers there, but not layby's admin listener")
 }
 

@@ -3,3 +3,4 @@
 pub mod advise;
 pub mod health;
 mod metrics;
+pub mod top;

@@ -35,8 +35,8 @@ impl Life {
         if self.left {
             return Captured::nothing(Ended::ClientGone);
         }
-        if let Some(trace) = &self.about.record.trace {
-            trace.mark(&mut relay.fetch.headers);
+        if let Some(marker) = self.about.record.marker() {
+            marker.mark(&mut relay.fetch);
         }
         let outbound = self.exchange.outbound.clone();
         let opened = tokio::select! {

@@ -158,6 +158,7 @@ fn a_fetch() -> Fetch {
         timeout: None,
         follow: false,
         body: None,
+        span: None,
     }
 }
 

@@ -187,6 +187,7 @@ fn get(url: impl Into<String>) -> Fetch {
         timeout: None,
         follow: false,
         body: None,
+        span: None,
     }
 }
 

@@ -146,7 +146,11 @@ impl SlotTask {
                     since: begun,
                 }),
             );
+            let traced = taken.job.about.record.if_traced();
             let answered = self.answer(taken).await;
+            if let Some(record) = traced {
+                record.tell(|spans| spans.leaves(Instant::now()));
+            }
             self.upstream.board.set(self.slot, None);
             if let Err((taken, parted)) = answered {
                 if !is_over(&taken.job) {

@@ -131,8 +131,10 @@ impl SlotTask {
                     since: begun,
                 }),
             );
+            let traced = taken.job.about.record.if_traced();
+            let calls = matches!(taken.job.work, Work::Run(_));
             // Calls do not park, and their time is not that of their request.
-            if !matches!(taken.job.work, Work::Run(_)) {
+            if !calls {
                 let record = &taken.job.about.record;
                 record.runs(slot, self.process.pid, begun);
                 let park = ParkId {
@@ -150,6 +152,13 @@ impl SlotTask {
             self.board.set(slot, None);
             self.locals.ends(slot);
             self.metrics.slot_busy(begun.elapsed());
+            if let Some(record) = traced {
+                let (at, pid) = (Instant::now(), self.process.pid);
+                record.tell(|spans| match calls {
+                    true => spans.called(slot, pid, begun, at),
+                    false => spans.leaves(at),
+                });
+            }
             waiting = match left {
                 Left::Done => self.port.done(),
                 Left::Parked(parked) => {

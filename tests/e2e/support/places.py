@@ -16,6 +16,6 @@ BINARY = Path(os.environ.get("LAYBY_BINARY", REPOSITORY / "target" / "debug" / "
 
 def environment(**own: str) -> dict[str, str]:
     """Our environment without what would configure the things under test behind our back."""
-    ours = ("LAYBY_", "SHOP_", "DJANGO_", "DATABASE_URL", "PG")
+    ours = ("LAYBY_", "SHOP_", "DJANGO_", "DATABASE_URL", "PG", "OTEL_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**kept, "PYTHONUNBUFFERED": "1", **own}
