@@ -2,11 +2,16 @@
 //!
 //! The bytes stay as they are; hyper takes the chunks apart.
 
+use super::head::is_token_byte;
+
 /// Digits of a chunk's size: as many as its number can have, zeros in front included.
 const MAX_DIGITS: u8 = 16;
 
 /// Bytes of all extensions, and of all trailers. Both are dropped.
 const MAX_EXTRAS: usize = 8 * 1024;
+
+/// Trailers, fewer than hyper takes.
+pub const MAX_TRAILERS: usize = 64;
 
 /// Somewhere in a chunked body.
 #[derive(Debug, Default)]
@@ -16,6 +21,7 @@ pub struct Chunks {
     left: u64,
     digits: u8,
     extras: usize,
+    trailers: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,7 +39,8 @@ enum Place {
     DataLf,
     /// The first byte of a trailer, or the CR of the last line.
     Trailers,
-    Trailer,
+    TrailerName,
+    TrailerValue,
     TrailerEnd,
     /// The very last LF.
     End,
@@ -96,9 +103,17 @@ impl Chunks {
             (Place::DataCr, b'\r') => Place::DataLf,
             (Place::DataLf, b'\n') => Place::Size,
             (Place::Trailers, b'\r') => Place::End,
-            (Place::Trailers, b' ' | b'\t') => return None,
-            (Place::Trailer, b'\r') => Place::TrailerEnd,
-            (Place::Trailers | Place::Trailer, _) if is_text(byte) => self.extra(Place::Trailer)?,
+            (Place::Trailers, _) if is_token_byte(byte) => {
+                self.trailers += 1;
+                if self.trailers > MAX_TRAILERS {
+                    return None;
+                }
+                self.extra(Place::TrailerName)?
+            }
+            (Place::TrailerName, b':') => self.extra(Place::TrailerValue)?,
+            (Place::TrailerName, _) if is_token_byte(byte) => self.extra(Place::TrailerName)?,
+            (Place::TrailerValue, b'\r') => Place::TrailerEnd,
+            (Place::TrailerValue, _) if is_text(byte) => self.extra(Place::TrailerValue)?,
             (Place::TrailerEnd, b'\n') => Place::Trailers,
             _ => return None,
         })
@@ -161,6 +176,11 @@ mod tests {
             (b"0\r\nX: 1\nY: 2\r\n", 7),
             (b"0\r\nX: 1\r\n folded\r\n", 9),
             (b"0\r\n\rx", 4),
+            (b"0\r\nNo colon\r\n", 5),
+            (b"0\r\nX\r\n", 4),
+            (b"0\r\n: 1\r\n", 3),
+            // Found by fuzzing: hyper refuses it, after the body has passed.
+            (b"0\r\nsfer-Encodi(g: 1\r\n", 14),
         ] {
             assert_eq!(read(body), Err(at), "{body:?}");
         }
@@ -173,6 +193,9 @@ mod tests {
         assert!(read(chunk.repeat(9).as_bytes()).is_err());
         let trailers = format!("0\r\n{}\r\n", "X-A: 123\r\n".repeat(1100));
         assert!(read(trailers.as_bytes()).is_err());
+        let trailers = |count| format!("0\r\n{}\r\n", "A:\r\n".repeat(count));
+        assert!(read(trailers(MAX_TRAILERS).as_bytes()).is_ok());
+        assert!(read(trailers(MAX_TRAILERS + 1).as_bytes()).is_err());
     }
 
     proptest! {

@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::body::MAX_TRAILERS;
 use super::{Framed, Heads, MAX_HEAD};
 use crate::downstream::head;
 
@@ -246,15 +247,16 @@ fn chunks(bytes: &[u8]) -> Found<(Vec<u8>, usize)> {
             _ => return Err(()),
         }
     }
-    loop {
-        let Some(line) = trailer_line(&bytes[at..])? else {
+    for number in 0.. {
+        let Some(line) = trailer_line(&bytes[at..], number < MAX_TRAILERS)? else {
             return Ok(None);
         };
         at += line.len() + 2;
         if line.is_empty() {
-            return Ok(Some((body, at)));
+            break;
         }
     }
+    Ok(Some((body, at)))
 }
 
 /// The bytes before CR LF, if they are good as far as they came.
@@ -291,11 +293,16 @@ fn chunk_line(bytes: &[u8]) -> Found<&[u8]> {
     }
 }
 
-fn trailer_line(bytes: &[u8]) -> Found<&[u8]> {
-    if matches!(bytes.first(), Some(b' ' | b'\t')) {
-        return Err(());
-    }
-    text_line(bytes)
+/// `Name: value`, if there may be another one.
+fn trailer_line(bytes: &[u8], another: bool) -> Found<&[u8]> {
+    let name = bytes.iter().take_while(|byte| tchar(**byte)).count();
+    let good = match bytes.get(name) {
+        Some(b'\r') => name == 0,
+        Some(b':') => name > 0 && another,
+        Some(_) => false,
+        None => name == 0 || another,
+    };
+    if good { text_line(bytes) } else { Err(()) }
 }
 
 /// A request as the gateway's service gets it.
