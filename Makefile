@@ -38,7 +38,7 @@ wheel: python ## The gateway and the worker package as one wheel, in dist/
 
 # Not for everything: the gateway warns of LAYBY_* variables that it does not know.
 test-rust: export LAYBY_TEST_PYTHON := $(CURDIR)/$(PY)
-test-docs test-e2e: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
+test-docs test-e2e screenshots: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
 
 .PHONY: test
 test: test-rust test-python test-django test-package test-examples test-docs test-e2e ## Every test
@@ -78,9 +78,13 @@ test-docs: python debug ## What the documents say, tried out
 	$(PYTEST) tests/docs
 
 .PHONY: test-e2e
-test-e2e: python postgresql prometheus slowhttptest node debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus slowhttptest node chromium debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
+
+.PHONY: screenshots
+screenshots: python postgresql chromium debug ## The pictures of the status page in docs/images, taken anew
+	cd tests/e2e && $(PYTEST) screenshots.py
 
 .PHONY: drill
 drill: python postgresql release ## Break everything under load, check every request; DRILL="SIGKILL disk" for a part
@@ -137,7 +141,7 @@ python:
 postgresql:
 	@scripts/need-postgresql
 
-.PHONY: prometheus clients node slowhttptest
+.PHONY: prometheus clients node slowhttptest chromium
 prometheus:
 	@scripts/need "Prometheus and promtool" prometheus=prometheus promtool=prometheus
 clients: # Second opinions on TLS and HTTP/2.
@@ -146,6 +150,8 @@ node:
 	@scripts/need "Node, as a server to proxy to" node=nodejs
 slowhttptest:
 	@scripts/need slowhttptest slowhttptest=slowhttptest
+chromium:
+	@scripts/need "Chromium, to look at the status page" chromium=chromium
 
 .PHONY: debug release
 debug:

@@ -57,6 +57,7 @@ use crate::files::{Conditions, Files};
 use crate::layers::Resumed;
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
+use crate::recent::Recent;
 use crate::record::Record;
 use crate::spool::{self, Spool};
 use crate::sweeper::Sweeper;
@@ -110,6 +111,7 @@ pub struct Downstream {
     pub spool: Spool,
     pub metrics: Metrics,
     pub access_log: AccessLog,
+    pub recent: Recent,
     pub sweeper: Sweeper,
     pub crowd: Crowd,
     pub settings: RwLock<Arc<Settings>>,
@@ -338,21 +340,18 @@ impl Downstream {
         };
         let (client, told) = forwarded::client(way, trust, &mut parts.headers);
         let trace = Trace::take(&mut parts.headers);
-        let record = match settings.access_log {
-            Some(_) => Record::new(id, trace, arrived),
-            None => Record::untimed(id, trace),
-        };
+        let record = Record::new(id, trace, arrived);
         let entry = settings.access_log.map(|style| {
             Box::new(Entry {
                 log: self.access_log.clone(),
                 style,
                 head: style.head(parts, &client),
                 arrived: SystemTime::now(),
-                route: None,
             })
         });
         let finish = Finish::new(
             self.metrics.clone(),
+            self.recent.clone(),
             Arc::clone(watch),
             parts.method.clone(),
             Arc::clone(&record),
@@ -392,10 +391,10 @@ impl Downstream {
             .of(&target.path, &client.server_name, &parts.method);
         let upstream = route.and_then(|route| route.upstream.as_ref());
         let exchange = upstream.unwrap_or(&self.exchange);
-        let route = route.map(|route| &route.rules);
         if let Some(route) = route {
-            visit.finish.takes(&route.path);
+            record.takes(&route.name);
         }
+        let route = route.map(|route| &route.rules);
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
@@ -421,10 +420,12 @@ impl Downstream {
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
         parts.headers.insert(REQUEST_ID, record.id.header());
+        let raw: Arc<str> = target.raw.into();
+        visit.finish.asks(&raw);
         let request = message::Request {
             method: parts.method,
             version: parts.version,
-            target: target.raw.into(),
+            target: raw,
             path: target.path,
             query: target.query,
             headers: parts.headers,
