@@ -83,7 +83,7 @@ test-e2e: python postgresql prometheus slowhttptest node chromium debug ## The r
 	cd tests/e2e && $(PYTEST)
 
 .PHONY: screenshots
-screenshots: python postgresql chromium debug ## The pictures of the status page in docs/images, taken anew
+screenshots: python postgresql chromium pngquant debug ## The pictures of the status page in docs/images, taken anew
 	cd tests/e2e && $(PYTEST) screenshots.py
 
 .PHONY: drill
@@ -141,7 +141,7 @@ python:
 postgresql:
 	@scripts/need-postgresql
 
-.PHONY: prometheus clients node slowhttptest chromium
+.PHONY: prometheus clients node slowhttptest chromium pngquant
 prometheus:
 	@scripts/need "Prometheus and promtool" prometheus=prometheus promtool=prometheus
 clients: # Second opinions on TLS and HTTP/2.
@@ -150,6 +150,8 @@ node:
 	@scripts/need "Node, as a server to proxy to" node=nodejs
 slowhttptest:
 	@scripts/need slowhttptest slowhttptest=slowhttptest
+pngquant:
+	@scripts/need "pngquant, to make pictures small" pngquant=pngquant
 chromium:
 	@scripts/need "Chromium, to look at the status page" chromium=chromium
 

@@ -21,6 +21,8 @@ function follow() {
   button.type = "button";
   live.replaceChildren(notice, button);
   let paused = false;
+  // Since when nobody answers.
+  let lost = null;
   show();
 
   button.addEventListener("click", () => {
@@ -35,11 +37,13 @@ function follow() {
         const page = await load("/");
         if (!paused) {
           take(board, page.getElementById("board"));
+          lost = null;
           say("Live");
         }
       } catch {
         // It is asked again: the gateway may only be restarting.
-        say(`No answer since ${since()}`, true);
+        lost ??= clock();
+        say(`No answer since ${lost}`);
       }
     }
     setTimeout(turn, PAUSE);
@@ -50,17 +54,10 @@ function follow() {
     say(paused ? `Paused at ${clock()}` : "Live");
   }
 
-  let lost = null;
-  function since() {
-    lost ??= clock();
-    return lost;
-  }
-
   // Said aloud by screen readers, so only when it is something new.
-  function say(text, isLost = false) {
-    if (!isLost) lost = null;
+  function say(text) {
     if (notice.textContent !== text) notice.textContent = text;
-    notice.className = isLost ? "lost" : "";
+    notice.className = lost ? "lost" : "";
   }
 }
 

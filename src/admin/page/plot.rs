@@ -48,8 +48,7 @@ impl Plot<'_> {
             html.text(line.name).raw("</span>");
         }
         html.raw("</span></figcaption><div class=\"axes\"><span class=\"top\">");
-        html.text((self.figure)(top))
-            .raw("</span><span class=\"zero\">0</span>");
+        html.text((self.figure)(top)).raw("</span>");
         html.raw(
             "<svg viewBox=\"0 0 600 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"",
         );

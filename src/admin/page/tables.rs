@@ -184,7 +184,7 @@ pub fn slow_requests(html: &mut Markup, slow: &[SlowRequest]) {
         html.raw("<span class=\"key\"><svg viewBox=\"0 0 10 10\"><rect width=\"10\" height=\"10\" class=\"phase-");
         html.raw(phase).raw("\"/></svg>").raw(phase).raw("</span>");
     }
-    html.raw("</p><div class=\"scrolls\" role=\"region\" tabindex=\"0\" aria-labelledby=\"slow\"><table class=\"slow\"><caption>");
+    html.raw("</p><div class=\"scrolls\" role=\"region\" tabindex=\"0\" aria-labelledby=\"slow\"><table class=\"of-slow\"><caption>");
     html.raw("The slowest requests of the last five minutes, by the time until their answer began, without the time that their client took to send the body. Bars end at ");
     html.text(Seconds(axis)).raw(".</caption><thead><tr>");
     html.raw("<th scope=\"col\">Request</th><th scope=\"col\" class=\"number\">Time</th>\
