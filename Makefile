@@ -23,7 +23,7 @@ run: python release ## The example shop behind layby, until Ctrl-C; with ONCE=1 
 	@exec $(PY) examples/run.py --layby $(TARGET)/release/layby $(if $(filter-out 0,$(ONCE)),--once)
 
 .PHONY: bench
-bench: python postgresql ## Measure layby against its bounds and other servers; BENCH="--quick main" for a part
+bench: python postgresql clients proxies ## Measure layby against its bounds and other servers; BENCH="--quick main" for a part
 	@exec $(PY) benches/run.py $(BENCH)
 
 .PHONY: package
@@ -33,6 +33,11 @@ package: python ## Source and wheel of the worker package, in dist/
 .PHONY: wheel
 wheel: python ## The gateway and the worker package as one wheel, in dist/
 	$(PY) -m maturin build --release --locked --out dist
+
+.PHONY: docs
+docs: python ## The documentation as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "open site/index.html"
 
 # Tests --------------------------------------------------------------------------------------
 
@@ -123,8 +128,8 @@ check-python: python
 
 .PHONY: check-docs
 check-docs: python
-	@echo "== links between documents"
-	$(PYTEST) tests/docs/test_links.py
+	@echo "== links between documents, and the site"
+	$(PYTEST) tests/docs/test_links.py tests/docs/test_site.py
 
 .PHONY: check-deps
 check-deps: $(DENY)-$(DENY_VERSION)
@@ -141,7 +146,7 @@ python:
 postgresql:
 	@scripts/need-postgresql
 
-.PHONY: prometheus clients node slowhttptest chromium pngquant
+.PHONY: prometheus clients node slowhttptest proxies chromium pngquant
 prometheus:
 	@scripts/need "Prometheus and promtool" prometheus=prometheus promtool=prometheus
 clients: # Second opinions on TLS and HTTP/2.
@@ -154,6 +159,8 @@ pngquant:
 	@scripts/need "pngquant, to make pictures small" pngquant=pngquant
 chromium:
 	@scripts/need "Chromium, to look at the status page" chromium=chromium
+proxies: # For `make bench` alone.
+	@scripts/need "nginx and haproxy, to measure against" nginx=nginx haproxy=haproxy
 
 .PHONY: debug release
 debug:
@@ -169,6 +176,6 @@ $(DENY)-$(DENY_VERSION):
 
 .PHONY: clean
 clean: ## Remove everything that make has made
-	rm -rf $(TARGET) .venv .tools .run dist fuzz/target benches/load/target
+	rm -rf $(TARGET) .venv .tools .run dist site fuzz/target benches/load/target
 	rm -rf .ruff_cache .mypy_cache python/.mypy_cache python/src/*.egg-info
 	find python examples benches tests \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +

@@ -1,6 +1,8 @@
 """`make bench`: measure layby against arithmetic and against its peers, on this machine.
 
-    python benches/run.py [--quick] [--write] [main] [latency] [fanout] [modes] [hello] [memory]
+    python benches/run.py [--quick] [--write] [NAME ...]
+
+NAME is of: main, latency, fanout, modes, hello, memory, proxy, connections, overload.
 
 This file only sets up: a virtual environment with the peers, the load generator, the gateway.
 What is measured, and how, is in `layby_bench/`; it runs with that environment's Python.

@@ -17,6 +17,7 @@ use crate::message;
 use crate::plan::{Gather, Thing, decode, decode_relay};
 use crate::record::{Id, Record};
 use crate::spool::Body;
+use crate::workers::http::reference;
 use crate::workers::link::wire::{self, Frame, Kind, WireError};
 use crate::workers::link::{answer, environ};
 
@@ -295,5 +296,14 @@ pub fn proxy(bytes: &[u8]) {
         Parsed::Header(_) => assert_eq!(in_parts, whole),
         // The first part may be wrong already.
         Parsed::Wrong(_) => assert!(matches!(in_parts, Parsed::Wrong(_))),
+    }
+}
+
+/// The first byte says how the rest is cut into reads, the second what was asked. What an HTTP server
+/// answers means the same however it is cut, and a plain reader finds the same body.
+pub fn upstream(bytes: &[u8]) {
+    if let Some((&[cut, asked], bytes)) = bytes.split_first_chunk() {
+        let method = [Method::GET, Method::HEAD][usize::from(asked & 1)].clone();
+        reference::check(bytes, usize::from(cut) + 1, &method, asked & 2 != 0);
     }
 }

@@ -14,7 +14,17 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from layby_bench import hello, machine, memory, postgres, report, scenario
+from layby_bench import (
+    connections,
+    hello,
+    machine,
+    memory,
+    overload,
+    postgres,
+    proxy,
+    report,
+    scenario,
+)
 from layby_bench.bench import Bench
 from layby_bench.load import Origin
 from layby_bench.postgres import Postgres
@@ -34,6 +44,9 @@ BENCHMARKS: dict[str, list[Callable[[Bench], Table]]] = {
     "modes": [scenario.modes],
     "hello": [hello.wsgi, hello.django],
     "memory": [memory.memory],
+    "proxy": [proxy.proxy],
+    "connections": [connections.idle, connections.busy],
+    "overload": [overload.overload],
 }
 
 

@@ -21,7 +21,7 @@ SATURATED = 0.70
 
 @dataclass(frozen=True)
 class Load:
-    """Clients in a closed loop; times in seconds."""
+    """Clients in a closed loop, on any core or on some only; times in seconds."""
 
     target: str
     clients: int
@@ -29,6 +29,14 @@ class Load:
     ramp: float = 0.0
     warm_up: float = 1.0
     pause: float = 0.0
+    cores: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    count: int
+    p50_ms: float | None
+    p99_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Measured:
     seconds: float
     ok: int
     errors: dict[str, int]
+    # Of answers that were not 200.
+    refused: Refused
     p50_ms: float | None
     p99_ms: float | None
     gateway_cpu: float
@@ -72,7 +82,7 @@ class Measured:
         if self.load_busy > SATURATED:
             reasons.append(f"load generator at {self.load_busy:.0%} of a core")
         if self.origin_busy > SATURATED:
-            reasons.append(f"third party at {self.origin_busy:.0%} of a core")
+            reasons.append(f"the server behind it at {self.origin_busy:.0%} of a core")
         return ", ".join(filter(None, reasons))
 
 
@@ -83,7 +93,8 @@ class Generator:
         times = (load.ramp, load.warm_up, load.measured, load.pause)
         command = [f"{PROGRAMS}/load", f"127.0.0.1:{server.port}", load.target, str(load.clients)]
         log = directory / f"load-{server.port}.log"
-        self.process = Process([*command, *map(str, times)], log, reads=True)
+        command += map(str, times)
+        self.process = Process(command, log, cores=load.cores, reads=True)
 
 
 @dataclass
@@ -99,7 +110,24 @@ class Origin:
         return cls(process, int(process.line().rpartition(" ")[2]))
 
 
-def put(server: Server, load: Load, origin: Origin, directory: Path) -> Measured:
+@dataclass
+class Upstream:
+    """What a proxy stands in front of: answers `/1024` at once with so many bytes, on a socket."""
+
+    process: Process
+    socket: Path
+
+    @classmethod
+    def start(cls, directory: Path, cores: frozenset[int] | None = None) -> Upstream:
+        socket = directory / "upstream.sock"
+        socket.unlink(missing_ok=True)
+        command, log = [f"{PROGRAMS}/upstream", f"{socket}"], directory / "upstream.log"
+        process = Process(command, log, cores=cores, reads=True)
+        process.line()
+        return cls(process, socket)
+
+
+def put(server: Server, load: Load, origin: Origin | Upstream, directory: Path) -> Measured:
     """Put `load` on `server` and measure."""
     with Generator(server, load, directory).process as generator:
         generator.line()
@@ -120,6 +148,9 @@ def put(server: Server, load: Load, origin: Origin, directory: Path) -> Measured
         seconds=seconds,
         ok=counted["ok"],
         errors=answers | counted["failures"],
+        refused=Refused(
+            sum(answers.values()), *map(counted.get, ("refused_p50_ms", "refused_p99_ms"))
+        ),
         p50_ms=counted["p50_ms"],
         p99_ms=counted["p99_ms"],
         gateway_cpu=spent[0],

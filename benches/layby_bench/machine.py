@@ -94,6 +94,12 @@ def cores() -> int:
     return len(_cores())
 
 
+def halves() -> tuple[frozenset[int] | None, frozenset[int] | None]:
+    """A core for what is measured and the others for all else; any if there is only one."""
+    first, *others = sorted(_cores())
+    return (frozenset({first}), frozenset(others)) if others else (None, None)
+
+
 def _cores() -> set[int]:
     return os.sched_getaffinity(0)
 

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,8 @@ class Failed(Exception):
 
 
 class Process:
-    """A program that runs until the `with` block ends. What it says goes to `log`."""
+    """A program that runs until the `with` block ends, on any core or on some only. What it says
+    goes to `log`."""
 
     def __init__(
         self,
@@ -31,10 +32,17 @@ class Process:
         *,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        cores: Collection[int] | None = None,
         reads: bool = False,
     ) -> None:
         self.name = Path(command[0]).name
         self.log = log
+
+        def prepare() -> None:
+            _end_with_parent()
+            if cores is not None:
+                os.sched_setaffinity(0, cores)
+
         with log.open("wb") as file:
             self.popen = subprocess.Popen(
                 command,
@@ -45,7 +53,7 @@ class Process:
                 cwd=directory,
                 # So that the Ctrl-C of a terminal reaches only us, and we end them in order.
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=prepare,
                 text=True,
             )
         self.pid = self.popen.pid

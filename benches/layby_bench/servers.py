@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import os
 import re
+import ssl
 import sys
 import time
 import urllib.error
@@ -34,13 +35,18 @@ IDLE = 'layby_slots{state="idle"}'
 
 @dataclass(frozen=True)
 class Kind:
-    """How to start a server. `{port}` and `{admin}` in the command are filled in."""
+    """How to start a server. `{port}`, `{admin}`, `{directory}` and `{config}`, a file with the
+    configuration, are filled in wherever they stand."""
 
     name: str
     command: Sequence[str]
     views: str = "views_plain"
     environment: Mapping[str, str] = field(default_factory=dict)
     probe: str = "/hello"
+    config: str = ""
+    scheme: str = "http"
+    # None: on any.
+    cores: frozenset[int] | None = None
 
 
 class Server:
@@ -50,13 +56,22 @@ class Server:
         self.kind = kind
         self.port = free_port()
         self.admin = free_port()
-        ports = {"{port}": str(self.port), "{admin}": str(self.admin)}
-        command = [_filled(word, ports) for word in kind.command]
+        name = directory / f"{re.sub('[^a-z0-9]+', '-', kind.name)}-{self.port}"
+        config = name.with_suffix(".conf")
+        values = {
+            "{port}": str(self.port),
+            "{admin}": str(self.admin),
+            "{directory}": str(directory),
+            "{config}": str(config),
+        }
+        if kind.config:
+            config.write_text(_filled(kind.config, values))
         self.process = Process(
-            command,
-            directory / f"{re.sub('[^a-z0-9]+', '-', kind.name)}-{self.port}.log",
+            [_filled(word, values) for word in kind.command],
+            name.with_suffix(".log"),
             environment={"BENCH_VIEWS": kind.views, **environment, **kind.environment},
             directory=APP,
+            cores=kind.cores,
         )
         try:
             self._wait()
@@ -88,8 +103,11 @@ class Server:
                 time.sleep(0.1)
 
     def get(self, target: str, *, port: int | None = None) -> str:
-        url = f"http://127.0.0.1:{port or self.port}{target}"
-        with urllib.request.urlopen(url, timeout=READY_WITHIN) as response:
+        scheme = self.kind.scheme if port is None else "http"
+        url = f"{scheme}://127.0.0.1:{port or self.port}{target}"
+        # Nobody has signed the certificate of a server that is started here.
+        trust = ssl._create_unverified_context()
+        with urllib.request.urlopen(url, timeout=READY_WITHIN, context=trust) as response:
             text: str = response.read().decode()
             return text
 

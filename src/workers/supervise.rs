@@ -106,7 +106,7 @@ impl std::error::Error for StartError {}
 /// How workers are started.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    pub app: App,
+    pub app: Arc<App>,
     pub link: PathBuf,
     /// Threads of each process.
     pub threads: Vec<u16>,
@@ -125,7 +125,7 @@ impl Plan {
             .map(|place| slots / processes + u16::from(place < slots % processes))
             .collect();
         Self {
-            app,
+            app: Arc::new(app),
             link: link.to_owned(),
             threads,
             watch: false,
@@ -263,9 +263,10 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Replaces every process, one after the other. Their number stays.
+    /// Replaces every process, one after the other. Their number stays. When one of the new kind does not
+    /// start, the others stay as well, and what they were started with is what starts again.
     pub fn reload(&self, app: App) {
-        self.shared.plan().app = app;
+        self.shared.plan().app = Arc::new(app);
         self.generation.send_modify(|generation| *generation += 1);
     }
 
@@ -294,6 +295,7 @@ struct Starting {
     child: Child,
     pid: Pid,
     token: String,
+    app: Arc<App>,
 }
 
 /// A process that is ready. It is killed when dropped.
@@ -302,6 +304,8 @@ struct Running {
     /// Of the process, and of the group of what it starts. What it says of itself is not relied on.
     pid: Pid,
     process: Arc<Process>,
+    /// What it was started with.
+    app: Arc<App>,
     since: Instant,
     /// The part of what `[workers]` allows a process after which it is recycled.
     share: f64,
@@ -354,6 +358,7 @@ async fn keep(
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // A replacement that waits for its turn: one process at a time.
     let mut due = None;
+    let mut wanted = Arc::clone(&running.app);
     loop {
         let process = Arc::clone(&running.process);
         let event = tokio::select! {
@@ -373,6 +378,7 @@ async fn keep(
                 continue;
             }
             Event::Reload => {
+                wanted = Arc::clone(&shared.plan().app);
                 due = Some(RestartReason::Reload);
                 continue;
             }
@@ -381,6 +387,11 @@ async fn keep(
                 if due.is_none() && shared.is_due(place, &running) {
                     due = Some(RestartReason::Recycled);
                 }
+                continue;
+            }
+            // It has not started elsewhere, and would not here.
+            Event::Turn(_turn, RestartReason::Reload) if !shared.is_planned(&wanted) => {
+                due = None;
                 continue;
             }
             Event::Turn(_turn, reason) => Some(shared.replace(place, running, reason, &stop).await),
@@ -402,6 +413,10 @@ impl Shared {
             .expect("no code that holds this lock panics")
     }
 
+    fn is_planned(&self, app: &Arc<App>) -> bool {
+        Arc::ptr_eq(&self.plan().app, app)
+    }
+
     fn spawn(&self, place: usize) -> Result<Starting, StartError> {
         let number = self.started.fetch_add(1, Relaxed);
         let token = format!("{}-{number}", std::process::id());
@@ -420,7 +435,12 @@ impl Shared {
         let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
         let pid = pid.expect("nobody has waited for it");
         tracing::debug!(worker, pid = pid.as_raw_pid(), "worker started");
-        Ok(Starting { child, pid, token })
+        Ok(Starting {
+            child,
+            pid,
+            token,
+            app: plan.app,
+        })
     }
 
     /// Waits until the process has said hello.
@@ -436,6 +456,7 @@ impl Shared {
                     child: starting.child,
                     pid: starting.pid,
                     process,
+                    app: starting.app,
                     since: Instant::now(),
                     share: share(),
                     not_before: None,
@@ -452,7 +473,7 @@ impl Shared {
                 }
             };
             return Err(match status.code() {
-                Some(CANNOT_IMPORT) => StartError::Import(self.plan().app.app.clone()),
+                Some(CANNOT_IMPORT) => StartError::Import(starting.app.app.clone()),
                 _ => StartError::Exited(status),
             });
         }
@@ -556,6 +577,10 @@ impl Shared {
             Err(error) => {
                 if !stop.is_cancelled() {
                     tracing::error!(worker, %error, "replacement given up: the old worker stays");
+                }
+                if reason == RestartReason::Reload {
+                    // What runs is what starts again should anything die.
+                    self.plan().app = Arc::clone(&old.app);
                 }
                 old.not_before = Some(Instant::now() + RECYCLE_AGAIN);
                 return old;

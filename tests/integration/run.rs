@@ -253,6 +253,30 @@ async fn a_reload_that_cannot_import_keeps_the_old_workers() {
 }
 
 #[tokio::test]
+async fn a_reload_to_workers_that_do_not_start_is_over_with_the_first() {
+    let python = std::env::var("LAYBY_TEST_PYTHON").expect("a path, see python()");
+    let with = |python: &str| format!("[workers]\nprocesses = 2\npython = \"{python}\"\n");
+    let gateway = gateway::run("shop", 2)
+        .beside("shop.py", APP)
+        .file(&with(&python))
+        .run()
+        .await;
+    let before = pids(&gateway).await;
+    gateway.rewrite(&with("/bin/false"));
+    gateway.signal(Signal::HUP);
+    gateway.logged("the old worker stays").await;
+    // What starts for one that dies is of the old kind, too.
+    kill(before[0]);
+    restarts(&gateway, "crash", 1).await;
+    gateway.until("both processes", |s| s.processes == 2).await;
+    gateway.rests().await;
+    let after = pids(&gateway).await;
+    assert!(after.contains(&before[1]), "{before:?} {after:?}");
+    assert_eq!(gateway.log_lines("the old worker stays").len(), 1);
+    assert_eq!(gateway.log_lines("worker did not start").len(), 0);
+}
+
+#[tokio::test]
 async fn a_drain_ends_the_workers_too() {
     let origin = origin::stalled().await;
     let mut gateway = app(2, 2).run().await;

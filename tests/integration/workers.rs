@@ -1,6 +1,6 @@
 //! Worker processes that come, go, die, and speak nonsense; slots are conserved through all of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -134,6 +134,19 @@ async fn the_death_of_one_process_leaves_the_other_alone() {
     assert_eq!(other.requests().len(), 8 - doomed);
     let status = gateway.status().await;
     assert_eq!((status.idle, status.lost, status.parked), (1, 1, 0));
+}
+
+/// The database sees a moment later that the connection of the number's last owner is closed.
+#[tokio::test]
+async fn the_number_of_a_closed_slot_rests_before_another_has_it() {
+    let gateway = gateway::new(1).run().await;
+    let one = worker::new(1).run(&gateway).await;
+    let next = worker::new(1).connect(&gateway).await;
+    gateway.until("two processes", |s| s.processes == 2).await;
+    let end = Instant::now();
+    one.kill().await;
+    next.received(kind::GRANT, 1).await;
+    assert!(end.elapsed() >= Duration::from_millis(200));
 }
 
 /// What a stranger on the link is told before it is turned away.

@@ -493,16 +493,5 @@ mod tests {
             after.extend(&bytes);
             let _ = answer(&after);
         }
-
-        #[test]
-        fn however_it_arrives_it_is_the_same_head(cut in 0usize..80) {
-            let text = b"HTTP/1.1 302 Found\r\nlocation: /x\r\nset-cookie: a=b\r\ncontent-length: 0\r\n\r\n";
-            let cut = cut.min(text.len() - 1);
-            let mut buffer = BytesMut::from(&text[..cut]);
-            prop_assert!(decode(&mut buffer, &Method::GET, false).expect("so far").is_none());
-            buffer.extend_from_slice(&text[cut..]);
-            let head = decode(&mut buffer, &Method::GET, false).expect("an answer").expect("whole");
-            prop_assert_eq!(head.headers.len(), 3);
-        }
     }
 }

@@ -11,6 +11,8 @@
 mod body;
 mod connection;
 mod head;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod reference;
 mod slot;
 
 use std::sync::{Arc, Mutex, MutexGuard};

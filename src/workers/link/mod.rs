@@ -51,6 +51,10 @@ const HEART_TICK: Duration = Duration::from_millis(250);
 /// How long the slots of a process that nothing else keeps may take to close what they hold.
 const CLOSING: Duration = Duration::from_secs(5);
 
+/// How long the number of a closed slot rests. Its worker's database connection was closed before, but
+/// the server takes a moment to see that: a new owner that connects sooner would be one too many.
+const DATABASE_NOTICES: Duration = Duration::from_millis(200);
+
 /// Requests for stacks that may wait for one process. A worker that does not read them is not helped by
 /// more: what does not fit is dropped.
 const STACKS: usize = 16;
@@ -645,7 +649,7 @@ impl Hub {
         };
         task.run(retire).await;
         process.open.fetch_sub(1, Relaxed);
-        self.free(process.id, slot);
+        self.free(process.id, slot).await;
         Ok(())
     }
 
@@ -694,15 +698,15 @@ impl Hub {
         }
     }
 
-    /// A slot's connection is closed by the worker: its number may go to another process.
-    fn free(&self, id: ProcessId, slot: SlotId) {
-        {
-            let mut books = self.books();
-            if let Some(member) = books.members.get_mut(&id) {
-                member.slots.remove(&slot);
-            }
-            books.free.push_back(slot);
+    /// A slot's connection is closed by the worker: its number may go to another process, when the
+    /// database knows, too.
+    async fn free(&self, id: ProcessId, slot: SlotId) {
+        if let Some(member) = self.books().members.get_mut(&id) {
+            member.slots.remove(&slot);
         }
+        self.changed.notify_waiters();
+        tokio::time::sleep(DATABASE_NOTICES).await;
+        self.books().free.push_back(slot);
         self.grant();
         self.changed.notify_waiters();
     }

@@ -60,6 +60,8 @@ struct Counts {
     closed: u64,
     /// Of the answers with status 200, in microseconds.
     latencies: Vec<u32>,
+    /// Of all others.
+    refused: Vec<u32>,
 }
 
 struct Load {
@@ -282,9 +284,10 @@ impl Load {
             return;
         };
         *counts.statuses.entry(head.status).or_default() += 1;
-        if head.status == 200 {
-            let latency = self.clients[number].sent.elapsed();
-            counts.latencies.push(latency.as_micros() as u32);
+        let latency = self.clients[number].sent.elapsed().as_micros() as u32;
+        match head.status {
+            200 => counts.latencies.push(latency),
+            _ => counts.refused.push(latency),
         }
     }
 
@@ -312,23 +315,29 @@ impl Load {
 impl Counts {
     fn json(mut self, seconds: f64) -> String {
         self.latencies.sort_unstable();
-        let at = |share: f64| {
-            let last = self.latencies.len().checked_sub(1)?;
-            Some(self.latencies[(last as f64 * share).round() as usize])
-        };
-        let ms = |share| at(share).map_or("null".into(), |us| format!("{}", f64::from(us) / 1e3));
+        self.refused.sort_unstable();
         format!(
             "{{\"seconds\": {seconds}, \"ok\": {}, \"statuses\": {}, \"failures\": {}, \
-             \"closed\": {}, \"p50_ms\": {}, \"p99_ms\": {}, \"max_ms\": {}}}",
+             \"closed\": {}, \"p50_ms\": {}, \"p99_ms\": {}, \"max_ms\": {}, \
+             \"refused_p50_ms\": {}, \"refused_p99_ms\": {}}}",
             self.latencies.len(),
             object(&self.statuses),
             object(&self.failures),
             self.closed,
-            ms(0.50),
-            ms(0.99),
-            ms(1.0),
+            ms(&self.latencies, 0.50),
+            ms(&self.latencies, 0.99),
+            ms(&self.latencies, 1.0),
+            ms(&self.refused, 0.50),
+            ms(&self.refused, 0.99),
         )
     }
+}
+
+/// The latency that this share of them stays below.
+fn ms(sorted: &[u32], share: f64) -> String {
+    let last = sorted.len().saturating_sub(1);
+    let at = sorted.get((last as f64 * share).round() as usize);
+    at.map_or("null".into(), |us| format!("{}", f64::from(*us) / 1e3))
 }
 
 fn object<K: std::fmt::Display>(counts: &BTreeMap<K, u64>) -> String {
