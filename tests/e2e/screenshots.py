@@ -20,6 +20,7 @@ MOST = 150 * 1000
 CONFIGURATION = f"""
 [slots]
 count = 8
+request_timeout = "120s"
 
 [workers]
 processes = 2
@@ -50,16 +51,16 @@ def test_pictures(start: Starter, stub: Services, tmp_path: Path) -> None:
 
     with ExitStack() as stack:
         stack.callback(browser.close)
-        for latency, seconds in ((80, 10), (400, 12), (200, 8)):
-            stub.set(latency=latency)
-            with load(gateway, 24):
-                time.sleep(seconds)
-        stub.set(latency=300)
-        stack.enter_context(load(gateway, 40))
-        stack.enter_context(asking(gateway, "/lab/stuck?seconds=20"))
-        stack.enter_context(asking(gateway, "/lab/stuck-query?seconds=20"))
-        time.sleep(10)
+        stack.enter_context(asking(gateway, "/lab/stuck?seconds=90"))
+        stack.enter_context(asking(gateway, "/lab/stuck-query?seconds=90"))
         slot = running(gateway, "/lab/stuck-query")
+        for latency, clients in ((300, 8), (900, 16), (500, 12)):
+            stub.set(latency=latency)
+            with load(gateway, clients):
+                time.sleep(10)
+        stub.set(latency=600)
+        stack.enter_context(load(gateway, 24))
+        time.sleep(10)
         browser.size(1280, 1380)
         browser.open(page(gateway))
         for scheme, name in (("light", "status-page"), ("dark", "status-page-dark")):

@@ -35,8 +35,8 @@ path = "/lab"
 
 {TO_THE_STUB}"""
 
-# The path of somebody who means harm. Whatever of it is let in is shown as text.
-HOSTILE = "/lab/%3Cimg/src=x/onerror=window.harmed=1%3E'&lt;'--><script>window.harmed=1</script>"
+# The path of somebody who means harm.
+HOSTILE = "/%3Cscript%3Ewindow.harmed=1%3C/script%3E'&lt;img/src=x/onerror='window.harmed=1'&gt;"
 
 # Every text on the page whose contrast to what is behind it is below what WCAG asks for.
 FAINT = """
@@ -106,7 +106,7 @@ def load(gateway: Gateway, clients: int) -> Iterator[None]:
 def asking(gateway: Gateway, path: str) -> Iterator[None]:
     """A request that nobody waits for."""
     with socket.create_connection(gateway.address) as client:
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         yield
 
 
@@ -139,10 +139,12 @@ def test_the_page_is_live_under_load_and_asks_nobody_else(
 ) -> None:
     stub.set(latency=300)
     gateway = start(CONFIGURATION)
-    with load(gateway, 8), asking(gateway, HOSTILE):
-        until("nothing was slow", lambda: gateway.status()["slow_requests"], 20)
-        browser.open(page(gateway))
-        board = "document.getElementById('board').innerText"
+    with asking(gateway, HOSTILE):
+        until("it is not kept", lambda: gateway.status()["slow_requests"], 20)
+    browser.open(page(gateway))
+    board = "document.getElementById('board').innerText"
+    assert HOSTILE in browser.run(board)
+    with load(gateway, 8):
         shown = browser.wait("no requests are shown", board, lambda text: "/api/checkout" in text)
         assert "127.0.0.1" in shown
         assert "park" in shown
@@ -200,7 +202,7 @@ def test_without_scripts_there_are_the_tables_and_all_has_a_name(
         assert all(named("image"))
         assert all(named("region"))
         links = named("link")
-        assert [f"Stack of slot {slot}" for slot in range(4)] == links[:4]
+        assert {f"Stack of slot {slot}" for slot in range(4)} < set(links)
         assert all(named("columnheader"))
         assert {"0", "1", "2", "3"} <= set(named("rowheader"))
     assert browser.complaints == []
@@ -212,6 +214,12 @@ def test_a_stack_is_asked_for_with_the_keyboard(
     gateway = start(CONFIGURATION)
     with asking(gateway, "/lab/stuck?seconds=60&secret=hush"):
         slot = running(gateway, "/lab/stuck")
+
+        def asleep() -> bool:
+            thread = admin(gateway, f"/api/slots/{slot}/stack")[1]["thread"]
+            return bool(thread[-1]["function"] == "stuck")
+
+        until("it does not sleep", asleep, 20)
         browser.open(page(gateway))
         browser.wait("it is not live", "document.querySelector('#live button') !== null")
         focused = "document.activeElement.textContent"
@@ -228,7 +236,7 @@ def test_a_stack_is_asked_for_with_the_keyboard(
         told = browser.wait(
             "no stack is shown",
             "document.getElementById('stack-told').innerText",
-            lambda text: "stuck" in text,
+            lambda text: "innermost call first" in text,
         )
         innermost = told.split("innermost call first:")[1].split("\n")
         assert "views.py:" in told
@@ -248,9 +256,13 @@ def test_stacks_are_told_of_what_blocks_and_not_of_what_holds_the_interpreter(
     gateway = start(CONFIGURATION)
     with asking(gateway, "/lab/stuck-query?seconds=60"):
         slot = running(gateway, "/lab/stuck-query")
-        status, told = admin(gateway, f"/api/slots/{slot}/stack")
-        assert status == 200
-        assert "stuck_query" in {call["function"] for call in told["thread"]}
+
+        def in_its_query() -> bool:
+            status, told = admin(gateway, f"/api/slots/{slot}/stack")
+            return status == 200 and "stuck_query" in {each["function"] for each in told["thread"]}
+
+        # A first request loads what it needs before it is there.
+        until("its stack is another", in_its_query, 20)
         assert (
             admin(gateway, f"/api/slots/{slot}/stack", **{"Sec-Fetch-Site": "cross-site"})[0] == 403
         )
@@ -259,6 +271,9 @@ def test_stacks_are_told_of_what_blocks_and_not_of_what_holds_the_interpreter(
         assert (status, told["error"].partition(":")[0]) == (409, "the slot is idle")
         with asking(gateway, "/lab/held"):
             slot = running(gateway, "/lab/held")
+            until(
+                "it is not held", lambda: admin(gateway, f"/api/slots/{slot}/stack")[0] == 504, 20
+            )
             began = time.monotonic()
             status, told = admin(gateway, f"/api/slots/{slot}/stack")
             assert time.monotonic() - began < 3

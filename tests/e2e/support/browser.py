@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ class Browser:
         told = folder / "DevToolsActivePort"
         until("Chromium does not start", lambda: told.exists() and told.read_text(), PATIENCE)
         port, path = told.read_text().split()
-        self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=64 << 20)
+        self._held = ExitStack()
+        self._held.callback(self._program.end)
+        address = f"ws://127.0.0.1:{port}{path}"
+        self._socket = self._held.enter_context(connect(address, max_size=64 << 20))
         self._session: str | None = None
         self._last = 0
         # The addresses of all that pages have asked for, and what they wrote to their console.
@@ -63,8 +67,7 @@ class Browser:
             self.send(f"{domain}.enable")
 
     def close(self) -> None:
-        self._socket.close()
-        self._program.end()
+        self._held.close()
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Asks the browser for something; its answer."""
