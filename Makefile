@@ -39,14 +39,39 @@ docs: python ## The documentation as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "open site/index.html"
 
+# A folder of its own in target/: everything in it is compiled otherwise. `--target`, so that what runs
+# while compiling is not static itself.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC = $(TARGET)/$(HOST)/release/layby
+
+NO_MODULES = $(abspath $(TARGET))/$(HOST)/no-modules.o
+
+.PHONY: static
+static: # The gateway as a static binary.
+	@mkdir -p $(dir $(NO_MODULES))
+	cc -c -o $(NO_MODULES) scripts/no-modules.c
+	RUSTFLAGS="-C target-feature=+crt-static" cargo rustc --locked --release --target $(HOST) --bin layby -- \
+		-C link-arg=-Wl,--wrap=__libc_dlopen_mode -C link-arg=$(NO_MODULES)
+
+.PHONY: archive
+archive: python static ## The static binary with its papers as an archive, in dist/
+	$(PY) scripts/archive.py --binary $(STATIC) --out dist
+
+VERSION = $(shell sed -n '/^version/{s/.*"\(.*\)"/\1/p;q}' Cargo.toml)
+
+.PHONY: image
+image: static ## The image of the gateway, in dist/, for docker load; no daemon is needed
+	@scripts/need buildah buildah=buildah
+	scripts/image $(STATIC) $(VERSION) dist/layby-$(VERSION)-image.tar
+
 # Tests --------------------------------------------------------------------------------------
 
 # Not for everything: the gateway warns of LAYBY_* variables that it does not know.
 test-rust: export LAYBY_TEST_PYTHON := $(CURDIR)/$(PY)
-test-docs test-e2e screenshots: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
+test-docs test-e2e test-deploy screenshots: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
 
 .PHONY: test
-test: test-rust test-python test-django test-package test-examples test-docs test-e2e ## Every test
+test: test-rust test-python test-django test-package test-examples test-docs test-deploy test-e2e ## Every test
 	@echo "== all tests passed"
 
 .PHONY: test-rust
@@ -81,6 +106,22 @@ test-examples: python ## The example shop, its services and its runner
 test-docs: python debug ## What the documents say, tried out
 	@echo "== documents"
 	$(PYTEST) tests/docs
+
+.PHONY: test-deploy
+test-deploy: python postgresql prometheus deployers debug ## What is in deploy/, with the tools of its field
+	@echo "== deploy"
+	cd tests/deploy && $(PYTEST)
+
+# Not among `make test`: they compile everything once more, and install whole systems.
+.PHONY: test-ship
+test-ship: archive image install wheel ## Archive, image, cargo install and wheel, each on a machine with nothing else; slow
+	@scripts/need "bubblewrap and mmdebstrap" bwrap=bubblewrap mmdebstrap=mmdebstrap
+	cd tests/ship && $(PYTEST)
+
+.PHONY: walkthrough
+walkthrough: wheel ## docs/install.md on a fresh Debian, as it is written down; slow
+	@scripts/need mmdebstrap mmdebstrap=mmdebstrap
+	$(PY) scripts/walkthrough.py dist/layby-$(VERSION)-py3-none-*linux*.whl
 
 .PHONY: test-e2e
 test-e2e: python postgresql prometheus slowhttptest node chromium debug ## The real binary with real Django on real PostgreSQL
@@ -146,13 +187,16 @@ python:
 postgresql:
 	@scripts/need-postgresql
 
-.PHONY: prometheus clients node slowhttptest proxies chromium pngquant
+.PHONY: prometheus clients node slowhttptest proxies deployers chromium pngquant
 prometheus:
 	@scripts/need "Prometheus and promtool" prometheus=prometheus promtool=prometheus
 clients: # Second opinions on TLS and HTTP/2.
 	@scripts/need "openssl and h2load" openssl=openssl h2load=nghttp2-client
 node:
 	@scripts/need "Node, as a server to proxy to" node=nodejs
+deployers:
+	@scripts/need "the tools of what is deployed" nginx=nginx-light systemd-analyze=systemd \
+		docker-compose=docker-compose kubectl=kubernetes-client openssl=openssl
 slowhttptest:
 	@scripts/need slowhttptest slowhttptest=slowhttptest
 pngquant:

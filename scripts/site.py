@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 REPOSITORY = Path(__file__).resolve().parent.parent
 # By their place in the site.
 ADDED = {
+    "deploy.md": REPOSITORY / "deploy" / "README.md",
     "project/architecture.md": REPOSITORY / "ARCHITECTURE.md",
     "project/contributing.md": REPOSITORY / "CONTRIBUTING.md",
     "project/security.md": REPOSITORY / "SECURITY.md",

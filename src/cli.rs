@@ -27,6 +27,7 @@ pub enum Command {
     Serve,
     Check,
     Advise { admin: SocketAddr, time: Duration },
+    Health { admin: SocketAddr },
 }
 
 /// A sidecar gateway that keeps worker threads and database connections free while requests
@@ -74,6 +75,12 @@ enum Subcommands {
         /// How long to watch: 30s, 10m
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = config::duration)]
         time: Duration,
+    },
+    /// Exit status 0 if a running gateway is ready, else 1; for health checks of containers
+    Health {
+        /// Its admin listener
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9180")]
+        admin: SocketAddr,
     },
 }
 
@@ -178,12 +185,9 @@ fn invocation(line: CommandLine) -> Invocation {
             common,
         } => (Command::Check, Role::Any, Some(app), Some(upstream), common),
         Subcommands::Advise { admin, time } => {
-            return Invocation {
-                command: Command::Advise { admin, time },
-                sources: Sources::default(),
-                reload,
-            };
+            return beside_a_gateway(Command::Advise { admin, time });
         }
+        Subcommands::Health { admin } => return beside_a_gateway(Command::Health { admin }),
     };
     let mut flags = vec![
         ("listen", common.listen),
@@ -215,6 +219,15 @@ fn invocation(line: CommandLine) -> Invocation {
             role,
         },
         reload,
+    }
+}
+
+/// A command that asks a running gateway, and has no configuration of its own.
+fn beside_a_gateway(command: Command) -> Invocation {
+    Invocation {
+        command,
+        sources: Sources::default(),
+        reload: false,
     }
 }
 
@@ -307,6 +320,19 @@ mod tests {
         );
         assert_eq!(usage_error("layby advise --time soon"), 2);
         assert_eq!(usage_error("layby advise --admin here"), 2);
+    }
+
+    #[test]
+    fn health_has_an_address() {
+        let admin = |text: &str| Command::Health {
+            admin: text.parse().expect("an address"),
+        };
+        assert_eq!(parsed("layby health").command, admin("127.0.0.1:9180"));
+        assert_eq!(
+            parsed("layby health --admin [::1]:7000").command,
+            admin("[::1]:7000")
+        );
+        assert_eq!(usage_error("layby health 127.0.0.1:9180"), 2);
     }
 
     #[test]

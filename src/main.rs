@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use layby::cli::{self, Command};
 use layby::gateway;
-use layby::tools::advise;
+use layby::tools::{advise, health};
 use tikv_jemallocator::Jemalloc;
 
 /// Against glibc's: a sixth less memory per parked request, and a quarter less CPU time under thousands
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     match invocation.command {
         Command::Check => return invocation.check(),
         Command::Advise { admin, time } => return advise::run(admin, time),
+        Command::Health { admin } => return health::run(admin),
         Command::Run | Command::Serve => {}
     }
     match invocation.load() {

@@ -145,8 +145,8 @@ fn gathered(gather: &Gather, origins: &mut Vec<Box<str>>) {
 
 fn fetched(fetch: &Fetch, origins: &mut Vec<Box<str>>) {
     let host = host(&fetch.url);
-    let listed = |origin: &Box<str>| origin.eq_ignore_ascii_case(host);
-    if origins.len() < ORIGINS && !origins.iter().any(listed) {
+    let mut listed = origins.iter();
+    if origins.len() < ORIGINS && !listed.any(|origin| origin.eq_ignore_ascii_case(host)) {
         origins.push(host.to_ascii_lowercase().into());
     }
 }

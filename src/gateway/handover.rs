@@ -80,10 +80,17 @@ impl Inherited {
     /// # Errors
     /// When there is none, and none can be bound.
     pub fn listen(&mut self, entry: &Listen) -> io::Result<Vec<Listener>> {
-        let (claimed, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|(name, _)| is_for(entry, name));
-        self.0 = rest;
+        // What is not systemd's is there once for each entry. Only with port 0 can entries be the same, and
+        // then their order tells them apart.
+        let most = match entry {
+            Listen::Systemd(_) => usize::MAX,
+            _ => 1,
+        };
+        let claimed: Vec<_> = self
+            .0
+            .extract_if(.., |(name, _)| is_for(entry, name))
+            .take(most)
+            .collect();
         if claimed.is_empty() {
             return Listener::bind(entry).map(|listener| vec![listener]);
         }

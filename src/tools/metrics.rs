@@ -1,4 +1,4 @@
-//! Reading a gateway's metrics from outside: one request, and Prometheus' text format.
+//! Asking a gateway's admin listener from outside: one request, and Prometheus' text format.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,20 +17,11 @@ impl Readings {
     /// # Errors
     /// When nobody answers there, or somebody else.
     pub fn take(admin: SocketAddr) -> io::Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        // HTTP/1.0: the answer ends with the connection.
-        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {admin}\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let not_ours =
-            || io::Error::other("something answers there, but not layby's admin listener");
-        let (head, text) = answer.split_once("\r\n\r\n").ok_or_else(not_ours)?;
-        let status = head.split(' ').nth(1);
-        if status != Some("200") || !text.contains("layby_build_info") {
+        let (status, text) = ask(admin, "/metrics")?;
+        if status != 200 || !text.contains("layby_build_info") {
             return Err(not_ours());
         }
-        Ok(Self::parse(text))
+        Ok(Self::parse(&text))
     }
 
     /// Whatever is no series is left out.
@@ -66,6 +57,26 @@ impl Readings {
         let found = self.0.iter().filter(|(series, _)| is(series));
         found.map(|(_, value)| value).sum()
     }
+}
+
+/// Status and body of what the listener at this address has at a path.
+///
+/// # Errors
+/// When nobody answers there, or somebody who does not speak HTTP.
+pub fn ask(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // HTTP/1.0: the answer ends with the connection.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, text) = answer.split_once("\r\n\r\n").ok_or_else(not_ours)?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok((status.ok_or_else(not_ours)?, text.to_owned()))
+}
+
+fn not_ours() -> io::Error {
+    io::Error::other("something answers there, but not layby's admin listener")
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! Commands that look at a running gateway from outside, through its admin listener.
 
 pub mod advise;
+pub mod health;
 mod metrics;

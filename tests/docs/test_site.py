@@ -75,7 +75,7 @@ def page_of(document: Path, site: Path) -> Path:
     ],
 )
 def test_a_broken_link_fails_the_build(what: str, fault: str, tmp_path: Path) -> None:
-    for name in ("docs", "dashboards", "scripts"):
+    for name in ("docs", "dashboards", "deploy", "scripts"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     for file in [*REPOSITORY.glob("*.md"), REPOSITORY / "mkdocs.yml"]:
         shutil.copy(file, tmp_path)

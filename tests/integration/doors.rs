@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
 use crate::support::gateway::{self, Gateway};
 use crate::support::http::Connection;
+use crate::support::tls::{Authority, listens};
 use crate::support::worker::{self, Worker};
 
 /// Version 2: PROXY, TCP over IPv4, 203.0.113.9:5000 to 10.0.0.1:443.
@@ -37,6 +41,28 @@ async fn behind_a_balancer_that_passes_bytes_on_the_client_is_the_one_it_names()
         connection.send(ENVIRON).await;
         assert_eq!(client_of(&mut connection).await, "203.0.113.9:5000");
     }
+}
+
+/// The balancer's header is in the clear; what the client sends after it is TLS.
+#[tokio::test]
+async fn the_header_comes_before_the_handshake() {
+    let authority = Authority::new("Test CA");
+    let gateway = listens(gateway::new(1), &authority)
+        .set("proxy_protocol", "127.0.0.1")
+        .run()
+        .await;
+    let _worker = worker::new(1).run(&gateway).await;
+    for header in [HEADER, LINE] {
+        let mut stream = TcpStream::connect(gateway.tls()).await.expect("a listener");
+        stream.write_all(header).await.expect("there is room");
+        let mut client = authority.client();
+        let stream = client.connect_over("localhost", stream).await;
+        let mut connection = Connection::over(stream.expect("a handshake"));
+        connection.send(ENVIRON).await;
+        assert_eq!(client_of(&mut connection).await, "203.0.113.9:5000");
+    }
+    let without = authority.client().connect(&gateway).await;
+    assert!(without.is_err(), "who does not say whom it is for");
 }
 
 #[tokio::test]

@@ -329,6 +329,35 @@ async fn a_gateway_without_workers_is_alive_but_not_ready() {
 }
 
 #[tokio::test]
+async fn the_command_for_health_checks_says_what_the_gateway_says() {
+    let asked = async |gateway: &gateway::Gateway| {
+        let Address::Tcp(admin) = gateway.admin_address() else {
+            unreachable!("the admin listener is no Unix socket");
+        };
+        let mut layby = tokio::process::Command::new(env!("CARGO_BIN_EXE_layby"));
+        layby.args(["health", "--admin", &admin.to_string()]);
+        let ended = within("the answer", layby.output()).await.expect("it runs");
+        let said = [ended.stdout, ended.stderr].concat();
+        (
+            ended.status.code(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    };
+    let mut gateway = gateway::new(1).run().await;
+    assert_eq!(
+        asked(&gateway).await,
+        (Some(1), "not ready: no worker is connected\n".to_owned())
+    );
+    let _worker = worker::new(1).run(&gateway).await;
+    assert_eq!(asked(&gateway).await, (Some(0), "ready\n".to_owned()));
+    gateway.signal(Signal::TERM);
+    gateway.ended().await;
+    let (status, said) = asked(&gateway).await;
+    assert_eq!(status, Some(1));
+    assert!(said.starts_with("no gateway at 127.0.0.1:"), "{said}");
+}
+
+#[tokio::test]
 async fn a_page_of_another_name_cannot_ask_the_admin_listener() {
     let gateway = gateway::new(1).run().await;
     for path in ["/", "/metrics", "/api/status", "/livez"] {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::gate::Gate;
 use crate::support::gateway::Gateway;
 use crate::support::http::{Address, Connection, Request};
+use crate::support::tls::{Authority, listens};
 use crate::support::{gateway, origin, within, worker};
 
 const PING: &str = "GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -72,6 +73,23 @@ async fn a_unix_socket_keeps_its_file_over_an_upgrade() {
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.ended().await.code(), Some(0));
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn listeners_with_tls_are_kept_too() {
+    let authority = Authority::new("Test CA");
+    let mut gateway = listens(gateway::new(1), &authority).run().await;
+    let early = authority.client().connect(&gateway).await;
+    let mut early = Connection::over(early.expect("a handshake"));
+    gateway.signal(Signal::USR2);
+    gateway.ready_again(2).await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let late = authority.client().connect(&gateway).await;
+    let mut late = Connection::over(late.expect("the same port"));
+    late.send(PING).await;
+    assert_eq!(late.response().await.ok(), "pong");
+    // It was idle when the old program went.
+    early.closed().await;
 }
 
 /// A gateway under a name of its own, which can be given to another program.

@@ -418,6 +418,10 @@ impl Gateway {
 
     // The admin listener ---------------------------------------------------------------
 
+    pub fn admin_address(&self) -> &Address {
+        &self.admin
+    }
+
     pub async fn admin(&self, target: &str) -> Response {
         self.admin_as("localhost", target).await
     }

@@ -172,8 +172,16 @@ impl Client {
         name: &str,
         address: SocketAddr,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let connector = TlsConnector::from(self.config());
         let stream = TcpStream::connect(address).await?;
+        self.connect_over(name, stream).await
+    }
+
+    pub async fn connect_over(
+        &mut self,
+        name: &str,
+        stream: TcpStream,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let connector = TlsConnector::from(self.config());
         let name = ServerName::try_from(name.to_owned()).expect("a name");
         within("a TLS handshake", connector.connect(name, stream)).await
     }
