@@ -476,6 +476,7 @@ mod tests {
             page.contains("waits in place") && page.contains("250 ms"),
             "{page}"
         );
+        assert!(page.contains("<table class=\"of-slots\">"), "{page}");
         // What the policy forbids is not there.
         for forbidden in [
             "<style",

@@ -125,9 +125,8 @@ fn calls(html: &mut Markup, stack: &[Call]) {
     } in stack.iter().rev()
     {
         // What the team has not written itself stands back.
-        let foreign = file.contains("/site-packages/")
-            || file.contains("/lib/python")
-            || file.starts_with('<');
+        let foreign = ["/site-packages/", "/lib/python", "/src/layby/"];
+        let foreign = foreign.iter().any(|part| file.contains(part)) || file.starts_with('<');
         html.raw(if foreign {
             "<li class=\"foreign\"><code>"
         } else {

@@ -17,6 +17,18 @@ from test_status_page import asking, load, page, running
 IMAGES = REPOSITORY / "docs" / "images"
 # What a document may weigh.
 MOST = 150 * 1000
+# Paths as they would be where an application is deployed.
+DEPLOYED = """
+(() => {
+  for (const path of document.querySelectorAll("#stack-told .path")) {
+    path.textContent = path.textContent
+      .replace(/.*[/]site-packages[/]/, "/srv/shop/venv/lib/python3.11/site-packages/")
+      .replace(/.*[/]python[/]src[/]/, "/srv/shop/venv/lib/python3.11/site-packages/")
+      .replace(/^(?![/]srv[/]).*[/]lib[/]python3/, "/usr/lib/python3")
+      .replace(/.*[/]apps[/]/, "/srv/shop/");
+  }
+})()
+"""
 CONFIGURATION = f"""
 [slots]
 count = 8
@@ -45,7 +57,7 @@ def test_pictures(start: Starter, stub: Services, tmp_path: Path) -> None:
         # A few colours are all that it has; half the bytes go without them.
         file = IMAGES / f"{name}.png"
         subprocess.run(
-            ["pngquant", "--force", f"--output={file}", "64", "-"], input=picture, check=True
+            ["pngquant", "--force", f"--output={file}", "256", "-"], input=picture, check=True
         )
         assert file.stat().st_size < MOST, file
 
@@ -70,6 +82,7 @@ def test_pictures(start: Starter, stub: Services, tmp_path: Path) -> None:
         browser.run(f"document.querySelector('a[href=\"/slots/{slot}/stack\"]').click()")
         told = "document.getElementById('stack-told').innerText"
         until("no stack", lambda: "stuck_query" in browser.run(told), 10)
+        browser.run(DEPLOYED)
         browser.size(1000, 620)
         take("status-page-stack")
         browser.run("document.getElementById('stack').close()")

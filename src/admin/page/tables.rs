@@ -29,7 +29,9 @@ fn table(
     html.raw(title)
         .raw("</h2><div class=\"scrolls\" role=\"region\" tabindex=\"0\" aria-labelledby=\"");
     html.raw(id)
-        .raw("\"><table><caption>")
+        .raw("\"><table class=\"of-")
+        .raw(id)
+        .raw("\"><caption>")
         .raw(caption)
         .raw("</caption><thead><tr>");
     for (class, heading) in headings {
