@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -279,6 +281,9 @@ def test_stacks_are_told_of_what_blocks_and_not_of_what_holds_the_interpreter(
             assert time.monotonic() - began < 3
             assert status == 504
             assert "its interpreter is held" in told["error"]
+            # It would not end by itself, nor let the gateway.
+            for pid in gateway.worker_pids():
+                os.kill(pid, signal.SIGKILL)
     # Asked by a person, it stands in nobody's log.
     assert "its thread:" not in gateway.log
 
