@@ -120,7 +120,7 @@ test-ship: archive image install wheel ## Archive, image, cargo install and whee
 
 .PHONY: walkthrough
 walkthrough: wheel ## docs/install.md on a fresh Debian, as it is written down; slow
-	@scripts/need mmdebstrap mmdebstrap=mmdebstrap
+	@scripts/need "bubblewrap and mmdebstrap" bwrap=bubblewrap mmdebstrap=mmdebstrap
 	$(PY) scripts/walkthrough.py dist/layby-$(VERSION)-py3-none-*linux*.whl
 
 .PHONY: test-e2e

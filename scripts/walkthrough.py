@@ -50,7 +50,9 @@ def inside(root: Path, script: str, *, network: bool) -> subprocess.Popen[str]:
     told = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith("PIP_") or name.lower().endswith("_proxy")
+        if name.lower().endswith("_proxy")
+        # A folder of wheels would be one of this machine's.
+        or (name.startswith("PIP_") and name != "PIP_FIND_LINKS")
     }
     told |= {"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     return subprocess.Popen(

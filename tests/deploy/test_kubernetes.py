@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -35,6 +38,13 @@ def built(folder: Path) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     return documents(done.stdout)
+
+
+def minor_version() -> int:
+    """Of kubectl, which brings its kustomize."""
+    command = ["kubectl", "version", "--client", "--output=json"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(re.sub(r"\D", "", json.loads(said)["clientVersion"]["minor"]))
 
 
 def only(kind: str, folder: Path = KUBERNETES) -> dict[str, Any]:
@@ -221,3 +231,21 @@ def test_the_autoscaler_goes_by_the_metric_that_the_adapter_makes() -> None:
     ]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     assert rule["seriesQuery"].startswith(rule["name"]["matches"] + "{")
+
+
+def test_an_overlay_as_the_page_shows_it_is_an_application_of_ones_own(tmp_path: Path) -> None:
+    page = (DEPLOY / "README.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(apiVersion: kustomize.*?)```", page, re.DOTALL)
+    if minor_version() < 21:
+        # Debian's kubectl has a kustomize from before folders could be resources.
+        shown = shown.replace("resources:", "bases:")
+    shutil.copytree(KUBERNETES, tmp_path / "layby" / "deploy" / "kubernetes")
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(shown)
+    (overlay / "layby.toml").write_text("slots.count = 4\n")
+    manifests = {manifest["kind"]: manifest for manifest in built(overlay)}
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    images = [each["image"] for each in (*pod["initContainers"], *pod["containers"])]
+    assert images == ["registry.example/shop:42", "registry.example/layby:0.1.0"]
+    assert manifests["ConfigMap"]["data"] == {"layby.toml": "slots.count = 4\n"}
