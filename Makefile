@@ -114,8 +114,8 @@ test-deploy: python postgresql prometheus deployers debug ## What is in deploy/,
 
 # Not among `make test`: they compile everything once more, and install whole systems.
 .PHONY: test-ship
-test-ship: archive image install wheel ## Archive, image, cargo install and wheel, each on a machine with nothing else; slow
-	@scripts/need "bubblewrap and mmdebstrap" bwrap=bubblewrap mmdebstrap=mmdebstrap
+test-ship: archive image ## Archive, image and cargo install, on machines with nothing else, as root; slow
+	@scripts/need "util-linux and binutils" unshare=util-linux readelf=binutils
 	cd tests/ship && $(PYTEST)
 
 .PHONY: walkthrough
