@@ -135,7 +135,7 @@ async fn the_status_tells_what_a_slot_does_and_what_parked_requests_wait_for() {
         .run()
         .await;
     let _worker = worker::new(1)
-        .holds("/quotes/held", Plan::get(&origin.url("/")))
+        .holds("/quotes/held", Plan::get(&origin.url("/")).held("mode", ""))
         .fetches("/quotes/parked", &origin.url("/?key=secret"))
         .run(&gateway)
         .await;
