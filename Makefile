@@ -124,7 +124,7 @@ walkthrough: wheel ## docs/install.md on a fresh Debian, as it is written down; 
 	$(PY) scripts/walkthrough.py dist/layby-$(VERSION)-py3-none-*linux*.whl
 
 .PHONY: test-e2e
-test-e2e: python postgresql prometheus slowhttptest node chromium debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus clients slowhttptest node chromium debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
 
@@ -135,6 +135,10 @@ screenshots: python postgresql chromium pngquant debug ## The pictures of the st
 .PHONY: drill
 drill: python postgresql release ## Break everything under load, check every request; DRILL="SIGKILL disk" for a part
 	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/run.py $(DRILL)
+
+.PHONY: alerts
+alerts: python postgresql prometheus clients release ## One fault for each alert, under load; writes what fired; ALERTS="Spool" for a part
+	@LAYBY_BINARY=$(abspath $(TARGET))/release/layby exec $(PY) tests/drill/alerts.py --write $(ALERTS)
 
 .PHONY: test-matrix
 test-matrix: ## The package with every supported Python, Django, asgiref and Flask; slow
@@ -170,7 +174,8 @@ check-python: python
 .PHONY: check-docs
 check-docs: python
 	@echo "== links between documents, and the site"
-	$(PYTEST) tests/docs/test_links.py tests/docs/test_site.py
+	$(PYTEST) tests/docs/test_links.py
+	$(MAKE) docs
 
 .PHONY: check-deps
 check-deps: $(DENY)-$(DENY_VERSION)

@@ -154,6 +154,13 @@ DASHBOARDS = [
         {
             "At a glance": [
                 Panel(
+                    "Gateways",
+                    "short",
+                    {"up": now("up")},
+                    "Those that answer Prometheus.",
+                    kind="stat",
+                ),
+                Panel(
                     "Requests",
                     "reqps",
                     {"requests": total("layby_requests_total")},
@@ -341,6 +348,24 @@ DASHBOARDS = [
                     "What did not stay in memory, of uploads and of answers to slow readers.",
                 ),
                 Panel(
+                    "Share of the spool in use",
+                    "percentunit",
+                    {
+                        "{{instance}}": now("layby_spool_bytes", "instance")
+                        + " / "
+                        + now("layby_spool_limit_bytes", "instance")
+                    },
+                    "Of spool_limit.",
+                ),
+                Panel(
+                    "Bodies that found no room",
+                    "ops",
+                    {"{{reason}}": total("layby_body_shortages_total", "reason")},
+                    "memory: it went to disk. spool_limit, disk: an upload was refused, an answer"
+                    " held back.",
+                    stacked=True,
+                ),
+                Panel(
                     "Answers that waited for their reader",
                     "ops",
                     {"backpressure": total("layby_answer_backpressure_total")},
@@ -348,6 +373,16 @@ DASHBOARDS = [
                 ),
             ],
             "The gateway": [
+                Panel(
+                    "Certificate",
+                    "s",
+                    {
+                        "{{instance}}": "min by (instance) "
+                        f"((layby_tls_certificate_expiry_seconds{{{CHOSEN}}} > 0) - time())"
+                    },
+                    "Until the first one ends. Empty without [tls].",
+                    kind="timeseries",
+                ),
                 Panel(
                     "CPU",
                     "percentunit",

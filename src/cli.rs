@@ -3,6 +3,9 @@
 //! Only the shape is judged here (unknown flags, too many arguments: exit 2, by clap). What
 //! the flags say is checked with all other sources of the configuration.
 
+#[cfg(test)]
+mod reference;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -57,6 +57,11 @@ pub const SPOOL_BYTES: Family = gauge(
     &[],
     "Bytes of request and response bodies held in spool files",
 );
+pub const SPOOL_LIMIT_BYTES: Family = gauge(
+    "layby_spool_limit_bytes",
+    &[],
+    "How many bytes of bodies spool files may hold: `spool_limit`",
+);
 pub const CONNECTIONS: Family = gauge(
     "layby_connections",
     &[of("state", ConnectionState::MEANINGS)],
@@ -246,6 +251,7 @@ pub const ALL: &[Family] = &[
     CONNECTIONS_REFUSED,
     IDLE_CONNECTIONS_CLOSED,
     SPOOL_BYTES,
+    SPOOL_LIMIT_BYTES,
     BODY_MEMORY_BYTES,
     BODY_SHORTAGES,
     REQUESTS,

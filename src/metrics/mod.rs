@@ -57,6 +57,7 @@ struct Series {
     upstream_queue_length: IntGaugeVec,
     waiting_in_place: IntGauge,
     spool_bytes: IntGauge,
+    spool_limit_bytes: IntGauge,
     body_memory_bytes: IntGauge,
     connections: PerLabel<ConnectionState, IntGauge>,
     connections_refused: PerLabel<TurnedAway, IntCounter>,
@@ -136,6 +137,7 @@ impl Metrics {
             upstream_queue_length: families::UPSTREAM_QUEUE_LENGTH.int_gauges(&registry),
             waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
             spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
+            spool_limit_bytes: families::SPOOL_LIMIT_BYTES.int_gauge(&registry),
             body_memory_bytes: families::BODY_MEMORY_BYTES.int_gauge(&registry),
             body_shortages: families::BODY_SHORTAGES.per_label(&registry),
             requests: Requests::new(&registry),
@@ -225,6 +227,12 @@ impl Metrics {
     /// What bodies hold on disk. Whoever holds it counts.
     pub fn spool_bytes(&self) -> IntGauge {
         self.0.spool_bytes.clone()
+    }
+
+    /// What they may hold there.
+    pub fn spool_limit(&self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.0.spool_limit_bytes.set(bytes);
     }
 
     /// What bodies hold in memory.

@@ -87,6 +87,7 @@ impl Spool {
     pub fn set(&self, bodies: &Bodies) {
         self.0.memory.set(bodies.memory_limit);
         self.0.disk.set(bodies.spool_limit);
+        self.0.metrics.spool_limit(bodies.spool_limit);
         self.0.answer.store(bodies.answer_spool, Relaxed);
     }
 

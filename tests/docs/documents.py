@@ -13,7 +13,8 @@ BINARY = Path(os.environ.get("LAYBY_BINARY", REPOSITORY / "target" / "debug" / "
 
 # Written from the code, and tested there.
 GENERATED = {
-    REPOSITORY / "docs" / name for name in ("configuration.md", "metrics.md", "python-api.md")
+    REPOSITORY / "docs" / name
+    for name in ("commands.md", "configuration.md", "metrics.md", "python-api.md")
 }
 
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -105,7 +105,7 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
 )
 def test_a_page_has_the_lists_of_its_document(document: Path, site: Path) -> None:
     """Dialects of Markdown differ in where a list begins."""
-    written = re.findall(r"^ *(?:[-*]|\d\.) ", prose(document), re.MULTILINE)
+    written = re.findall(r"^ *(?:[-*]|\d\d?\.) ", prose(document), re.MULTILINE)
     assert Seen(page_of(document, site).read_text()).points == len(written)
 
 

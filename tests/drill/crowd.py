@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import quote
@@ -70,6 +70,8 @@ class Crowd:
         *,
         clients: int,
         leavers: float = 0.0,
+        pause: float = 0.0,
+        mix: Mapping[Kind, int] = MIX,
     ) -> None:
         self.prefix = prefix
         self.address = address
@@ -77,6 +79,9 @@ class Crowd:
         self.dice = dice
         self.clients = clients
         self.leavers = leavers
+        # Seconds between two requests of a client.
+        self.pause = pause
+        self.mix = mix
         self.attempts: list[Attempt] = []
         self.refused = 0
         self.over = False
@@ -121,13 +126,14 @@ class Crowd:
             await self.make(attempt, connection, used=used)
             assert not connection.surplus, (attempt, bytes(connection.surplus[:500]))
             used = True
+            await asyncio.sleep(self.pause)
             if attempt.answer and attempt.answer.header("connection") == "close":
                 connection.close()
         if connection is not None:
             connection.close()
 
     def next(self) -> Attempt:
-        (kind,) = self.dice.choices(list(MIX), list(MIX.values()))
+        (kind,) = self.dice.choices(list(self.mix), list(self.mix.values()))
         leaves = self.dice.random() < self.leavers
         attempt = Attempt(
             reference=f"{self.prefix}{next(self.numbers)}",

@@ -101,7 +101,7 @@ class World:
 
 
 @contextmanager
-def world() -> Iterator[World]:
+def world(*, gateway: bool = True) -> Iterator[World]:
     # Inherited by all: floods need many.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -127,8 +127,9 @@ def world() -> Iterator[World]:
         # PostgreSQL itself refuses one more; sampling could miss it.
         shop.allow_connections(SLOTS)
         made = World(folder, spool, small_disk, postgres, stub, shop)
-        made.start_gateway()
-        stack.callback(lambda: made.gateway.end())
+        if gateway:
+            made.start_gateway()
+            stack.callback(lambda: made.gateway.end())
         yield made
 
 
