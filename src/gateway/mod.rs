@@ -54,6 +54,9 @@ const FILE_THREADS: usize = 4;
 /// What is left of the drain's time for answers to requests that are shed at its end.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
+/// How long workers may take to end after a clean drain.
+const LAST_WORKERS: Duration = Duration::from_secs(5);
+
 /// Tunnels that are told to end do so within this time.
 const TUNNEL_ENDS: Duration = Duration::from_millis(100);
 
@@ -600,14 +603,15 @@ impl Gateway {
             let _ = tokio::time::timeout(LAST_ANSWERS, self.listeners.finished()).await;
         }
         self.hub.drain();
-        if let Some(supervisor) = self.supervisor {
-            supervisor
-                .stop(if clean {
-                    Duration::from_secs(5)
-                } else {
-                    Duration::ZERO
-                })
-                .await;
+        let patience = if clean { LAST_WORKERS } else { Duration::ZERO };
+        match self.supervisor {
+            Some(supervisor) => supervisor.stop(patience).await,
+            None => {
+                // Workers that somebody else has started, and may start again at once: those that are here
+                // are to hear that this is a drain and no crash, and no more are let in.
+                self.stop_link.cancel();
+                let _ = tokio::time::timeout(patience, self.hub.empty()).await;
+            }
         }
         self.stop_link.cancel();
         self.outbound

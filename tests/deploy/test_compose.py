@@ -343,3 +343,5 @@ def test_a_stop_in_the_order_of_the_dependencies_loses_nobody(machine: Machine) 
     assert machine.gateway.wait(30) == 0
     buying.join(30)
     assert [answer["status"] for answer in answers] == ["paid"]
+    # It has ended by itself, in peace: its gateway is gone.
+    assert machine.workers.wait(10) == 0, machine.workers.tail()

@@ -759,6 +759,20 @@ impl Hub {
             .find(|process| process.token == token)
     }
 
+    /// Resolves when no process is left. Cancel safe.
+    pub async fn empty(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed, also one before the await.
+            changed.as_mut().enable();
+            if self.books().members.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Resolves when processes or slots have changed. Cancel safe.
     pub async fn changed(&self) {
         self.changed.notified().await;
