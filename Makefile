@@ -68,7 +68,7 @@ image: static ## The image of the gateway, in dist/, for docker load; no daemon 
 
 # Not for everything: the gateway warns of LAYBY_* variables that it does not know.
 test-rust: export LAYBY_TEST_PYTHON := $(CURDIR)/$(PY)
-test-docs test-e2e test-deploy: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
+test-docs test-e2e test-deploy screenshots: export LAYBY_BINARY := $(abspath $(TARGET))/debug/layby
 
 .PHONY: test
 test: test-rust test-python test-django test-package test-examples test-docs test-deploy test-e2e ## Every test
@@ -124,9 +124,13 @@ walkthrough: wheel ## docs/install.md on a fresh Debian, as it is written down; 
 	$(PY) scripts/walkthrough.py dist/layby-$(VERSION)-py3-none-*linux*.whl
 
 .PHONY: test-e2e
-test-e2e: python postgresql prometheus clients slowhttptest node debug ## The real binary with real Django on real PostgreSQL
+test-e2e: python postgresql prometheus clients slowhttptest node chromium debug ## The real binary with real Django on real PostgreSQL
 	@echo "== end to end"
 	cd tests/e2e && $(PYTEST)
+
+.PHONY: screenshots
+screenshots: python postgresql chromium pngquant debug ## The pictures of the status page in docs/images, taken anew
+	cd tests/e2e && $(PYTEST) screenshots.py
 
 .PHONY: drill
 drill: python postgresql release ## Break everything under load, check every request; DRILL="SIGKILL disk" for a part
@@ -188,7 +192,7 @@ python:
 postgresql:
 	@scripts/need-postgresql
 
-.PHONY: prometheus clients node slowhttptest proxies deployers
+.PHONY: prometheus clients node slowhttptest proxies deployers chromium pngquant
 prometheus:
 	@scripts/need "Prometheus and promtool" prometheus=prometheus promtool=prometheus
 clients: # Second opinions on TLS and HTTP/2.
@@ -200,6 +204,10 @@ deployers:
 		docker-compose=docker-compose kubectl=kubernetes-client openssl=openssl
 slowhttptest:
 	@scripts/need slowhttptest slowhttptest=slowhttptest
+pngquant:
+	@scripts/need "pngquant, to make pictures small" pngquant=pngquant
+chromium:
+	@scripts/need "Chromium, to look at the status page" chromium=chromium
 proxies: # For `make bench` alone.
 	@scripts/need "nginx and haproxy, to measure against" nginx=nginx haproxy=haproxy
 

@@ -141,7 +141,6 @@ fn entries(log: &AccessLog, style: Option<Style>) {
                 sent: 12_345,
                 whole: true,
                 why: None,
-                route: None,
             };
             log.add(style, &ended);
         }

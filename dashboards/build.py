@@ -72,6 +72,8 @@ def utilisation() -> str:
     return f"{total('layby_slot_busy_seconds_sum')} / {now('layby_slots')}"
 
 
+HASHES = f'count_values("hash", layby_config_hash{{{CHOSEN}}})'
+REFUSED = f"count(layby_config_last_reload_successful{{{CHOSEN}}} == 0)"
 ERRORS = total("layby_requests_total", more='class="5xx"')
 REQUESTS = Panel(
     "Requests by class of status",
@@ -98,6 +100,18 @@ UTILISATION = Panel(
     "percentunit",
     {"in use": utilisation()},
     "The share of their time that slots work. Above 0.8, requests begin to wait.",
+)
+PHASES = Panel(
+    "Where the time of a request goes",
+    "s",
+    {
+        "{{phase}}": total("layby_request_phase_seconds_sum", "phase")
+        + " / ignoring(phase) group_left() "
+        + total("layby_request_seconds_count")
+    },
+    "Its mean time, by what it did meanwhile. queue and resume are waits for slots, run is "
+    "blocking code, park is other services, body and answer are the client's connection.",
+    stacked=True,
 )
 QUEUE = Panel(
     "Queue",
@@ -180,7 +194,7 @@ DASHBOARDS = [
                     bad=1,
                 ),
             ],
-            "Clients": [REQUESTS, LATENCY],
+            "Clients": [REQUESTS, LATENCY, PHASES],
             "Threads": [SLOTS, QUEUE_WAIT, SHED],
             "Services": [PARKED, FETCHES],
         },
@@ -204,6 +218,28 @@ DASHBOARDS = [
                     "ops",
                     {"steps": total("layby_slot_busy_seconds_count")},
                     "A request that parks once has two.",
+                ),
+            ],
+            "Phases of a request": [
+                Panel(
+                    "95th percentile by phase",
+                    "s",
+                    {
+                        "{{phase}}": "histogram_quantile(0.95, "
+                        + total("layby_request_phase_seconds_bucket", "phase, le")
+                        + ")"
+                    },
+                    "Of the requests that had the phase, all their stays in it together.",
+                ),
+                Panel(
+                    "Requests that had the phase",
+                    "percentunit",
+                    {
+                        "{{phase}}": total("layby_request_phase_seconds_count", "phase")
+                        + " / ignoring(phase) group_left() "
+                        + total("layby_request_seconds_count")
+                    },
+                    "The share of requests with a body, in a queue, parked, …",
                 ),
             ],
             "Waits in place": [
@@ -368,6 +404,34 @@ DASHBOARDS = [
                         + now("process_max_fds", "instance")
                     },
                     "Of those that it may have.",
+                ),
+            ],
+            "Configuration": [
+                Panel(
+                    "Different configurations",
+                    "short",
+                    {
+                        "configurations": f"count({HASHES})",
+                    },
+                    "Among the chosen replicas: more than one for long means that some were not "
+                    "reloaded or restarted.",
+                    kind="stat",
+                    bad=2,
+                ),
+                Panel(
+                    "Reloads refused",
+                    "short",
+                    {"refused": f"{REFUSED} or vector(0)"},
+                    "Replicas that still have an older configuration than their file.",
+                    kind="stat",
+                    bad=1,
+                ),
+                Panel(
+                    "Versions",
+                    "short",
+                    {"{{version}}": f"count by (version) (layby_build_info{{{CHOSEN}}})"},
+                    "How many replicas run which.",
+                    kind="stat",
                 ),
             ],
         },

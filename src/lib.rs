@@ -20,6 +20,7 @@ pub mod message;
 pub mod metrics;
 pub mod outbound;
 pub mod plan;
+pub mod recent;
 pub mod record;
 pub mod slots;
 pub mod spans;

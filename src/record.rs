@@ -7,12 +7,14 @@
 use std::hash::BuildHasher;
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::HeaderValue;
 
+use crate::metrics::LabelSet as _;
+pub use crate::metrics::Stage;
 use crate::slots::SlotId;
 use crate::spans::{Marker, Traced};
 use crate::trace::Trace;
@@ -20,26 +22,20 @@ use crate::trace::Trace;
 /// Longest id that is taken over from a proxy.
 const LONGEST_ID: usize = 128;
 
+/// So many stays in stages are kept one by one: enough for four parks. Of later ones only the sums are.
+const MOST_STAYS: usize = 16;
+
 /// What a request is called: in its headers, in the log, in what the client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Id(HeaderValue);
 
-/// Where a request is, from its client's point of view.
+/// One stay of a request in a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Its body is on the way. → Queue, Answer
-    Body,
-    /// It waits for its first slot. → Run, Answer
-    Queue,
-    /// It has a slot, and may wait in place there. → Park, Answer
-    Run,
-    /// It waits without a slot. → Resume, Answer
-    Park,
-    /// It waits for a slot to go on. → Run, Answer
-    Resume,
-    /// The head of its answer is made. What the application does for it from here on is no wait for
-    /// its beginning: the stage is the last.
-    Answer,
+pub struct Stay {
+    pub stage: Stage,
+    /// Since the request's arrival.
+    pub begins: Duration,
+    pub lasts: Duration,
 }
 
 /// The time spent in each stage, and what there is to say of the stages.
@@ -62,8 +58,9 @@ pub struct Course {
 pub struct Record {
     pub id: Id,
     pub trace: Option<Trace>,
-    /// None if nobody will ask: reading the clock at every turn is most of what a record costs.
-    now: Option<Mutex<Now>>,
+    arrived: Instant,
+    route: OnceLock<Arc<str>>,
+    now: Mutex<Now>,
     /// None if it is not traced.
     spans: Option<Mutex<Traced>>,
 }
@@ -73,6 +70,16 @@ struct Now {
     stage: Stage,
     since: Instant,
     course: Course,
+    begun: Begun,
+}
+
+/// Stages in the order in which they began, and when, in microseconds since the arrival.
+#[derive(Debug)]
+struct Begun {
+    count: usize,
+    /// When those began that there was no room for.
+    rest: Option<u32>,
+    stays: [(Stage, u32); MOST_STAYS],
 }
 
 impl Record {
@@ -87,53 +94,55 @@ impl Record {
         arrived: Instant,
         spans: Option<Traced>,
     ) -> Arc<Self> {
-        let now = Some(Mutex::new(Now {
+        let now = Mutex::new(Now {
             stage: Stage::Body,
             since: arrived,
             course: Course::default(),
-        }));
+            begun: Begun {
+                count: 1,
+                rest: None,
+                stays: [(Stage::Body, 0); MOST_STAYS],
+            },
+        });
         Arc::new(Self {
             id,
             trace,
+            arrived,
+            route: OnceLock::new(),
             now,
             spans: spans.map(Mutex::new),
         })
     }
 
-    /// One whose course is not kept.
-    pub fn untimed(id: Id, trace: Option<Trace>) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            trace,
-            now: None,
-            spans: None,
-        })
+    /// It goes by the rules of this route.
+    pub fn takes(&self, route: &Arc<str>) {
+        // A request takes one route, once.
+        let _ = self.route.set(Arc::clone(route));
+        self.tell(|spans| spans.takes(route));
+    }
+
+    pub fn route(&self) -> Option<&Arc<str>> {
+        self.route.get()
     }
 
     /// The request is in this stage from now on.
     pub fn enters(&self, stage: Stage) {
-        if let Some(mut now) = self.now() {
-            let at = Instant::now();
-            now.enters(stage, at);
-            self.tell(|spans| spans.enters(stage, at));
-        }
+        let at = Instant::now();
+        self.enters_at(stage, at);
+        self.tell(|spans| spans.enters(stage, at));
     }
 
     /// A slot has taken it.
     pub fn runs(&self, slot: SlotId, pid: u32, since: Instant) {
-        if let Some(mut now) = self.now() {
-            now.course.slot = Some((slot, pid));
-            now.enters(Stage::Run, since);
-            self.tell(|spans| spans.runs(slot, pid, since));
-        }
+        self.now().course.slot = Some((slot, pid));
+        self.enters_at(Stage::Run, since);
+        self.tell(|spans| spans.runs(slot, pid, since));
     }
 
     /// So many bytes of its body have come.
     pub fn received(&self, bytes: usize) {
-        if let Some(mut now) = self.now() {
-            now.course.received += bytes as u64;
-            self.tell(|spans| spans.received(bytes));
-        }
+        self.now().course.received += bytes as u64;
+        self.tell(|spans| spans.received(bytes));
     }
 
     /// The record, if its request is traced.
@@ -159,38 +168,103 @@ impl Record {
         Some(marker)
     }
 
-    /// How it went until now, as far as that is kept.
+    /// How it went until now.
     pub fn course(&self, until: Instant) -> Course {
-        let Some(mut now) = self.now() else {
-            return Course::default();
-        };
-        let stage = now.stage;
-        now.enters(stage, until);
-        now.course
+        let now = self.now();
+        let mut course = now.course;
+        *course.of(now.stage) += until.saturating_duration_since(now.since);
+        course
     }
 
-    fn now(&self) -> Option<MutexGuard<'_, Now>> {
-        let now = self.now.as_ref()?;
-        Some(now.lock().expect("no code that holds this lock panics"))
+    /// Its stays in stages until now, one after the other; the first ones, if it had many.
+    pub fn stays(&self, until: Instant) -> Vec<Stay> {
+        let now = self.now();
+        let begun = &now.begun;
+        let since_arrival = |micros: u32| Duration::from_micros(micros.into());
+        let end = match begun.rest {
+            Some(rest) => since_arrival(rest),
+            None => until.saturating_duration_since(self.arrived),
+        };
+        let kept = &begun.stays[..begun.count];
+        let ends = kept[1..].iter().map(|(_, begins)| since_arrival(*begins));
+        let stay = |(&(stage, begins), ends): (&(Stage, u32), Duration)| {
+            let begins = since_arrival(begins);
+            Stay {
+                stage,
+                begins,
+                lasts: ends.saturating_sub(begins),
+            }
+        };
+        kept.iter().zip(ends.chain([end])).map(stay).collect()
+    }
+
+    fn enters_at(&self, stage: Stage, at: Instant) {
+        let mut now = self.now();
+        let before = now.stage;
+        now.enters(stage, at);
+        if now.stage != before {
+            let since = at.saturating_duration_since(self.arrived).as_micros();
+            let stage = now.stage;
+            now.begun
+                .add(stage, u32::try_from(since).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+}
+
+impl Begun {
+    fn add(&mut self, stage: Stage, at: u32) {
+        match self.stays.get_mut(self.count) {
+            Some(place) => {
+                *place = (stage, at);
+                self.count += 1;
+            }
+            None => {
+                self.rest.get_or_insert(at);
+            }
+        }
+    }
+}
+
+impl Course {
+    /// The stages that it had, with the time spent in each. All arrive with a head, so the body's stage
+    /// counts only if there was a body.
+    pub fn spent(&self) -> impl Iterator<Item = (Stage, Duration)> {
+        let mut course = *self;
+        if course.received == 0 {
+            course.body = Duration::ZERO;
+        }
+        let stages = Stage::ALL
+            .iter()
+            .map(move |&stage| (stage, *course.of(stage)));
+        stages.filter(|(_, time)| !time.is_zero())
+    }
+
+    /// The time spent in this stage.
+    fn of(&mut self, stage: Stage) -> &mut Duration {
+        match stage {
+            Stage::Body => &mut self.body,
+            Stage::Queue => &mut self.queue,
+            Stage::Run => &mut self.run,
+            Stage::Park => &mut self.park,
+            Stage::Resume => &mut self.resume,
+            Stage::Answer => &mut self.answer,
+        }
     }
 }
 
 impl Now {
     fn enters(&mut self, stage: Stage, at: Instant) {
-        let course = &mut self.course;
-        let spent = match self.stage {
-            Stage::Body => &mut course.body,
-            Stage::Queue => &mut course.queue,
-            Stage::Run => &mut course.run,
-            Stage::Park => &mut course.park,
-            Stage::Resume => &mut course.resume,
-            Stage::Answer => &mut course.answer,
-        };
-        *spent += at.saturating_duration_since(self.since);
+        *self.course.of(self.stage) += at.saturating_duration_since(self.since);
         self.since = at;
         if self.stage != Stage::Answer {
             self.stage = stage;
-            course.parks += u32::from(stage == Stage::Park);
+            self.course.parks += u32::from(stage == Stage::Park);
         }
     }
 }
@@ -307,7 +381,7 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let ms = Duration::from_millis;
         let record = Record::new(Id::new(), None, start);
-        let enters = |stage, at| record.now().expect("it is timed").enters(stage, at);
+        let enters = |stage, at| record.enters_at(stage, at);
         record.received(10);
         record.received(5);
         enters(Stage::Queue, at(1));
@@ -335,9 +409,68 @@ mod tests {
         };
         assert_eq!(record.course(at(100)), expected);
 
-        let untimed = Record::untimed(Id::new(), None);
-        untimed.runs(SlotId(3), 77, at(3));
-        untimed.received(10);
-        assert_eq!(untimed.course(at(100)), Course::default());
+        let stays: Vec<(Stage, u64, u64)> = record
+            .stays(at(100))
+            .iter()
+            .map(|stay| {
+                (
+                    stay.stage,
+                    stay.begins.as_millis() as u64,
+                    stay.lasts.as_millis() as u64,
+                )
+            })
+            .collect();
+        assert_eq!(
+            stays,
+            [
+                (Stage::Body, 0, 1),
+                (Stage::Queue, 1, 2),
+                (Stage::Run, 3, 4),
+                (Stage::Park, 7, 8),
+                (Stage::Resume, 15, 16),
+                (Stage::Run, 31, 32),
+                (Stage::Park, 63, 0),
+                (Stage::Resume, 63, 0),
+                (Stage::Run, 63, 1),
+                (Stage::Answer, 64, 36),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_looked_at_while_parked_is_parked_once() {
+        let start = Instant::now();
+        let record = Record::new(Id::new(), None, start);
+        record.enters_at(Stage::Park, start);
+        let later = start + Duration::from_secs(1);
+        for _ in 0..3 {
+            let course = record.course(later);
+            assert_eq!((course.parks, course.park), (1, Duration::from_secs(1)));
+        }
+    }
+
+    #[test]
+    fn of_many_stays_the_first_are_kept_and_all_are_summed() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let record = Record::new(Id::new(), None, start);
+        for turn in 0..100 {
+            record.enters_at(Stage::Run, at(2 * turn + 1));
+            record.enters_at(Stage::Park, at(2 * turn + 2));
+        }
+        let stays = record.stays(at(1000));
+        assert_eq!(stays.len(), MOST_STAYS);
+        let last = stays[MOST_STAYS - 1];
+        assert_eq!(
+            (last.stage, last.begins, last.lasts),
+            (
+                Stage::Run,
+                Duration::from_millis(15),
+                Duration::from_millis(1)
+            )
+        );
+        let course = record.course(at(1000));
+        assert_eq!(course.run, Duration::from_millis(100));
+        assert_eq!(course.parks, 100);
     }
 }

@@ -6,16 +6,19 @@
 //! time to send a head, the life of a connection; only GET and HEAD are answered.
 
 mod host;
+mod page;
 mod pages;
+mod stacks;
 mod status;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -24,15 +27,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::descriptors::{Spare, is_shortage};
 use crate::metrics::Metrics;
+use crate::recent::{Recent, SAMPLE};
 use pages::Sources;
 
 pub use status::{
-    Board, Job, Parked, Process, Queue, Readiness, ShownPath, Slot, SlotState, Slots, Status,
-    Upstream, WaitsInPlace,
+    Board, Job, Parked, Process, Queue, Readiness, Slot, SlotState, Slots, Status, Upstream,
+    WaitsFor, WaitsInPlace,
 };
 
 const LIMITS: Limits = Limits {
@@ -66,6 +71,10 @@ pub struct Admin {
     thread: JoinHandle<()>,
 }
 
+/// Who asks: the other end of the connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer(IpAddr);
+
 /// What the clients of one listener can hold.
 #[derive(Clone, Copy)]
 struct Limits {
@@ -85,8 +94,9 @@ impl Admin {
         probes: Option<SocketAddr>,
         board: Arc<dyn Board>,
         metrics: Metrics,
+        recent: Recent,
     ) -> io::Result<Self> {
-        Self::start_with(LIMITS, addr, probes, board, metrics)
+        Self::start_with(LIMITS, addr, probes, board, metrics, recent)
     }
 
     fn start_with(
@@ -95,10 +105,13 @@ impl Admin {
         probes: Option<SocketAddr>,
         board: Arc<dyn Board>,
         metrics: Metrics,
+        recent: Recent,
     ) -> io::Result<Self> {
+        let sampled = (recent.clone(), Arc::clone(&board));
         let sources = Sources {
             board,
             metrics,
+            recent,
             started: Instant::now(),
         };
         let (listener, addr) = bind("admin", addr)?;
@@ -117,7 +130,14 @@ impl Admin {
         let stopped = stop.clone();
         let thread = thread::Builder::new()
             .name("layby-admin".to_owned())
-            .spawn(move || runtime.block_on(serve_all(served, limits, stopped)))?;
+            .spawn(move || {
+                let (recent, board) = sampled;
+                runtime.block_on(async {
+                    // Ends with the runtime.
+                    tokio::spawn(sample(recent, board));
+                    serve_all(served, limits, stopped).await;
+                });
+            })?;
         Ok(Self {
             addr,
             probes_addr,
@@ -151,6 +171,17 @@ fn bind(name: &str, addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
         Ok((listener, addr))
     });
     bound.map_err(|e| io::Error::new(e.kind(), format!("{name} listener on {addr}: {e}")))
+}
+
+/// Keeps what the plots show, for ever.
+async fn sample(recent: Recent, board: Arc<dyn Board>) {
+    let mut ticks = tokio::time::interval(SAMPLE);
+    // The first tick is at once, and there is nothing to sample yet.
+    ticks.tick().await;
+    loop {
+        let now = ticks.tick().await;
+        recent.sample(board.levels(), now.into_std());
+    }
 }
 
 async fn serve_all(served: Vec<(TcpListener, Router)>, limits: Limits, stop: CancellationToken) {
@@ -213,11 +244,18 @@ async fn accept(
 
 /// One connection, to its end.
 async fn converse(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
+    let Ok(peer) = stream.peer_addr() else {
+        return; // It has left already.
+    };
+    let service = router.map_request(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer.ip()));
+        request
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -244,9 +282,12 @@ mod tests {
     use std::net::TcpStream;
     use std::sync::Mutex;
 
+    use futures_util::future::{self, BoxFuture};
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::recent::{Levels, ShownPath};
+    use crate::workers::link::{Call, NoStacks, Stacks};
 
     struct Desk(Mutex<Readiness>);
 
@@ -266,12 +307,14 @@ mod tests {
                     list: vec![Slot {
                         slot: 0,
                         process: Some(1),
-                        state: SlotState::WaitingInPlace,
+                        state: SlotState::Busy,
                         job: Some(Job {
                             request: 71,
                             request_id: "a1b2".to_owned(),
                             method: "POST".to_owned(),
-                            path: ShownPath::new("/checkout?card=4111"),
+                            path: ShownPath::new("/checkout/<script>\"'&?card=4111"),
+                            route: None,
+                            phase: "wait_in_place",
                             seconds: 0.25,
                         }),
                     }],
@@ -283,10 +326,37 @@ mod tests {
                 parked: Parked {
                     requests: 4,
                     limit: 10_000,
+                    waits_for: vec![],
                 },
                 processes: vec![],
                 upstreams: vec![],
                 waits_in_place: vec![],
+            }
+        }
+
+        fn levels(&self) -> Levels {
+            Levels::default()
+        }
+
+        fn stacks(&self, slot: u16) -> Result<BoxFuture<'static, Option<Stacks>>, NoStacks> {
+            let call = |file: &str, function: &str| Call {
+                file: file.to_owned(),
+                line: 88,
+                function: function.to_owned(),
+            };
+            let stack = vec![
+                call("/srv/layby/_slot.py", "Slot.run"),
+                call("/srv/shop/<views>.py", "checkout"),
+            ];
+            match slot {
+                0 => Ok(Box::pin(future::ready(Some(Stacks {
+                    thread: Some(stack),
+                    parked: vec![],
+                })))),
+                // Its interpreter is held.
+                1 => Ok(Box::pin(future::pending())),
+                2 => Err(NoStacks::Http),
+                _ => Err(NoStacks::NoSlot),
             }
         }
     }
@@ -301,8 +371,16 @@ mod tests {
 
     fn started(board: Arc<Desk>, limits: Limits) -> Admin {
         let probes = Some(free_port());
-        Admin::start_with(limits, free_port(), probes, board, Metrics::new(&[]))
-            .expect("loopback ports are free")
+        let recent = Recent::new(Instant::now());
+        Admin::start_with(
+            limits,
+            free_port(),
+            probes,
+            board,
+            Metrics::new(&[]),
+            recent,
+        )
+        .expect("loopback ports are free")
     }
 
     fn probes(admin: &Admin) -> SocketAddr {
@@ -367,11 +445,116 @@ mod tests {
         assert_eq!(
             page["slots"]["list"][0],
             json!({
-                "slot": 0, "process": 1, "state": "waiting_in_place",
-                "job": {"request": 71, "request_id": "a1b2", "method": "POST", "path": "/checkout", "seconds": 0.25},
+                "slot": 0, "process": 1, "state": "busy",
+                "job": {
+                    "request": 71, "request_id": "a1b2", "method": "POST", "path": "/checkout/<script>\"'&",
+                    "route": null, "phase": "wait_in_place", "seconds": 0.25
+                },
             })
         );
         assert_eq!(page["queue"], json!({"length": 3, "limit": 1000}));
+    }
+
+    #[test]
+    fn the_page_is_whole_without_a_script_and_shows_paths_as_text() {
+        let admin = started(desk(), LIMITS);
+        let (status, page) = get(admin.addr(), "/");
+        assert_eq!(status, 200);
+        let (head, page) = page.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(
+            head.contains("content-security-policy: default-src 'none'; "),
+            "{head}"
+        );
+        assert!(
+            head.contains("content-type: text/html; charset=utf-8"),
+            "{head}"
+        );
+        let path = "/checkout/&lt;script&gt;&quot;&#39;&amp;</span>";
+        assert!(page.contains(path), "{page}");
+        assert!(!page.contains("4111") && !page.contains("/checkout/<script>"));
+        assert!(
+            page.contains("waits in place") && page.contains("250 ms"),
+            "{page}"
+        );
+        assert!(page.contains("<table class=\"of-slots\">"), "{page}");
+        // What the policy forbids is not there.
+        for forbidden in [
+            "<style",
+            " style=",
+            "onclick",
+            "javascript:",
+            "http:",
+            "https:",
+        ] {
+            assert!(!page.contains(forbidden), "{forbidden} in {page}");
+        }
+        for asset in ["page.css", "page.js", "icon.svg"] {
+            let path = format!("/assets/{asset}");
+            assert!(page.contains(&path), "{path}");
+            assert_eq!(get(admin.addr(), &path).0, 200, "{path}");
+            assert_eq!(get(probes(&admin), &path).0, 404, "{path}");
+        }
+        assert_eq!(get(probes(&admin), "/").0, 404);
+    }
+
+    #[test]
+    fn a_stack_is_told_as_a_page_and_as_json() {
+        let admin = started(desk(), LIMITS);
+        let (status, page) = get(admin.addr(), "/slots/0/stack");
+        assert_eq!(status, 200);
+        let inner = page
+            .find("/srv/shop/&lt;views&gt;.py:88")
+            .expect("its file");
+        let outer = page.find("Slot.run").expect("its caller");
+        assert!(inner < outer, "the innermost call comes first");
+        let (status, answer) = get(admin.addr(), "/api/slots/0/stack");
+        assert_eq!(status, 200);
+        assert!(
+            answer.contains(r#"{"file":"/srv/shop/<views>.py","line":88,"function":"checkout"}"#)
+        );
+
+        for (slot, expected, why) in [
+            ("2", 501, "HTTP server"),
+            ("7", 404, "no such slot"),
+            ("x", 400, "Invalid URL"),
+            ("70000", 400, "Invalid URL"),
+        ] {
+            for path in [
+                format!("/slots/{slot}/stack"),
+                format!("/api/slots/{slot}/stack"),
+            ] {
+                let (status, answer) = get(admin.addr(), &path);
+                assert_eq!(status, expected, "{path}");
+                assert!(answer.contains(why), "{answer}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_that_does_not_tell_its_stack_is_given_up_soon() {
+        let admin = started(desk(), LIMITS);
+        let began = Instant::now();
+        let (status, answer) = get(admin.addr(), "/api/slots/1/stack");
+        assert_eq!(status, 504);
+        assert!(answer.contains("interpreter is held"), "{answer}");
+        assert!((1.9..4.0).contains(&began.elapsed().as_secs_f64()));
+    }
+
+    #[test]
+    fn stacks_are_not_for_pages_of_others_nor_for_scrapers() {
+        let admin = started(desk(), LIMITS);
+        let asked_by = |site: &str| {
+            let headers = format!("localhost\r\nSec-Fetch-Site: {site}");
+            ask(admin.addr(), "GET", "/slots/0/stack", &headers).0
+        };
+        assert_eq!((asked_by("same-origin"), asked_by("none")), (200, 200));
+        assert_eq!((asked_by("cross-site"), asked_by("same-site")), (403, 403));
+        assert_eq!(
+            ask(admin.addr(), "GET", "/slots/0/stack", "evil.example").0,
+            421
+        );
+        assert_eq!(get(probes(&admin), "/slots/0/stack").0, 404);
+        assert_eq!(get(probes(&admin), "/api/slots/0/stack").0, 404);
     }
 
     #[test]
@@ -405,7 +588,9 @@ mod tests {
         let taken = TcpListener::bind(free_port()).expect("a free port");
         let addr = taken.local_addr().expect("it is bound");
         let metrics = Metrics::new(&[]);
-        let error = Admin::start(free_port(), Some(addr), desk(), metrics).expect_err("taken");
+        let recent = Recent::new(Instant::now());
+        let started = Admin::start(free_port(), Some(addr), desk(), metrics, recent);
+        let error = started.expect_err("taken");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         assert!(
             error

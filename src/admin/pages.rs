@@ -12,44 +12,61 @@ use axum::{Json, Router};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use super::host;
-use super::status::{Board, Readiness, Status};
+use super::status::{Board, History, Readiness, SlowRequest, Status};
+use super::{host, page, stacks};
 use crate::metrics::{self, Metrics};
-
-const INDEX: &str = "\
-layby, admin listener
-
-/metrics      Prometheus metrics
-/livez        200 while the gateway runs
-/readyz       200 while requests should be sent here, else 503 and why
-/api/status   slots, queue, parked requests and worker processes, as JSON
-";
+use crate::recent::Recent;
 
 /// What the pages are made from.
 #[derive(Clone)]
 pub struct Sources {
     pub board: Arc<dyn Board>,
     pub metrics: Metrics,
+    pub recent: Recent,
     pub started: Instant,
 }
 
-/// `/api/status`. What is in front is known here, so the board cannot contradict `/readyz`.
+/// `/api/status`, and what the page for people is made of. What is in front is known here, so the board cannot
+/// contradict `/readyz`.
 #[derive(Serialize)]
-struct StatusPage {
-    version: &'static str,
-    uptime_seconds: f64,
-    ready: bool,
+pub struct Overview {
+    pub version: &'static str,
+    pub uptime_seconds: f64,
+    pub ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    not_ready_because: Option<String>,
+    pub not_ready_because: Option<String>,
     #[serde(flatten)]
-    status: Status,
+    pub status: Status,
+    pub slow_requests: Vec<SlowRequest>,
+    pub history: History,
+}
+
+impl Sources {
+    pub fn overview(&self) -> Overview {
+        let not_ready_because = match self.board.readiness() {
+            Readiness::Ready => None,
+            Readiness::NotReady(why) => Some(why),
+        };
+        let now = Instant::now();
+        let slowest = self.recent.slowest(now).into_iter();
+        Overview {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            ready: not_ready_because.is_none(),
+            not_ready_because,
+            status: self.board.status(),
+            slow_requests: slowest.map(|slow| SlowRequest::of(slow, now)).collect(),
+            history: History::of(&self.recent),
+        }
+    }
 }
 
 /// For people and tools of this machine: everything, under the listener's own host.
 pub fn admin(sources: Sources, own: SocketAddr) -> Router {
     let routes = health()
-        .route("/", get(INDEX))
         .route("/api/status", get(status))
+        .merge(page::routes())
+        .merge(stacks::routes())
         .with_state(sources);
     routes
         .layer(middleware::from_fn_with_state(own, only_own_host))
@@ -88,17 +105,7 @@ async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
 }
 
 async fn status(State(sources): State<Sources>) -> impl IntoResponse {
-    let not_ready_because = match sources.board.readiness() {
-        Readiness::Ready => None,
-        Readiness::NotReady(why) => Some(why),
-    };
-    Json(StatusPage {
-        version: env!("CARGO_PKG_VERSION"),
-        uptime_seconds: sources.started.elapsed().as_secs_f64(),
-        ready: not_ready_because.is_none(),
-        not_ready_because,
-        status: sources.board.status(),
-    })
+    Json(sources.overview())
 }
 
 async fn only_own_host(State(own): State<SocketAddr>, request: Request, next: Next) -> Response {
@@ -131,7 +138,12 @@ async fn never_stored(request: Request, next: Next) -> Response {
     );
     const NO_STORE: (HeaderName, HeaderValue) =
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Nor is any to be shown inside a page of somebody else's.
+    const OWN: (HeaderName, HeaderValue) = (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        HeaderValue::from_static("same-origin"),
+    );
     let mut response = next.run(request).await;
-    response.headers_mut().extend([NOSNIFF, NO_STORE]);
+    response.headers_mut().extend([NOSNIFF, NO_STORE, OWN]);
     response
 }

@@ -25,6 +25,22 @@ impl Effective {
         self.0.iter().find(|entry| entry.key == key)
     }
 
+    /// A number that two configurations share when all their values are the same, wherever they come from.
+    /// It is the same on every machine and in every build, and secrets are not in it.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let values = self
+            .0
+            .iter()
+            .filter_map(|entry| Some((entry.key, entry.value.as_ref()?)));
+        let text: String = values
+            .map(|(key, value)| format!("{key}={value}\n"))
+            .collect();
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        let first = digest.as_ref().first_chunk();
+        u64::from_be_bytes(*first.expect("SHA-256 has 32 bytes"))
+    }
+
     /// One line at `info` for each section, keys without a value left out.
     pub fn log(&self) {
         for (section, values) in self.sections() {

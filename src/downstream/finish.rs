@@ -11,6 +11,7 @@ use http::{Method, StatusCode};
 use super::access_log::{AccessLog, Ended, Head, Style};
 use super::watch::Watch;
 use crate::metrics::Metrics;
+use crate::recent::{self, Recent};
 use crate::record::{Record, Stage};
 use crate::spans;
 
@@ -19,8 +20,11 @@ const CLIENT_CLOSED: u16 = 499;
 
 pub struct Finish {
     metrics: Metrics,
+    recent: Recent,
     watch: Arc<Watch>,
     method: Method,
+    /// None until it is known to be in order.
+    target: Option<Arc<str>>,
     record: Arc<Record>,
     arrived: Instant,
     /// None until there is an answer.
@@ -41,12 +45,12 @@ pub struct Entry {
     pub style: Style,
     pub head: Head,
     pub arrived: SystemTime,
-    pub route: Option<Box<str>>,
 }
 
 impl Finish {
     pub fn new(
         metrics: Metrics,
+        recent: Recent,
         watch: Arc<Watch>,
         method: Method,
         record: Arc<Record>,
@@ -56,8 +60,10 @@ impl Finish {
         watch.begun();
         Self {
             metrics,
+            recent,
             watch,
             method,
+            target: None,
             record,
             arrived,
             status: None,
@@ -68,12 +74,9 @@ impl Finish {
         }
     }
 
-    /// It goes by the rules of this route.
-    pub fn takes(&mut self, route: &str) {
-        if let Some(entry) = &mut self.entry {
-            entry.route = Some(route.into());
-        }
-        self.record.tell(|spans| spans.takes(route));
+    /// It is for the application, and asks for this.
+    pub fn asks(&mut self, target: &Arc<str>) {
+        self.target = Some(Arc::clone(target));
     }
 
     /// The application's answer is not to be had, for this reason.
@@ -110,6 +113,20 @@ impl Drop for Finish {
         let status = status.unwrap_or(CLIENT_CLOSED);
         let elapsed = now.saturating_duration_since(self.arrived);
         self.metrics.request_ended(&self.method, status, elapsed);
+        let course = self.record.course(now);
+        for (stage, spent) in course.spent() {
+            self.metrics.request_phase(stage, spent);
+        }
+        self.recent.ended(&recent::Ended {
+            method: &self.method,
+            target: self.target.as_deref(),
+            record: &self.record,
+            course,
+            at: now,
+            seconds: elapsed,
+            status,
+            why: self.why,
+        });
         tracing::debug!(
             request = %self.record.id, method = %self.method, status, elapsed = ?elapsed, "request ended"
         );
@@ -117,14 +134,13 @@ impl Drop for Finish {
             let ended = Ended {
                 head: &entry.head,
                 record: &self.record,
-                course: self.record.course(now),
+                course,
                 arrived: entry.arrived,
                 seconds: elapsed,
                 status,
                 sent: self.sent,
                 whole: self.whole,
                 why: self.why,
-                route: entry.route.as_deref(),
             };
             entry.log.add(entry.style, &ended);
         }

@@ -57,6 +57,7 @@ use crate::files::{Conditions, Files};
 use crate::layers::Resumed;
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
+use crate::recent::Recent;
 use crate::record::Record;
 use crate::spans::{self, Tracer};
 use crate::spool::{self, Spool};
@@ -113,6 +114,7 @@ pub struct Downstream {
     pub access_log: AccessLog,
     /// None if nothing is traced.
     pub tracer: Option<Tracer>,
+    pub recent: Recent,
     pub sweeper: Sweeper,
     pub crowd: Crowd,
     pub settings: RwLock<Arc<Settings>>,
@@ -347,21 +349,18 @@ impl Downstream {
         if let Some(spans) = &mut spans {
             spans.is(spans::Head::new(id.as_str(), parts, &client));
         }
-        let record = match settings.access_log.is_some() || spans.is_some() {
-            true => Record::traced(id, trace, arrived, spans),
-            false => Record::untimed(id, trace),
-        };
+        let record = Record::traced(id, trace, arrived, spans);
         let entry = settings.access_log.map(|style| {
             Box::new(Entry {
                 log: self.access_log.clone(),
                 style,
                 head: style.head(parts, &client),
                 arrived: SystemTime::now(),
-                route: None,
             })
         });
         let finish = Finish::new(
             self.metrics.clone(),
+            self.recent.clone(),
             Arc::clone(watch),
             parts.method.clone(),
             Arc::clone(&record),
@@ -401,10 +400,10 @@ impl Downstream {
             .of(&target.path, &client.server_name, &parts.method);
         let upstream = route.and_then(|route| route.upstream.as_ref());
         let exchange = upstream.unwrap_or(&self.exchange);
-        let route = route.map(|route| &route.rules);
         if let Some(route) = route {
-            visit.finish.takes(&route.path);
+            record.takes(&route.name);
         }
+        let route = route.map(|route| &route.rules);
         let max = route
             .and_then(|route| route.max_body)
             .unwrap_or(settings.max_body);
@@ -430,10 +429,12 @@ impl Downstream {
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
         parts.headers.insert(REQUEST_ID, record.id.header());
+        let raw: Arc<str> = target.raw.into();
+        visit.finish.asks(&raw);
         let request = message::Request {
             method: parts.method,
             version: parts.version,
-            target: target.raw.into(),
+            target: raw,
             path: target.path,
             query: target.query,
             headers: parts.headers,

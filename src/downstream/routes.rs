@@ -4,6 +4,7 @@
 //! with a host, then with methods. Pure, and settled when the configuration is read.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 
 use http::Method;
 
@@ -13,8 +14,20 @@ use crate::exchange::Exchange;
 /// A route, and where its requests go if not to the workers of the whole gateway.
 #[derive(Debug, Clone)]
 pub struct Route {
+    /// Its path, as it is told to people.
+    pub name: Arc<str>,
     pub rules: config::Route,
     pub upstream: Option<Exchange>,
+}
+
+impl Route {
+    pub fn new(rules: config::Route, upstream: Option<Exchange>) -> Self {
+        Self {
+            name: rules.path.as_str().into(),
+            rules,
+            upstream,
+        }
+    }
 }
 
 /// The routes, those first that go before others.
@@ -66,10 +79,7 @@ mod tests {
     use crate::config::{BodyMode, Route};
 
     fn routes(rules: Vec<Route>) -> Routes {
-        let alone = |rules| super::Route {
-            rules,
-            upstream: None,
-        };
+        let alone = |rules| super::Route::new(rules, None);
         Routes::new(rules.into_iter().map(alone).collect())
     }
 

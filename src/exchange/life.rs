@@ -215,6 +215,7 @@ impl Life {
         self.shielded = park.shielded;
         self.enters(Stage::Park);
         let parked = Instant::now();
+        let listed = self.exchange.parked.list(&park.awaited);
         let gone = park.process.gone.cancelled();
         let event = match park.awaited {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
@@ -223,6 +224,7 @@ impl Life {
             // A worker that dies has said what the client is to get.
             Awaited::Relay(relay) => Event::Relayed(self.relay(*relay).await),
         };
+        drop(listed);
         self.exchange.metrics.park(parked.elapsed());
         self.enters(Stage::Resume);
         match event {

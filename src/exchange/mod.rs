@@ -12,6 +12,7 @@
 mod calls;
 mod client;
 mod life;
+mod parked;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,9 @@ use std::time::{Duration, Instant};
 use tokio_util::task::TaskTracker;
 
 pub use client::Outcome;
+pub use parked::WaitedFor;
 
+use self::parked::ParkedBoard;
 use crate::config::OnDisconnect;
 use crate::message::{LaterBody, NoBody, Request};
 use crate::metrics::Metrics;
@@ -78,6 +81,7 @@ pub struct Exchange {
     sweeper: Sweeper,
     metrics: Metrics,
     waits: Waits,
+    parked: ParkedBoard,
     /// Requests that go on after their client's wait is over.
     left: TaskTracker,
     /// What drives the slots, if they are an upstream's: it must not end before the last request that needs it.
@@ -98,6 +102,7 @@ impl Exchange {
             sweeper,
             metrics,
             waits,
+            parked: ParkedBoard::default(),
             left: TaskTracker::new(),
             upstream: None,
         }
@@ -133,6 +138,11 @@ impl Exchange {
     /// Where requests have waited in place, and how often.
     pub fn waits_in_place(&self) -> Vec<WaitsInPlace> {
         self.waits.list()
+    }
+
+    /// What parked requests wait for now, what most wait for first.
+    pub fn waited_for(&self) -> Vec<WaitedFor> {
+        self.parked.waited_for(Instant::now())
     }
 
     /// Resolves when every request is over whose client has left or been answered early; call

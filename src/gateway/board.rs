@@ -3,14 +3,18 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, RwLock};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
 use super::State;
 use super::upstreams::Upstreams;
-use crate::admin::{self, Board, Readiness, ShownPath, Status};
-use crate::exchange::Exchange;
-use crate::slots::{Limits, SlotView};
+use crate::admin::{self, Board, Readiness, Status};
+use crate::exchange::{Exchange, WaitedFor};
+use crate::recent::{Levels, ShownPath};
+use crate::slots::{Limits, SlotId, SlotView};
 use crate::workers::WorkerSlots;
 use crate::workers::http::Upstream;
-use crate::workers::link::Hub;
+use crate::workers::link::{Hub, NoStacks, Stacks};
 
 pub struct GatewayBoard {
     state: Arc<State>,
@@ -59,6 +63,8 @@ impl GatewayBoard {
                 request_id: activity.about.record.id.to_string(),
                 method: activity.about.method.to_string(),
                 path: ShownPath::new(&activity.about.target),
+                route: activity.about.record.route().map(|route| route.to_string()),
+                phase: activity.doing.as_str(),
                 seconds: activity.since.elapsed().as_secs_f64(),
             });
         admin::Slot {
@@ -122,6 +128,12 @@ impl Board for GatewayBoard {
             source: wait.source,
             count: wait.count,
         };
+        let waits_for = |waited_for: WaitedFor| admin::WaitsFor {
+            what: waited_for.what,
+            origin: waited_for.origin,
+            requests: waited_for.requests,
+            longest_seconds: waited_for.longest.as_secs_f64(),
+        };
         Status {
             draining: self.state.draining.load(Relaxed),
             slots: admin::Slots {
@@ -143,6 +155,12 @@ impl Board for GatewayBoard {
             parked: admin::Parked {
                 requests: self.slots.parked(),
                 limit: limits.parked,
+                waits_for: self
+                    .exchange
+                    .waited_for()
+                    .into_iter()
+                    .map(waits_for)
+                    .collect(),
             },
             upstreams: self.upstreams.list().iter().map(upstream).collect(),
             processes: self.hub.processes().into_iter().map(process).collect(),
@@ -153,5 +171,21 @@ impl Board for GatewayBoard {
                 .map(wait)
                 .collect(),
         }
+    }
+
+    fn levels(&self) -> Levels {
+        Levels {
+            busy: self.slots.count().busy.into(),
+            queued: self.slots.queued(),
+            parked: self.slots.parked(),
+        }
+    }
+
+    fn stacks(&self, slot: u16) -> Result<BoxFuture<'static, Option<Stacks>>, NoStacks> {
+        if self.upstreams.main().is_some() {
+            return Err(NoStacks::Http);
+        }
+        let answered = self.hub.stacks(SlotId(slot))?;
+        Ok(answered.map(Result::ok).boxed())
     }
 }

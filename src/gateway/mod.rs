@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,7 @@ use crate::exchange::{self, Exchange};
 use crate::files::Files;
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
+use crate::recent::Recent;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spans::{Exporter, Tracer};
 use crate::spool::Spool;
@@ -83,7 +84,7 @@ pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(serve(sources, loaded.config, reload, inherited, &program)),
+        Ok(runtime) => runtime.block_on(serve(sources, loaded, reload, inherited, &program)),
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
@@ -154,14 +155,14 @@ impl Signals {
 
 async fn serve(
     sources: Sources,
-    config: Config,
+    loaded: Loaded,
     reload: bool,
     inherited: Inherited,
     program: &Program,
 ) -> Result<Ended, StartError> {
     let manager = Manager::from_env();
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, config, reload, inherited);
+    let starting = Gateway::start(sources, loaded, reload, inherited);
     let mut gateway = tokio::select! {
         started = starting => started?,
         () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
@@ -285,10 +286,11 @@ struct Gateway {
 impl Gateway {
     async fn start(
         sources: Sources,
-        config: Config,
+        loaded: Loaded,
         reload: bool,
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
+        let (config, hash) = (loaded.config, loaded.effective.hash());
         let descriptors = descriptors::raise_limit();
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
@@ -301,6 +303,7 @@ impl Gateway {
         }
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
+        metrics.configured(hash);
         let tls = match config.tls.listen.is_empty() {
             true => None,
             false => Some(Tls::new(wanted(&config), metrics.clone()).map_err(cannot("offer TLS"))?),
@@ -370,6 +373,7 @@ impl Gateway {
             Some(upstream) => exchange.beside(Arc::clone(upstream)),
             None => exchange,
         };
+        let recent = Recent::new(Instant::now());
         let state = Arc::new(State::default());
         let board = GatewayBoard::new(&state, &slots, &hub, &upstreams, &exchange, &limits);
         let admin = Admin::start(
@@ -377,6 +381,7 @@ impl Gateway {
             config.probes,
             Arc::new(board),
             metrics.clone(),
+            recent.clone(),
         )
         .map_err(|error| StartError(error.to_string()))?;
 
@@ -431,6 +436,7 @@ impl Gateway {
             metrics,
             access_log,
             tracer,
+            recent,
             sweeper,
             settings: RwLock::new(Arc::new(settings(&config, routes, pages))),
             drain: CancellationToken::new(),
@@ -485,7 +491,7 @@ impl Gateway {
             Ok(loaded) => loaded,
             Err(mistakes) => {
                 tracing::error!("reload refused, the old configuration stays:\n{mistakes}");
-                return;
+                return self.downstream.metrics.reload_refused();
             }
         };
         let prepared = self.secure(&loaded.config);
@@ -494,7 +500,7 @@ impl Gateway {
             Ok(prepared) => prepared,
             Err(why) => {
                 tracing::error!("reload refused, the old configuration stays: {why}");
-                return;
+                return self.downstream.metrics.reload_refused();
             }
         };
         for warning in &loaded.warnings {
@@ -503,6 +509,7 @@ impl Gateway {
         for key in self.config.changes_needing_restart(&loaded.config) {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
+        self.downstream.metrics.configured(loaded.effective.hash());
         let config = loaded.config;
         let new_limits = limits(&config);
         self.slots.set_limits(new_limits.clone());

@@ -67,10 +67,7 @@ impl Upstreams {
                 });
                 exchange.beside(Arc::clone(upstream))
             });
-            routes.push(Route {
-                rules: rules.clone(),
-                upstream,
-            });
+            routes.push(Route::new(rules.clone(), upstream));
         }
         for upstream in now.values() {
             upstream.slots().set_limits(limits.clone());

@@ -13,7 +13,7 @@ use prometheus::{
 
 use super::labels::{
     CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, LabelSet, Meaning, MethodLabel,
-    RestartReason, ShedReason, Shortage, SlotState, SpanOutcome, TurnedAway, WaitReason,
+    RestartReason, ShedReason, Shortage, SlotState, SpanOutcome, Stage, TurnedAway, WaitReason,
 };
 
 /// One ladder for every stage of a request, so that their quantiles can be compared and
@@ -104,6 +104,11 @@ pub const REQUEST_SECONDS: Family = histogram(
     &[],
     "Time of a request, from its arrival to the last byte of its answer",
 );
+pub const REQUEST_PHASE_SECONDS: Family = histogram(
+    "layby_request_phase_seconds",
+    &[of("phase", Stage::MEANINGS)],
+    "Time that a request spent in a phase, all its stays there together; requests that were in it",
+);
 pub const QUEUE_WAIT_SECONDS: Family = histogram(
     "layby_queue_wait_seconds",
     &[],
@@ -184,6 +189,21 @@ pub const BUILD_INFO: Family = gauge(
     &[open("version", "layby's version")],
     "Always 1",
 );
+pub const CONFIG_HASH: Family = gauge(
+    "layby_config_hash",
+    &[],
+    "A number made from the configuration in force: replicas that differ in it are configured differently",
+);
+pub const CONFIG_ACCEPTED: Family = gauge(
+    "layby_config_last_reload_successful",
+    &[],
+    "1, or 0 if the last reload was refused, and the configuration is an older one than its file",
+);
+pub const CONFIG_ACCEPTED_AT: Family = gauge(
+    "layby_config_last_reload_success_timestamp_seconds",
+    &[],
+    "When the configuration in force was read, in seconds since 1970",
+);
 pub const PROCESS_CPU_SECONDS: Family = counter(
     "process_cpu_seconds_total",
     &[],
@@ -194,6 +214,13 @@ pub const PROCESS_RESIDENT_MEMORY_BYTES: Family = gauge(
     &[],
     "Resident memory of the gateway's process",
 );
+pub const PROCESS_VIRTUAL_MEMORY_BYTES: Family = gauge(
+    "process_virtual_memory_bytes",
+    &[],
+    "Virtual memory of the gateway's process",
+);
+pub const PROCESS_THREADS: Family =
+    gauge("process_threads", &[], "Threads of the gateway's process");
 pub const PROCESS_OPEN_FDS: Family = gauge(
     "process_open_fds",
     &[],
@@ -234,6 +261,7 @@ pub const ALL: &[Family] = &[
     BODY_SHORTAGES,
     REQUESTS,
     REQUEST_SECONDS,
+    REQUEST_PHASE_SECONDS,
     QUEUE_WAIT_SECONDS,
     SLOT_BUSY_SECONDS,
     PARK_SECONDS,
@@ -250,8 +278,13 @@ pub const ALL: &[Family] = &[
     TLS_HANDSHAKES,
     TLS_CERTIFICATE_EXPIRY,
     BUILD_INFO,
+    CONFIG_HASH,
+    CONFIG_ACCEPTED,
+    CONFIG_ACCEPTED_AT,
     PROCESS_CPU_SECONDS,
     PROCESS_RESIDENT_MEMORY_BYTES,
+    PROCESS_VIRTUAL_MEMORY_BYTES,
+    PROCESS_THREADS,
     PROCESS_OPEN_FDS,
     PROCESS_MAX_FDS,
     PROCESS_START_TIME_SECONDS,

@@ -61,6 +61,19 @@ label_set! {
 }
 
 label_set! {
+    /// Where a request is, from its client's point of view: Body → Queue → Run → Park → Resume → Run → …,
+    /// and from any of them → Answer, which is the last.
+    Stage {
+        Body = "body": "its body was on the way; only requests that had one",
+        Queue = "queue": "it waited for its first slot",
+        Run = "run": "it had a slot, and may have waited in place there",
+        Park = "park": "it waited without a slot",
+        Resume = "resume": "it waited for a slot to go on",
+        Answer = "answer": "from the head of its answer to the last byte, whatever the application still did for it",
+    }
+}
+
+label_set! {
     /// Why a request was refused because of load.
     ShedReason {
         QueueFull = "queue_full": "the queue was full on arrival",

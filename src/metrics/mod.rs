@@ -13,22 +13,22 @@ mod process;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Method;
 use prometheus::{
-    Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+    Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
 use families::PerLabel;
-use labels::{LabelSet as _, MethodLabel, SlotState};
+use labels::{MethodLabel, SlotState};
 use process::Process;
 
 pub use pool::Pool;
 
 pub use labels::{
-    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, RestartReason, ShedReason,
-    Shortage, SpanOutcome, TurnedAway, WaitReason,
+    CancelPhase, ConnectionState, FetchOutcome, HandshakeOutcome, LabelSet, RestartReason,
+    ShedReason, Shortage, SpanOutcome, Stage, TurnedAway, WaitReason,
 };
 
 /// The media type of [`Metrics::render`].
@@ -65,6 +65,7 @@ struct Series {
     body_shortages: PerLabel<Shortage, IntCounter>,
     requests: Requests,
     request_seconds: Histogram,
+    request_phase_seconds: PerLabel<Stage, Histogram>,
     queue_wait_seconds: Histogram,
     slot_busy_seconds: Histogram,
     park_seconds: Histogram,
@@ -80,6 +81,9 @@ struct Series {
     worker_restarts: PerLabel<RestartReason, IntCounter>,
     tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
     tls_certificate_expiry: IntGauge,
+    config_hash: Gauge,
+    config_accepted: IntGauge,
+    config_accepted_at: Gauge,
     before_each_page: Mutex<Vec<Refresh>>,
     /// Locked while somebody renders: what is refreshed for a page is of that page.
     process: Mutex<Process>,
@@ -121,6 +125,7 @@ impl Metrics {
             .set(1);
 
         let connections = families::CONNECTIONS.int_gauges(&registry);
+        let phases = families::REQUEST_PHASE_SECONDS.histograms(&registry);
         Self(Arc::new(Series {
             connections: PerLabel::new(|state| connections.with_label_values(&[state])),
             connections_refused: families::CONNECTIONS_REFUSED.per_label(&registry),
@@ -138,6 +143,7 @@ impl Metrics {
             body_shortages: families::BODY_SHORTAGES.per_label(&registry),
             requests: Requests::new(&registry),
             request_seconds: families::REQUEST_SECONDS.histogram(&registry),
+            request_phase_seconds: PerLabel::new(|phase| phases.with_label_values(&[phase])),
             queue_wait_seconds: families::QUEUE_WAIT_SECONDS.histogram(&registry),
             slot_busy_seconds: families::SLOT_BUSY_SECONDS.histogram(&registry),
             park_seconds: families::PARK_SECONDS.histogram(&registry),
@@ -156,6 +162,9 @@ impl Metrics {
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
             tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
             tls_certificate_expiry: families::TLS_CERTIFICATE_EXPIRY.int_gauge(&registry),
+            config_hash: families::CONFIG_HASH.gauge(&registry),
+            config_accepted: families::CONFIG_ACCEPTED.int_gauge(&registry),
+            config_accepted_at: families::CONFIG_ACCEPTED_AT.gauge(&registry),
             process: Mutex::new(Process::new(&registry)),
             registry,
         }))
@@ -179,6 +188,12 @@ impl Metrics {
     pub fn request_ended(&self, method: &Method, status: u16, elapsed: Duration) {
         self.0.requests.of(MethodLabel::from(method), status).inc();
         self.0.request_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    /// A request that ended spent this long in one of its stages, all its stays together.
+    pub fn request_phase(&self, stage: Stage, spent: Duration) {
+        let seconds = self.0.request_phase_seconds.of(stage);
+        seconds.observe(spent.as_secs_f64());
     }
 
     pub fn shed(&self, reason: ShedReason) {
@@ -292,6 +307,23 @@ impl Metrics {
     pub fn certificate_ends(&self, since_epoch: Duration) {
         let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
         self.0.tls_certificate_expiry.set(seconds);
+    }
+
+    /// This configuration is in force, of which its hash tells one from others.
+    pub fn configured(&self, hash: u64) {
+        let series = &self.0;
+        // As many bits as a number on the page has.
+        let shown = hash & ((1 << f64::MANTISSA_DIGITS) - 1);
+        series.config_hash.set(shown as f64);
+        series.config_accepted.set(1);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seconds = now.unwrap_or_default().as_secs_f64();
+        series.config_accepted_at.set(seconds);
+    }
+
+    /// A reload was refused, and the configuration is the old one.
+    pub fn reload_refused(&self) {
+        self.0.config_accepted.set(0);
     }
 
     /// Everything in Prometheus' text format ([`CONTENT_TYPE`]).
@@ -518,6 +550,37 @@ mod tests {
     }
 
     #[test]
+    fn phases_of_a_request_are_timed_apart() {
+        let metrics = metrics();
+        metrics.request_phase(Stage::Park, Duration::from_secs(2));
+        let sum = |phase| {
+            value(
+                &metrics,
+                &format!("layby_request_phase_seconds_sum{{phase=\"{phase}\"}}"),
+            )
+        };
+        assert_eq!((sum("park"), sum("resume")), (Some(2.0), Some(0.0)));
+    }
+
+    #[test]
+    fn equal_configurations_have_equal_hashes_whatever_became_of_a_reload() {
+        let metrics = metrics();
+        metrics.configured(u64::MAX);
+        let hash = value(&metrics, "layby_config_hash");
+        assert_eq!(hash, Some(9_007_199_254_740_991.0));
+        let since = value(
+            &metrics,
+            "layby_config_last_reload_success_timestamp_seconds",
+        );
+        assert!(since > Some(1.7e9), "{since:?}");
+        let accepted = || value(&metrics, "layby_config_last_reload_successful");
+        assert_eq!(accepted(), Some(1.0));
+        metrics.reload_refused();
+        assert_eq!(accepted(), Some(0.0));
+        assert_eq!(value(&metrics, "layby_config_hash"), hash);
+    }
+
+    #[test]
     fn the_process_is_described() {
         let metrics = metrics();
         let positive = |series| value(&metrics, series).is_some_and(|value| value > 0.0);
@@ -525,6 +588,8 @@ mod tests {
         assert!(positive("process_resident_memory_bytes"));
         assert!(positive("process_open_fds"));
         assert!(positive("process_max_fds"));
+        assert!(positive("process_virtual_memory_bytes"));
+        assert!(positive("process_threads"));
         assert!(positive("process_start_time_seconds"));
     }
 }

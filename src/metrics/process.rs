@@ -15,6 +15,8 @@ use crate::descriptors::is_shortage;
 pub struct Process {
     cpu_seconds: Counter,
     resident_memory_bytes: IntGauge,
+    virtual_memory_bytes: IntGauge,
+    threads: IntGauge,
     open_fds: IntGauge,
     max_fds: IntGauge,
 }
@@ -29,6 +31,8 @@ impl Process {
         Self {
             cpu_seconds: families::PROCESS_CPU_SECONDS.counter(registry),
             resident_memory_bytes: families::PROCESS_RESIDENT_MEMORY_BYTES.int_gauge(registry),
+            virtual_memory_bytes: families::PROCESS_VIRTUAL_MEMORY_BYTES.int_gauge(registry),
+            threads: families::PROCESS_THREADS.int_gauge(registry),
             open_fds: families::PROCESS_OPEN_FDS.int_gauge(registry),
             max_fds: families::PROCESS_MAX_FDS.int_gauge(registry),
         }
@@ -39,21 +43,23 @@ impl Process {
         let cpu = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
         self.cpu_seconds
             .inc_by((cpu - self.cpu_seconds.get()).max(0.0));
-        self.resident_memory_bytes.set(resident_memory_bytes());
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        self.resident_memory_bytes.set(1024 * of(&status, "VmRSS:"));
+        self.virtual_memory_bytes.set(1024 * of(&status, "VmSize:"));
+        self.threads.set(of(&status, "Threads:"));
         self.open_fds.set(open_fds());
         self.max_fds.set(max_fds());
     }
 }
 
-/// `VmRSS:      5152 kB`
-fn resident_memory_bytes() -> i64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+/// The number behind a name: `VmRSS:      5152 kB`.
+fn of(status: &str, name: &str) -> i64 {
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(name))
         .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|kib| kib.parse::<i64>().ok())
-        .map_or(0, |kib| kib * 1024)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
 }
 
 fn max_fds() -> i64 {

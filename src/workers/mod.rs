@@ -183,6 +183,8 @@ pub struct Process {
     pub pings: bool,
     /// At SIGUSR2 it writes down what all its threads do, even if its interpreter is held.
     pub dumps: bool,
+    /// It tells the stacks of its slots.
+    pub stacks: bool,
     /// Requests that it has begun.
     pub begun: AtomicU64,
     /// Connections of slots that its end has not closed.
@@ -213,6 +215,54 @@ pub struct Activity {
     pub request: RequestId,
     pub about: About,
     pub since: Instant,
+    pub doing: Doing,
+}
+
+/// What a slot does for its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// It runs application code.
+    Run,
+    /// It runs what a parked request has asked for.
+    Call,
+    /// It ends a request that nobody waits for.
+    Unwind,
+    /// The head of the answer is out, and its body comes.
+    Answer,
+    /// It is held by a request that waits.
+    WaitInPlace,
+}
+
+/// What a slot does for as long as this lives; then what it did before.
+#[must_use = "the slot does something else when this is dropped"]
+pub struct Meanwhile {
+    board: Arc<Board>,
+    slot: SlotId,
+    before: Doing,
+}
+
+impl Doing {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Call => "call",
+            Self::Unwind => "unwind",
+            Self::Answer => "answer",
+            Self::WaitInPlace => "wait_in_place",
+        }
+    }
+}
+
+impl From<&Work> for Doing {
+    fn from(work: &Work) -> Self {
+        match work {
+            Work::Run(_) => Self::Call,
+            Work::End => Self::Unwind,
+            Work::Begin(..) | Work::Resume(_) | Work::Body(_) | Work::Relayed(_) | Work::Wanted => {
+                Self::Run
+            }
+        }
+    }
 }
 
 impl Board {
@@ -228,8 +278,30 @@ impl Board {
         self.activities()[usize::from(slot.0)].clone()
     }
 
+    /// The slot does this for its request in between.
+    pub fn meanwhile(self: &Arc<Self>, slot: SlotId, doing: Doing) -> Meanwhile {
+        let before = self.does(slot, doing).unwrap_or(Doing::Run);
+        Meanwhile {
+            board: Arc::clone(self),
+            slot,
+            before,
+        }
+    }
+
+    fn does(&self, slot: SlotId, doing: Doing) -> Option<Doing> {
+        let mut activities = self.activities();
+        let activity = activities[usize::from(slot.0)].as_mut()?;
+        Some(std::mem::replace(&mut activity.doing, doing))
+    }
+
     fn activities(&self) -> MutexGuard<'_, Vec<Option<Activity>>> {
         self.0.lock().expect("no code that holds this lock panics")
+    }
+}
+
+impl Drop for Meanwhile {
+    fn drop(&mut self) {
+        self.board.does(self.slot, self.before);
     }
 }
 

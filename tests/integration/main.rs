@@ -25,6 +25,7 @@ mod relay;
 mod run;
 mod scarcity;
 mod slow;
+mod stacks;
 mod statics;
 mod storm;
 mod streams;

@@ -106,6 +106,14 @@ good("call", 0x09, aux=2, request=71, epoch=3)
 good("stack", 0x0A, aux=5, head=b"request 71 has waited 1.0 s to resume there")
 good("ping", 0x0B)
 good("pong", 0x0C)
+good("stack-asked", 0x0A, aux=5, request=9)
+good(
+    "told",
+    0x0D,
+    aux=5,
+    request=9,
+    head=b'{"thread":[{"file":"/srv/shop/views.py","line":88,"function":"checkout"}],"parked":[]}',
+)
 
 # Jobs.
 good("request", 0x10, aux=7, head=ENVIRON, body=b"hello", request=71)

@@ -33,6 +33,7 @@ CALL: Final = 0x09
 STACK: Final = 0x0A
 PING: Final = 0x0B
 PONG: Final = 0x0C
+TOLD: Final = 0x0D
 REQUEST: Final = 0x10
 RESUME: Final = 0x11
 CANCEL: Final = 0x12

@@ -42,6 +42,7 @@ from layby._wire import (
     PONG,
     REFUSED,
     STACK,
+    TOLD,
     WANT,
     WELCOME,
     Frame,
@@ -114,6 +115,10 @@ class Voice:
     def pong(self) -> None:
         """Say that this process lives."""
         self._send(encode(PONG))
+
+    def told(self, asked: int, slot: int, stacks: bytes) -> None:
+        """Say what a slot does to whoever asked."""
+        self._send(encode(TOLD, request=asked, aux=slot, head=stacks))
 
     def want(self, request: int, epoch: int) -> None:
         """See `_job.Process`."""
@@ -254,6 +259,7 @@ class Worker:
             "token": self._token,
             "pings": True,
             "dumps": _stacks.dumps_on_signal,
+            "stacks": True,
         }
         # A signal must find both or neither: HELLO sent, and the way to say BYE.
         ours = {signal.SIGTERM, signal.SIGINT}
@@ -305,14 +311,19 @@ class Worker:
             raise WireError("kind", f"{frame!r} on the control connection")
 
     def _tell_stack(self, frame: Frame) -> None:
-        """Log what keeps a slot: the gateway waits for it."""
+        """Say what keeps a slot: to a person who asked, else in the log: the gateway waits."""
         stacks = getattr(self._runner, "stacks", None)
         parked = stacks(frame.aux) if stacks is not None else ()
-        why = frame.head.decode("utf-8", "replace")
-        for thread, slot in self._slots.items():
-            if slot.number == frame.aux and thread.is_alive():
-                told = _stacks.describe(thread.ident, parked)
-                log.warning("slot %d: %s\n%s", slot.number, why, told)
+        alive = {slot.number: thread for thread, slot in self._slots.items() if thread.is_alive()}
+        thread = alive.get(frame.aux)
+        if frame.request:
+            assert self._voice is not None
+            ident = thread.ident if thread is not None else None
+            self._voice.told(frame.request, frame.aux, _stacks.tell(ident, parked))
+        elif thread is not None:
+            why = frame.head.decode("utf-8", "replace")
+            told = _stacks.describe(thread.ident, parked)
+            log.warning("slot %d: %s\n%s", frame.aux, why, told)
 
     def _start_slot(self, number: int) -> None:
         self._slots = {t: slot for t, slot in self._slots.items() if t.is_alive()}

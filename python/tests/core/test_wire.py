@@ -35,7 +35,7 @@ def decode(path: Path, piece: int) -> Frame | None:
 
 def test_there_are_files_for_every_type_of_frame() -> None:
     types = {expected(path).get("type") for path in FILES} - {None}
-    assert types == {*range(0x01, 0x0D), *range(0x10, 0x17), *range(0x20, 0x27)}
+    assert types == {*range(0x01, 0x0E), *range(0x10, 0x17), *range(0x20, 0x27)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -70,6 +70,7 @@ def test_a_worker_joins_serves_and_drains(link: Link, run: Run) -> None:
         "token": "t",
         "pings": True,
         "dumps": True,
+        "stacks": True,
     }
     slots = [link.grant(control, number) for number in (3, 4)]
     for slot in slots:

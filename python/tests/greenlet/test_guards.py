@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from fakegateway import Link
 from stories import Start, app, park, resume, text
 
 import layby
-from layby import _locks
+from layby import _locks, _stacks
 from layby._worker import StartError, choose_mode
 
 NAMES = ("shop_state.named",)
@@ -267,6 +268,52 @@ def test_a_busy_slot_is_told_in_every_mode(link: Link, worker: Callable[..., Tol
     control.send("STACK", aux=0, head=b"busy for long")
     log = told.wait_for("slot 0: busy for long", "in application", "Event().wait(60)")
     assert "nobody" not in log
+
+
+def functions(stack: list[dict[str, Any]]) -> list[str]:
+    assert all(set(call) == {"file", "line", "function"} for call in stack)
+    return [call["function"] for call in stack]
+
+
+def test_who_asks_is_told_the_stacks_and_the_log_is_not(
+    link: Link, worker: Callable[..., Told]
+) -> None:
+    told = worker(LOCKED, "--mode=greenlet")
+    control, hello = link.welcome()
+    assert hello["stacks"] is True
+    slot = link.grant(control, 3)
+    for request, path in ((1, "/parks"), (2, "/other"), (3, "/other")):
+        slot.request(request, path)
+        park(slot, request)
+    slot.request(4, "/waits")
+    resume(slot, 1)
+    assert slot.quiet()
+    control.send("STACK", aux=3, request=7)
+    frame = control.expect("TOLD")
+    assert (frame.request, frame.aux) == (7, 3)
+    stacks = json.loads(frame.head)
+    assert functions(stacks["thread"])[-1] == "waits_for_the_lock"
+    parked = {each["requests"]: functions(each["stack"]) for each in stacks["parked"]}
+    assert "parks_with_the_lock" in parked[1]
+    assert "parks_with_the_lock" not in parked[2]
+    # A slot that is not there has no thread, and whoever asked is told so.
+    control.send("STACK", aux=9, request=8)
+    assert json.loads(control.expect("TOLD").head) == {"thread": None, "parked": []}
+    # The log has what the gateway asks for by itself, and nothing of the rest.
+    control.send("STACK", aux=3, head=b"a resume waits for it")
+    assert told.wait_for("slot 3: a resume waits for it").count("slot 3:") == 1
+
+
+def test_a_deep_stack_is_told_from_its_inner_end() -> None:
+    def dive(depth: int) -> bytes:
+        if depth:
+            return dive(depth - 1)
+        return _stacks.tell(threading.get_ident(), [])
+
+    stack = json.loads(dive(300))["thread"]
+    assert len(stack) == 200
+    assert functions(stack)[-1] == "tell"
+    assert functions(stack)[0].endswith("dive")
 
 
 def test_without_greenlet_the_worker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

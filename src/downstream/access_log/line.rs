@@ -60,7 +60,6 @@ pub struct Ended<'e> {
     pub whole: bool,
     /// Why the answer is not the application's.
     pub why: Option<&'static str>,
-    pub route: Option<&'e str>,
 }
 
 impl Style {
@@ -197,7 +196,7 @@ fn json(ended: &Ended<'_>, calendar: &mut Calendar, out: &mut Vec<u8>) {
     text("protocol", head.protocol().as_bytes());
     text("referer", head.referer());
     text("user_agent", head.user_agent());
-    text("route", ended.route.unwrap_or_default().as_bytes());
+    text("route", record.route().map_or("", AsRef::as_ref).as_bytes());
     if let Some(trace) = &record.trace {
         text("trace_id", trace.id().as_bytes());
     }
@@ -491,6 +490,7 @@ mod tests {
         let mut headers = parts.headers.clone();
         let id = Id::given(&HeaderValue::from_static("id-1")).expect("an id");
         let record = Record::new(id, Trace::take(&mut headers), Instant::now());
+        record.takes(&"/shop".into());
         let ms = Duration::from_millis;
         let course = Course {
             queue: ms(2),
@@ -510,7 +510,6 @@ mod tests {
             sent: 1234,
             whole: true,
             why: None,
-            route: Some("/shop"),
         };
         let mut out = Vec::new();
         style.write(&ended, &mut Calendar::default(), &mut out);

@@ -144,6 +144,7 @@ impl SlotTask {
                     request: taken.request,
                     about: taken.job.about.clone(),
                     since: begun,
+                    doing: (&taken.job.work).into(),
                 }),
             );
             let traced = taken.job.about.record.if_traced();

@@ -9,6 +9,7 @@ mod channel;
 pub(crate) mod environ;
 mod heart;
 mod slot;
+mod stacks;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,13 +20,14 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::channel::{Broken, Channel};
 use self::heart::{Beat, Heart};
 use self::slot::SlotTask;
+use self::stacks::{Asker, Pending};
 use self::wire::{Frame, Header, Kind};
 use super::local::{Ask, Locals, ParkId};
 use super::{Board, Process, Waits, WorkerSlots};
@@ -34,6 +36,8 @@ use crate::record::Id;
 use crate::slots::{ProcessId, SlotId, Stuck, Why};
 use crate::spool::Spool;
 use crate::unix_socket::UnixSocket;
+
+pub use self::stacks::{Call, NoStacks, Parked, Stacks};
 
 /// A new connection must say what it is within this time.
 const GREETING: Duration = Duration::from_secs(5);
@@ -77,6 +81,8 @@ struct Hello {
     pings: bool,
     #[serde(default)]
     dumps: bool,
+    #[serde(default)]
+    stacks: bool,
 }
 
 #[derive(Serialize)]
@@ -104,8 +110,8 @@ struct Member {
     /// Granted, connection awaited.
     expected: BTreeSet<SlotId>,
     orders: mpsc::UnboundedSender<Order>,
-    /// Slots whose stacks the worker is to write down, and why.
-    stacks: mpsc::Sender<(SlotId, String)>,
+    /// Slots whose stacks are wanted.
+    stacks: mpsc::Sender<(SlotId, Asker)>,
     draining: bool,
     /// It does not answer.
     silent: bool,
@@ -122,7 +128,7 @@ struct Drained {
 #[derive(Debug)]
 struct Inbox {
     orders: mpsc::UnboundedReceiver<Order>,
-    stacks: mpsc::Receiver<(SlotId, String)>,
+    stacks: mpsc::Receiver<(SlotId, Asker)>,
 }
 
 /// From the hub to a process's control task. At most one per slot and one drain: bounded by that.
@@ -258,6 +264,7 @@ impl Hub {
                 token: hello.token,
                 pings: hello.pings,
                 dumps: hello.dumps,
+                stacks: hello.stacks,
                 begun: AtomicU64::new(0),
                 open: AtomicUsize::new(0),
                 mute: Notify::new(),
@@ -332,17 +339,20 @@ impl Hub {
         let released = self.release(process);
         tokio::pin!(released);
         let mut heart = Heart::new(Instant::now());
+        let mut pending = Pending::default();
         let mut ticks = tokio::time::interval(HEART_TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased; // After a halt of our own, what it has said goes before what it seems to have not.
                 frame = channel.frame() => {
-                    let header = frame?.header;
-                    if header.kind == Kind::Pong {
-                        self.answered(process, heart.answered().ok_or(Broken::Unexpected(header))?);
-                    } else {
-                        self.heard(process.id, header)?;
+                    let Frame { header, head, .. } = frame?;
+                    match header.kind {
+                        Kind::Pong => {
+                            self.answered(process, heart.answered().ok_or(Broken::Unexpected(header))?);
+                        }
+                        Kind::Told => pending.told(header, &head)?,
+                        _ => self.heard(process.id, header)?,
                     }
                 }
                 order = inbox.orders.recv() => match order {
@@ -355,11 +365,18 @@ impl Hub {
                     }
                     None => return Ok(()),
                 },
-                Some((slot, why)) = inbox.stacks.recv() => {
-                    let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(why.as_bytes());
-                    channel.send(Header::bare(Kind::Stack, slot.0), head, &[]).await?;
-                    heart.stacks_asked(Instant::now());
-                }
+                Some((slot, asker)) = inbox.stacks.recv() => match asker {
+                    Asker::Log(why) => {
+                        let head = |_: &mut Header, out: &mut BytesMut| out.extend_from_slice(why.as_bytes());
+                        channel.send(Header::bare(Kind::Stack, slot.0), head, &[]).await?;
+                        heart.stacks_asked(Instant::now());
+                    }
+                    Asker::Person(answer) => {
+                        if let Some(header) = pending.asks(slot, answer) {
+                            channel.send(header, |_, _| {}, &[]).await?;
+                        }
+                    }
+                },
                 _ = ticks.tick(), if process.pings => {
                     let grace = self.terms().overdue_grace;
                     while let Some(beat) = heart.beat(Instant::now(), grace) {
@@ -556,12 +573,37 @@ impl Hub {
         tracing::warn!(
             slot = stuck.slot.0, process = stuck.process.0, pid, %request, %reason, "slot stuck"
         );
-        if member.stacks.try_send((stuck.slot, reason)).is_err() {
+        let asked = member.stacks.try_send((stuck.slot, Asker::Log(reason)));
+        if asked.is_err() {
             tracing::debug!(
                 process = stuck.process.0,
                 "no stacks: it does not read what it is asked"
             );
         }
+    }
+
+    /// Asks the worker of a busy slot what its thread does. Nobody answers if the worker cannot: how long that
+    /// is waited for is the asker's business.
+    ///
+    /// # Errors
+    /// When there is nobody to be asked.
+    pub fn stacks(&self, slot: SlotId) -> Result<oneshot::Receiver<Stacks>, NoStacks> {
+        let views = self.slots.views();
+        let view = views.iter().find(|view| view.slot == slot);
+        let view = view.ok_or(NoStacks::NoSlot)?;
+        let process = view.process.ok_or(NoStacks::Lost)?;
+        if view.request.is_none() {
+            return Err(NoStacks::Idle);
+        }
+        let books = self.books();
+        let member = books.members.get(&process).ok_or(NoStacks::Lost)?;
+        if !member.process.stacks {
+            return Err(NoStacks::Untold);
+        }
+        let (answer, answered) = oneshot::channel();
+        let asked = member.stacks.try_send((slot, Asker::Person(answer)));
+        asked.map_err(|_| NoStacks::Silent)?;
+        Ok(answered)
     }
 
     /// The gateway is going: every process is drained, now and from here on.

@@ -21,7 +21,8 @@ use crate::slots::{Closing, Port, Taken, Turn, Turned};
 use crate::spool::{self, AnswerWriter, Body, FilePart, Spool, SpoolFile, Upload};
 use crate::workers::local::{Locals, ParkId};
 use crate::workers::{
-    Activity, Awaited, Board, Held, Hold, Job, Park, Process, Release, Step, Waits, Work,
+    Activity, Awaited, Board, Doing, Held, Hold, Job, Meanwhile, Park, Process, Release, Step,
+    Waits, Work,
 };
 
 /// How soon a slot that could not be retired is asked again.
@@ -129,6 +130,7 @@ impl SlotTask {
                     request: taken.job.of(taken.request),
                     about: taken.job.about.clone(),
                     since: begun,
+                    doing: (&taken.job.work).into(),
                 }),
             );
             let traced = taken.job.about.record.if_traced();
@@ -360,9 +362,15 @@ impl SlotTask {
     }
 
     /// What a `HOLD` says that asks for nothing.
-    fn waits(&self, head: &[u8]) -> Result<WaitInPlace, Broken> {
+    fn waits(&self, head: &[u8]) -> Result<(WaitInPlace, Meanwhile), Broken> {
         let plan::Hold { reason, source } = plan::decode_hold(head).map_err(Broken::content)?;
-        Ok(self.waits.begin(reason, source))
+        let shown = self.meanwhile(Doing::WaitInPlace);
+        Ok((self.waits.begin(reason, source), shown))
+    }
+
+    /// What the board shows of this slot until that is dropped.
+    fn meanwhile(&self, doing: Doing) -> Meanwhile {
+        self.board.meanwhile(self.port.slot(), doing)
     }
 
     /// The body of an answer that is a part of a file.
@@ -531,6 +539,7 @@ impl SlotTask {
         let Some(plan::Hold { reason, source }) = why else {
             return Err(Broken::content("a HOLD frame that does not say why"));
         };
+        let _shown = self.meanwhile(Doing::WaitInPlace);
         let (release, released) = oneshot::channel();
         let shielded = header.has(flag::SHIELDED);
         let hold = Hold {
@@ -568,6 +577,7 @@ impl SlotTask {
         mut reply: Reply,
         ends: bool,
     ) -> Result<Left, Broken> {
+        let _shown = (!ends).then(|| self.meanwhile(Doing::Answer));
         let mut stopped = ends;
         let mut _waiting = None;
         loop {

@@ -32,6 +32,7 @@ pub enum Kind {
     Stack = 0x0a,
     Ping = 0x0b,
     Pong = 0x0c,
+    Told = 0x0d,
     Request = 0x10,
     Resume = 0x11,
     Cancel = 0x12,
@@ -49,7 +50,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 27] = [
         Self::Hello,
         Self::Slot,
         Self::Welcome,
@@ -62,6 +63,7 @@ impl Kind {
         Self::Stack,
         Self::Ping,
         Self::Pong,
+        Self::Told,
         Self::Request,
         Self::Resume,
         Self::Cancel,

@@ -33,6 +33,7 @@ pub mod kind {
     pub const STACK: u8 = 0x0a;
     pub const PING: u8 = 0x0b;
     pub const PONG: u8 = 0x0c;
+    pub const TOLD: u8 = 0x0d;
     pub const REQUEST: u8 = 0x10;
     pub const RESUME: u8 = 0x11;
     pub const CANCEL: u8 = 0x12;

@@ -44,6 +44,9 @@ pub struct Builder {
     /// Whether it says that it answers PING, and whether it does.
     pings: bool,
     mute: bool,
+    /// What it answers when a person asks for stacks: none, if it does not say that it does; empty, if it does
+    /// not.
+    tells: Option<&'static str>,
 }
 
 /// A worker with so many threads. It answers `/ping` with `pong`, `/environ` with its environ as
@@ -56,6 +59,7 @@ pub fn new(threads: u16) -> Builder {
         retiring: None,
         pings: false,
         mute: false,
+        tells: None,
     };
     builder
         .answers("/ping", "pong")
@@ -179,6 +183,12 @@ impl Builder {
         self.pings()
     }
 
+    /// Says that it tells stacks, and tells these; nothing, if they are empty.
+    pub fn tells_stacks(mut self, stacks: &'static str) -> Self {
+        self.tells = Some(stacks);
+        self
+    }
+
     /// A worker whose every slot is idle: as many as it has threads, or as the gateway has left.
     pub async fn run(self, gateway: &Gateway) -> Worker {
         let before = gateway.status().await;
@@ -198,6 +208,7 @@ impl Builder {
         let hello = json!({
             "pid": std::process::id(), "threads": self.threads, "mode": "coroutine",
             "app": "scripts", "version": "test", "token": "", "pings": self.pings,
+            "stacks": self.tells.is_some(),
         });
         control.send_bytes(PREAMBLE).await;
         control
@@ -220,6 +231,7 @@ impl Builder {
             calls: self.calls,
             retiring: self.retiring,
             mute: self.mute,
+            tells: self.tells,
             waiting: Mutex::default(),
             stops: Mutex::default(),
             seen: watch::Sender::default(),
@@ -243,6 +255,8 @@ pub struct Seen {
     pub calls: Vec<u16>,
     /// Slots whose stacks the gateway has asked for, and why.
     pub stacks: Vec<(u16, String)>,
+    /// Slots whose stacks people have asked for, and the number of the question.
+    pub asked: Vec<(u16, u64)>,
     /// Jobs that run now, and the most that ever ran at once.
     pub running: usize,
     pub most: usize,
@@ -272,6 +286,7 @@ struct Shared {
     calls: Option<CallScript>,
     retiring: Option<Gate>,
     mute: bool,
+    tells: Option<&'static str>,
     /// Parked requests, by id, and held jobs, by id and slot.
     waiting: Mutex<Waiting>,
     /// Streams that can be stopped, by id.
@@ -315,6 +330,12 @@ impl Worker {
     /// Slots whose stacks the gateway has asked for, and why.
     pub fn stacks(&self) -> Vec<(u16, String)> {
         self.shared.seen.borrow().stacks.clone()
+    }
+
+    /// Slots whose stacks people have asked for.
+    pub fn asked(&self) -> Vec<u16> {
+        let seen = self.shared.seen.borrow();
+        seen.asked.iter().map(|(slot, _)| *slot).collect()
     }
 
     /// Types of all frames that the gateway has sent, in their order.
@@ -440,6 +461,21 @@ impl Shared {
                 kind::PING if self.mute => {}
                 kind::PING => {
                     self.control.send(&Frame::new(kind::PONG)).await;
+                }
+                kind::STACK if frame.request > 0 => {
+                    self.seen
+                        .send_modify(|seen| seen.asked.push((frame.aux, frame.request)));
+                    let told = self.tells.expect("who does not tell is not asked");
+                    if !told.is_empty() {
+                        self.control
+                            .send(&Frame {
+                                aux: frame.aux,
+                                request: frame.request,
+                                head: told.as_bytes().to_vec(),
+                                ..Frame::new(kind::TOLD)
+                            })
+                            .await;
+                    }
                 }
                 kind::STACK => self.seen.send_modify(|seen| {
                     let why = String::from_utf8(frame.head).expect("one line of text");
