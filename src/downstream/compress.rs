@@ -39,16 +39,13 @@ const TELLING: [&str; 6] = [
     "content-range",
 ];
 
-/// Compresses the answer if its client takes it and it is worth it.
+/// Compresses the answer if its client takes it and it is worth it; for who has chosen algorithms.
 pub async fn compressed(
     mut response: Response<Body>,
     method: &Method,
     accepted: &Accepted,
     how: &Compression,
 ) -> Response<Body> {
-    if how.algorithms.is_empty() {
-        return response;
-    }
     let status = response.status();
     if status == StatusCode::NOT_MODIFIED {
         // It has no type to go by; what it stands for may have been compressed.

@@ -20,11 +20,11 @@ use crate::config::{ForwardingHeaders, Trusted};
 use crate::message::{Client, Scheme};
 use crate::record::Id;
 
-const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+static FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 static CONTRADICTIONS: Seldom = Seldom::new();
 
@@ -87,6 +87,9 @@ pub fn client(
     trust: Trust<'_>,
     headers: &mut HeaderMap,
 ) -> (Client, Result<(), Refusal>) {
+    if !headers.keys().any(tells) {
+        return (claimed(way, Claims::default(), headers), Ok(()));
+    }
     let peer = way.peer;
     if !peer.among(trust.proxies) {
         remove_x_forwarded(headers);
@@ -101,6 +104,15 @@ pub fn client(
         Ok(claims) => (claimed(way, claims, headers), Ok(())),
         Err(refusal) => (claimed(way, Claims::default(), headers), Err(refusal)),
     }
+}
+
+/// Whether a header of this name says anything of forwarding.
+fn tells(name: &HeaderName) -> bool {
+    *name == FORWARDED || *name == REAL_IP || is_x_forwarded(name)
+}
+
+fn is_x_forwarded(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-forwarded-")
 }
 
 /// The client, if these claims are true.
@@ -154,8 +166,8 @@ fn trusts(trusted: &[Trusted], address: IpAddr) -> bool {
 }
 
 fn remove_x_forwarded(headers: &mut HeaderMap) {
-    let claims = |name: &&HeaderName| name.as_str().starts_with("x-forwarded-");
-    let claimed: Vec<HeaderName> = headers.keys().filter(claims).cloned().collect();
+    let claimed = headers.keys().filter(|name| is_x_forwarded(name));
+    let claimed: Vec<HeaderName> = claimed.cloned().collect();
     for name in claimed.iter().chain([&REAL_IP]) {
         headers.remove(name);
     }

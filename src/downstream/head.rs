@@ -5,9 +5,7 @@
 //! Pure: no I/O.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST,
-    HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::Authority;
@@ -55,13 +53,13 @@ fn framing(parts: &Parts) -> Result<(), Refusal> {
     if parts.version == Version::HTTP_2 {
         // RFC 9113 section 8.2.2: there is no connection to speak of.
         let of_connection = [
-            CONNECTION,
-            TRANSFER_ENCODING,
-            UPGRADE,
+            CONNECTION.as_str(),
+            TRANSFER_ENCODING.as_str(),
+            UPGRADE.as_str(),
             KEEP_ALIVE,
             PROXY_CONNECTION,
         ];
-        if of_connection.iter().any(|name| headers.contains_key(name)) {
+        if of_connection.iter().any(|name| headers.contains_key(*name)) {
             return Err(bad("a header of HTTP/1 connections in HTTP/2"));
         }
         if headers.get_all(TE).iter().any(|value| value != "trailers") {
@@ -112,6 +110,10 @@ fn host(parts: &mut Parts) -> Result<(), Refusal> {
 
 /// `host` or `host:port`, without userinfo.
 fn valid_host(host: &[u8]) -> bool {
+    // As nearly all are, and nothing of it could be anything else.
+    if !host.is_empty() && host.iter().all(|byte| PLAIN_HOST[usize::from(*byte)]) {
+        return true;
+    }
     let Ok(authority) = Authority::try_from(host) else {
         return false;
     };
@@ -119,6 +121,17 @@ fn valid_host(host: &[u8]) -> bool {
     let port = &host[authority.host().len()..];
     named && (port.is_empty() || port == b":" || authority.port_u16().is_some())
 }
+
+/// What a name or an IPv4 address is made of, by byte.
+const PLAIN_HOST: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut at = 0;
+    while at < 256 {
+        table[at] = (at as u8).is_ascii_alphanumeric() || matches!(at as u8, b'-' | b'.');
+        at += 1;
+    }
+    table
+};
 
 fn target(parts: &Parts) -> Result<Target, Refusal> {
     let uri = &parts.uri;
@@ -213,35 +226,35 @@ fn expectation(parts: &mut Parts) -> Result<(), Refusal> {
     Ok(())
 }
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const KEEP_ALIVE: &str = "keep-alive";
+const PROXY_CONNECTION: &str = "proxy-connection";
 
 /// Headers that belong to one connection only (RFC 9110 section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 10] = [
-    CONNECTION,
+const HOP_BY_HOP: [&str; 10] = [
+    "connection",
     KEEP_ALIVE,
     PROXY_CONNECTION,
-    HeaderName::from_static("http2-settings"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
+    "http2-settings",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// `Connection` may list headers of its hop, but not take these from the application.
-const KEPT: [HeaderName; 10] = [
-    HOST,
-    CONTENT_LENGTH,
-    CONTENT_TYPE,
-    COOKIE,
-    AUTHORIZATION,
-    FORWARDED,
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("tracestate"),
+const KEPT: [&str; 10] = [
+    "host",
+    "content-length",
+    "content-type",
+    "cookie",
+    "authorization",
+    "forwarded",
+    "x-real-ip",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
 ];
 
 fn clean(headers: &mut HeaderMap) {
@@ -276,16 +289,26 @@ fn spoofable(name: &str) -> bool {
     name.contains('_') || name == "proxy" || name.starts_with("layby-")
 }
 
+fn is_kept(name: &str) -> bool {
+    KEPT.contains(&name) || name.starts_with("x-forwarded-")
+}
+
 /// Removes what belongs to the hop that the message came on.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // One look at every name costs less than a search for each of these, of which few are there.
+    let is_of_hop = |name: &&HeaderName| HOP_BY_HOP.contains(&name.as_str());
+    let of_hop: Vec<HeaderName> = headers.keys().filter(is_of_hop).cloned().collect();
+    if of_hop.is_empty() {
+        return;
+    }
     let listed: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .filter(|name| !KEPT.contains(name) && !name.as_str().starts_with("x-forwarded-"))
+        .filter(|name| !is_kept(name.as_str()))
         .collect();
-    for name in listed.iter().chain(&HOP_BY_HOP) {
+    for name in listed.into_iter().chain(of_hop) {
         headers.remove(name);
     }
 }

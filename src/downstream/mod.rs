@@ -316,8 +316,14 @@ impl Downstream {
         match answered.await {
             Ok(Some(response)) => {
                 let (accepted, how) = (&visit.accepted, &settings.compression);
-                let response = compress::compressed(response, &visit.method, accepted, how);
-                Ok(self.finish(Box::pin(response).await, visit, &watch))
+                let response = match how.algorithms.is_empty() {
+                    true => response,
+                    false => {
+                        let coding = compress::compressed(response, &visit.method, accepted, how);
+                        Box::pin(coding).await
+                    }
+                };
+                Ok(self.finish(response, visit, &watch))
             }
             Ok(None) => Err(ClientLeft),
             Err(trouble) => {
@@ -425,7 +431,8 @@ impl Downstream {
             let taking = async move { collect(body, &spool, &watch, max).await };
             (RequestBody::Later(announced), Some(LaterBody::new(taking)))
         } else {
-            let body = collect(body, &self.spool, watch, max).await;
+            // Boxed: its size would be paid by every request, most of which have no body.
+            let body = Box::pin(collect(body, &self.spool, watch, max)).await;
             (RequestBody::Here(body.map_err(Trouble::Body)?), None)
         };
         parts.headers.insert(REQUEST_ID, record.id.header());

@@ -82,7 +82,7 @@ impl Life {
         deadline: Instant,
         client: Client,
     ) -> Self {
-        let alarm = exchange.sweeper.alarm();
+        let alarm = exchange.0.sweeper.alarm();
         alarm.set(deadline);
         Self {
             exchange: exchange.clone(),
@@ -114,7 +114,7 @@ impl Life {
             timeout: self.timeout,
         };
         let work = self.job(Work::Begin(Box::new(request), times), None);
-        let (id, mut turn) = match self.exchange.slots.submit(work, bytes) {
+        let (id, mut turn) = match self.exchange.0.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
         };
@@ -138,8 +138,9 @@ impl Life {
                     rest
                 }
                 Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
-                Step::Hold(hold) => self.hold(hold).await,
-                Step::Park(park) => match self.park(id, park).await {
+                // Boxed: their size would be paid by every request, also by those that only wait for a slot.
+                Step::Hold(hold) => Box::pin(self.hold(hold)).await,
+                Step::Park(park) => match Box::pin(self.park(id, park)).await {
                     Some(turn) => turn,
                     None => return self.client.answer(Err(Failure::WorkerGone)),
                 },
@@ -191,7 +192,7 @@ impl Life {
 
     /// Nobody waits any more for a request that is in the queue or in a slot.
     fn leave_turn(&mut self, id: RequestId) -> Leaving {
-        let slots = &self.exchange.slots;
+        let slots = &self.exchange.0.slots;
         let unseen = self.epoch == 1;
         if unseen && slots.withdraw(id).is_some() {
             self.leave(CancelPhase::Queued);
@@ -215,7 +216,7 @@ impl Life {
         self.shielded = park.shielded;
         self.enters(Stage::Park);
         let parked = Instant::now();
-        let listed = self.exchange.parked.list(&park.awaited);
+        let listed = self.exchange.0.parked.list(&park.awaited);
         let gone = park.process.gone.cancelled();
         let event = match park.awaited {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
@@ -225,31 +226,31 @@ impl Life {
             Awaited::Relay(relay) => Event::Relayed(self.relay(*relay).await),
         };
         drop(listed);
-        self.exchange.metrics.park(parked.elapsed());
+        self.exchange.0.metrics.park(parked.elapsed());
         self.enters(Stage::Resume);
         match event {
             Event::Results(outcomes) => {
                 let bytes = outcomes.iter().map(weight).sum();
                 let job = self.job(Work::Resume(outcomes), park.answer);
-                Some(self.exchange.slots.resume(id, job, bytes))
+                Some(self.exchange.0.slots.resume(id, job, bytes))
             }
             Event::Body(Ok(body)) => {
                 let bytes = body.retained();
                 let job = self.job(Work::Body(body), park.answer);
-                Some(self.exchange.slots.resume(id, job, bytes))
+                Some(self.exchange.0.slots.resume(id, job, bytes))
             }
             Event::Relayed(Some(captured)) => {
                 let bytes = captured.body.len() as u64;
                 let job = self.job(Work::Relayed(captured), None);
-                Some(self.exchange.slots.resume(id, job, bytes))
+                Some(self.exchange.0.slots.resume(id, job, bytes))
             }
             Event::Asked(_) => {
                 let job = self.job(Work::Wanted, park.answer);
-                Some(self.exchange.slots.resume(id, job, 0))
+                Some(self.exchange.0.slots.resume(id, job, 0))
             }
             Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id, park.answer)),
             _ => {
-                self.exchange.slots.forget(id);
+                self.exchange.0.slots.forget(id);
                 None
             }
         }
@@ -258,7 +259,7 @@ impl Life {
     /// Runs the plan of a request that waits in place.
     async fn hold(&mut self, mut hold: Hold) -> Turn<Step> {
         self.shielded = hold.shielded;
-        let _waiting = self.exchange.waits.begin(hold.reason, hold.source);
+        let _waiting = self.exchange.0.waits.begin(hold.reason, hold.source);
         let record = Arc::clone(&self.about.record);
         record.tell(|spans| spans.holds(hold.reason.as_str(), Instant::now()));
         let event = match hold.awaited {
@@ -283,7 +284,7 @@ impl Life {
         if let Some(marker) = self.about.record.marker() {
             plan.mark(&marker);
         }
-        let outbound = self.exchange.outbound.clone();
+        let outbound = self.exchange.0.outbound.clone();
         let run = outbound.run(plan, self.bound().ends().into());
         tokio::pin!(run, worker_gone);
         loop {
@@ -319,7 +320,7 @@ impl Life {
     fn expire(&mut self) {
         self.expired = true;
         if let Some(id) = self.id {
-            self.exchange.slots.overdue(id);
+            self.exchange.0.slots.overdue(id);
         }
     }
 
@@ -382,7 +383,7 @@ impl Life {
     /// The request is unwound on a slot, its results unwanted.
     fn end(&mut self, id: RequestId, answer: Option<AnswerWriter>) -> Turn<Step> {
         let job = self.job(Work::End, answer);
-        self.exchange.slots.end(id, job)
+        self.exchange.0.slots.end(id, job)
     }
 
     /// Nobody waits any more. If it is the deadline that says so, the client is told; who has the head of the
@@ -394,7 +395,7 @@ impl Life {
             return;
         }
         if self.client.left() {
-            self.exchange.metrics.cancelled(phase);
+            self.exchange.0.metrics.cancelled(phase);
         } else {
             self.client.answer(Err(Failure::Deadline));
         }

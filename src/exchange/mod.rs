@@ -73,9 +73,13 @@ pub struct Settings {
     pub on_disconnect: OnDisconnect,
 }
 
-/// Where requests are taken through their lives.
+/// Where requests are taken through their lives. One count for all that each of them needs.
 #[derive(Debug, Clone)]
-pub struct Exchange {
+pub struct Exchange(Arc<Around>);
+
+/// What is around requests.
+#[derive(Debug, Clone)]
+struct Around {
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
     sweeper: Sweeper,
@@ -96,7 +100,7 @@ impl Exchange {
         metrics: Metrics,
         waits: Waits,
     ) -> Self {
-        Self {
+        Self(Arc::new(Around {
             slots,
             outbound,
             sweeper,
@@ -105,22 +109,22 @@ impl Exchange {
             parked: ParkedBoard::default(),
             left: TaskTracker::new(),
             upstream: None,
-        }
+        }))
     }
 
     /// The same with the slots of this upstream.
     #[must_use]
     pub fn beside(&self, upstream: Arc<Upstream>) -> Self {
-        Self {
+        Self(Arc::new(Around {
             slots: Arc::clone(upstream.slots()),
             upstream: Some(upstream),
-            ..self.clone()
-        }
+            ..Around::clone(&self.0)
+        }))
     }
 
     /// Whether its requests are for an HTTP server, which may change to another protocol.
     pub fn may_upgrade(&self) -> bool {
-        self.upstream.is_some()
+        self.0.upstream.is_some()
     }
 
     /// Takes a request to its outcome; its body, if that is still with the client, when the
@@ -130,25 +134,25 @@ impl Exchange {
     /// is forgotten, any other goes on by itself to a clean end.
     pub fn run(&self, request: Request, body: Option<LaterBody>, settings: Settings) -> Outcome {
         let deadline = Instant::now() + settings.request_timeout;
-        Outcome::new(self.left.clone(), |client| {
+        Outcome::new(self.0.left.clone(), |client| {
             life::Life::new(self, &request, body, settings, deadline, client).run(request)
         })
     }
 
     /// Where requests have waited in place, and how often.
     pub fn waits_in_place(&self) -> Vec<WaitsInPlace> {
-        self.waits.list()
+        self.0.waits.list()
     }
 
     /// What parked requests wait for now, what most wait for first.
     pub fn waited_for(&self) -> Vec<WaitedFor> {
-        self.parked.waited_for(Instant::now())
+        self.0.parked.waited_for(Instant::now())
     }
 
     /// Resolves when every request is over whose client has left or been answered early; call
     /// when no new ones come.
     pub async fn finished(&self) {
-        self.left.close();
-        self.left.wait().await;
+        self.0.left.close();
+        self.0.left.wait().await;
     }
 }

@@ -8,6 +8,7 @@ pub mod http;
 pub mod link;
 pub mod local;
 pub mod supervise;
+mod text;
 mod waits;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};

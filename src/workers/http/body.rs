@@ -2,11 +2,15 @@
 //!
 //! Strict where a lenient reader and a strict one would disagree about where the body ends.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 /// The longest line that gives a chunk's size, extensions included, and all trailers together.
 const MAX_SIZE_LINE: usize = 4 * 1024;
 const MAX_TRAILERS: usize = 16 * 1024;
+
+/// Less than this is copied out, so that the connection keeps its room: to make it anew for every answer,
+/// and to have the last one in use until its client has read it, costs more.
+const COPIED: usize = 4 * 1024;
 
 /// How the rest of a body is framed.
 #[derive(Debug, PartialEq, Eq)]
@@ -135,7 +139,12 @@ impl Chunk {
 fn take(buffer: &mut BytesMut, left: &mut u64) -> Bytes {
     let count = usize::try_from(*left).map_or(buffer.len(), |left| left.min(buffer.len()));
     *left -= count as u64;
-    buffer.split_to(count).freeze()
+    if count > COPIED {
+        return buffer.split_to(count).freeze();
+    }
+    let copy = Bytes::copy_from_slice(&buffer[..count]);
+    buffer.advance(count);
+    copy
 }
 
 /// A line without its end, which is CR and LF; None if it is not all there.

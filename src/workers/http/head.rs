@@ -3,9 +3,9 @@
 //! A request's head is made anew: who it is from, how its body is framed and what it asks of the
 //! connection is said by the gateway alone. An answer whose framing can be read in two ways is refused.
 
-use std::io::Write as _;
+use std::mem::MaybeUninit;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
     UPGRADE,
@@ -14,10 +14,14 @@ use http::{Method, StatusCode};
 
 use super::body::Framing;
 use crate::message::{Request, RequestBody};
+use crate::workers::text;
 
 /// The longest head that an answer may have, and the most lines in it.
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_LINES: usize = 128;
+
+/// Headers that an answer may get on its way to the client, so that its map need not grow for them.
+const ADDED: usize = 2;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -37,14 +41,20 @@ pub fn encode(request: &Request, out: &mut BytesMut) {
     // HTTP/1.0 knows no Host, but the server may ask for one.
     let host = host.unwrap_or(request.client.server_name.as_bytes());
     line(out, "host", host);
+    let mut forwarded = false;
     for (name, value) in &request.headers {
-        if !is_ours(name) {
+        if is_ours(name) {
+            forwarded |= *name != HOST && *name != CONTENT_LENGTH;
+        } else {
             line(out, name.as_str(), value.as_bytes());
         }
     }
-    forwarding(request, host, out);
+    match forwarded {
+        true => forwarding(request, host, out),
+        false => first_forwarding(request, host, out),
+    }
     if let Some(length) = length(request) {
-        shown(out, "content-length", length);
+        number(out, "content-length", length);
     }
     if let Some(protocol) = &request.upgrade {
         line(out, "connection", b"upgrade");
@@ -81,18 +91,30 @@ fn forwarding(request: &Request, host: &[u8], out: &mut BytesMut) {
         }
         if let Some(peer) = client.peer {
             out.put_slice(separator);
-            write!(out.writer(), "{peer}").expect("memory takes all that is written");
+            text::address(out, peer);
         }
         out.put_slice(b"\r\n");
     }
-    line(out, "x-forwarded-proto", client.scheme.as_str().as_bytes());
     let named = request.headers.get(FORWARDED_HOST);
-    line(
-        out,
-        "x-forwarded-host",
-        named.map_or(host, HeaderValue::as_bytes),
-    );
-    shown(out, "x-forwarded-port", client.server_port);
+    to_whom(request, named.map_or(host, HeaderValue::as_bytes), out);
+}
+
+/// The same where no proxy has said anything.
+fn first_forwarding(request: &Request, host: &[u8], out: &mut BytesMut) {
+    if let Some(peer) = request.client.peer {
+        out.put_slice(b"x-forwarded-for: ");
+        text::address(out, peer);
+        out.put_slice(b"\r\n");
+    }
+    to_whom(request, host, out);
+}
+
+/// What the client has asked, as it sees it.
+fn to_whom(request: &Request, host: &[u8], out: &mut BytesMut) {
+    let client = &request.client;
+    line(out, "x-forwarded-proto", client.scheme.as_str().as_bytes());
+    line(out, "x-forwarded-host", host);
+    number(out, "x-forwarded-port", client.server_port.into());
 }
 
 /// A length that was announced stays visible when it is 0, and where a body is usual there is always one.
@@ -112,8 +134,11 @@ fn line(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
-fn shown(out: &mut BytesMut, name: &str, value: impl std::fmt::Display) {
-    write!(out.writer(), "{name}: {value}\r\n").expect("memory takes all that is written");
+fn number(out: &mut BytesMut, name: &str, value: u64) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    text::number(out, value);
+    out.put_slice(b"\r\n");
 }
 
 /// The head of an answer.
@@ -129,7 +154,6 @@ pub struct Head {
 }
 
 /// Where the parts of a header line are in the head.
-#[derive(Clone, Copy, Default)]
 struct Place {
     name: (usize, usize),
     value: (usize, usize),
@@ -162,9 +186,10 @@ pub fn decode(
 }
 
 fn one(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, &'static str> {
-    let mut lines = [httparse::EMPTY_HEADER; MAX_LINES];
-    let mut parsed = httparse::Response::new(&mut lines);
-    let length = match parsed.parse(buffer) {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_response_with_uninit_headers(&mut parsed, buffer, &mut lines) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if buffer.len() > MAX_HEAD => {
             return Err("its head is too long");
@@ -186,18 +211,16 @@ fn one(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, &'static 
         .reason
         .filter(|reason| !reason.is_empty() && Some(*reason) != status.canonical_reason());
     let reason = reason.map(|reason| within(reason.as_bytes()));
-    let mut places = [Place::default(); MAX_LINES];
-    let count = parsed.headers.len();
-    for (place, line) in places.iter_mut().zip(parsed.headers.iter()) {
-        *place = Place {
-            name: within(line.name.as_bytes()),
-            value: within(line.value),
-        };
-    }
-    // The values stay where they are; nothing is copied.
-    let bytes = buffer.split_to(length).freeze();
-    let mut headers = HeaderMap::with_capacity(count);
-    for Place { name, value } in &places[..count] {
+    let place = |line: &httparse::Header<'_>| Place {
+        name: within(line.name.as_bytes()),
+        value: within(line.value),
+    };
+    let places: Vec<Place> = parsed.headers.iter().map(place).collect();
+    // A copy for all of it, so that the connection keeps the room that it reads into.
+    let bytes = Bytes::copy_from_slice(&buffer[..length]);
+    buffer.advance(length);
+    let mut headers = HeaderMap::with_capacity(places.len() + ADDED);
+    for Place { name, value } in &places {
         let name = HeaderName::from_bytes(&bytes[name.0..name.1])
             .map_err(|_| "one of its headers has an invalid name")?;
         let value = HeaderValue::from_maybe_shared(bytes.slice(value.0..value.1))

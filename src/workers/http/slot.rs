@@ -349,27 +349,30 @@ impl SlotTask {
         };
         // A server that sends head and body apart does so in one breath, and one that says how long the body
         // is means to send it.
-        let patience = body.left().is_some_and(|left| left <= WHOLE as u64);
-        self.alarm.set(Instant::now() + PATIENCE);
-        let mut pieces = Pieces::default();
-        let first = loop {
-            if pieces.1 > WHOLE {
-                break None;
-            }
-            let next = wire.next(&mut body);
-            let next = match patience {
-                true => tokio::select! {
+        let gathered = match body.left() {
+            Some(left) if left <= WHOLE as u64 && left > wire.buffer.len() as u64 => {
+                self.alarm.set(Instant::now() + PATIENCE);
+                tokio::select! {
                     biased;
-                    next = next => Some(next),
-                    () = self.alarm.rang() => None,
-                },
-                false => next.now_or_never(),
-            };
-            match next {
-                None => break None,
-                Some(Ok(Some(piece))) => pieces.push(piece),
-                Some(end) => break Some(end),
+                    gathered = wire.gather(left) => gathered,
+                    () = self.alarm.rang() => Ok(()),
+                }
             }
+            _ => Ok(()),
+        };
+        let mut pieces = Pieces::default();
+        let first = match gathered {
+            Err(cut) => Some(Err(cut)),
+            Ok(()) => loop {
+                if pieces.1 > WHOLE {
+                    break None;
+                }
+                match wire.next(&mut body).now_or_never() {
+                    None => break None,
+                    Some(Ok(Some(piece))) => pieces.push(piece),
+                    Some(end) => break Some(end),
+                }
+            },
         };
         match first {
             Some(Ok(_)) => {
@@ -505,6 +508,14 @@ async fn send(
         Body::Memory(bytes) => (bytes.clone(), None),
         Body::File(file) => (Bytes::new(), Some(file)),
     };
+    // One piece is written for less than a list of one.
+    while body.is_empty() && head.has_remaining() {
+        match writer.write(&head).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => head.advance(count),
+        }
+        begun.store(true, Relaxed);
+    }
     let mut bytes = head.chain(body);
     while bytes.has_remaining() {
         if writer.write_buf(&mut bytes).await? == 0 {
@@ -546,6 +557,19 @@ impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
                 Ok(1..) => {}
                 _ if before > 0 => return Err(NoHead::Cut),
                 _ => return Err(NoHead::Closed),
+            }
+        }
+    }
+
+    /// Reads until so much of a body is in the buffer, in one piece. Cancel safe.
+    async fn gather(&mut self, length: u64) -> Result<(), Cut> {
+        loop {
+            let wanted = length.saturating_sub(self.buffer.len() as u64);
+            if wanted == 0 {
+                return Ok(());
+            }
+            if !matches!(self.fill(Some(wanted)).await, Ok(1..)) {
+                return Err(Cut::Ended);
             }
         }
     }

@@ -1,12 +1,13 @@
 //! A request as a WSGI environ, by PEP 3333 and RFC 3875.
 
-use std::io::Write;
+use std::net::IpAddr;
 
 use bytes::{BufMut, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE};
 use http::{HeaderName, Version};
 
 use crate::message::{Credential, Request, RequestBody, Scheme};
+use crate::workers::text;
 
 /// Writes the environ as `name NUL value NUL` and returns the number of pairs.
 ///
@@ -22,13 +23,13 @@ pub fn encode(request: &Request, out: &mut BytesMut) -> u16 {
     block.pair("REQUEST_URI", request.target.as_bytes());
     block.pair("SERVER_PROTOCOL", protocol(request.version));
     block.pair("SERVER_NAME", client.server_name.as_bytes());
-    block.display("SERVER_PORT", client.server_port);
+    block.number("SERVER_PORT", client.server_port.into());
     match client.address {
-        Some(address) => block.display("REMOTE_ADDR", address),
+        Some(address) => block.address("REMOTE_ADDR", address),
         None => block.pair("REMOTE_ADDR", b""),
     }
     if let Some(port) = client.port {
-        block.display("REMOTE_PORT", port);
+        block.number("REMOTE_PORT", port.into());
     }
     block.pair("wsgi.url_scheme", client.scheme.as_str().as_bytes());
     if client.scheme == Scheme::Https {
@@ -42,7 +43,7 @@ pub fn encode(request: &Request, out: &mut BytesMut) -> u16 {
         RequestBody::Later(announced) => *announced,
     };
     if let Some(length) = length {
-        block.display("CONTENT_LENGTH", length);
+        block.number("CONTENT_LENGTH", length);
     }
     for name in request.headers.keys() {
         if name == CONTENT_LENGTH {
@@ -74,10 +75,17 @@ impl Block<'_> {
         self.end();
     }
 
-    fn display(&mut self, name: &str, value: impl std::fmt::Display) {
+    fn number(&mut self, name: &str, value: u64) {
         self.out.put_slice(name.as_bytes());
         self.out.put_u8(0);
-        write!(self.out.writer(), "{value}").expect("memory takes all that is written");
+        text::number(self.out, value);
+        self.end();
+    }
+
+    fn address(&mut self, name: &str, value: IpAddr) {
+        self.out.put_slice(name.as_bytes());
+        self.out.put_u8(0);
+        text::address(self.out, value);
         self.end();
     }
 
@@ -107,12 +115,13 @@ impl Block<'_> {
         if *name != CONTENT_TYPE {
             self.out.put_slice(b"HTTP_");
         }
-        for byte in name.as_str().bytes() {
-            self.out.put_u8(if byte == b'-' {
-                b'_'
-            } else {
-                byte.to_ascii_uppercase()
-            });
+        let start = self.out.len();
+        self.out.put_slice(name.as_str().as_bytes());
+        for byte in &mut self.out[start..] {
+            *byte = match *byte {
+                b'-' => b'_',
+                other => other.to_ascii_uppercase(),
+            };
         }
         self.out.put_u8(0);
         let separator: &[u8] = if *name == COOKIE { b"; " } else { b", " };
