@@ -21,6 +21,7 @@ import pytest
 from conftest import TO_THE_STUB, Starter
 from support.browser import Browser
 from support.checkout import Buying
+from support.client import Connection
 from support.gateway import Gateway
 from support.program import until
 from support.services import Services
@@ -94,6 +95,8 @@ def load(gateway: Gateway, clients: int) -> Iterator[None]:
         buying = Buying(gateway, "page-", clients)
         await asyncio.to_thread(over.wait)
         await buying.end()
+        # They are of this thread's event loop, which ends with it.
+        await Connection.end_all()
 
     with ThreadPoolExecutor(1) as pool:
         bought = pool.submit(asyncio.run, buy())

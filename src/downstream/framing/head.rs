@@ -217,7 +217,10 @@ impl RequestLine {
             _ => return Err(bad("no request line of HTTP/1.1 or HTTP/1.0")),
         };
         let start = at + method.len() + 1;
-        let escapes = target.iter().filter(|byte| is_to_escape(**byte)).count();
+        let (path, query) = path_and_query(target);
+        let count =
+            |part: &[u8], which: fn(u8) -> bool| part.iter().filter(|byte| which(**byte)).count();
+        let escapes = count(path, is_to_escape_in_path) + count(query, is_to_escape);
         if target.len() + 2 * escapes > MAX_TARGET {
             return Err(TARGET_TOO_LONG);
         }
@@ -238,7 +241,9 @@ impl Whole {
     /// Appends the head at the beginning of `bytes`, with its target escaped.
     pub fn escape(&self, bytes: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(&bytes[..self.target.start]);
-        escape(&bytes[self.target.clone()], is_to_escape, out);
+        let (path, query) = path_and_query(&bytes[self.target.clone()]);
+        escape(path, is_to_escape_in_path, out);
+        escape(query, is_to_escape, out);
         out.extend_from_slice(&bytes[self.target.end..self.len]);
     }
 }
@@ -256,6 +261,17 @@ fn escape(target: &[u8], which: fn(u8) -> bool, out: &mut Vec<u8>) {
 /// What browsers escape wherever it stands in a path or a query, and other clients do not always.
 fn is_to_escape(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | 0x80..)
+}
+
+/// The same, and what may stand in a query only.
+fn is_to_escape_in_path(byte: u8) -> bool {
+    byte == b'`' || is_to_escape(byte)
+}
+
+/// The query with its question mark.
+fn path_and_query(target: &[u8]) -> (&[u8], &[u8]) {
+    let end = target.iter().position(|byte| *byte == b'?');
+    target.split_at(end.unwrap_or(target.len()))
 }
 
 /// For the rare target that is not a path.
@@ -325,7 +341,7 @@ pub fn shown(bytes: &[u8]) -> (&str, Uri) {
     let mut escaped = Vec::with_capacity(target.len());
     escape(
         target,
-        |byte| is_to_escape(byte) || byte == b'#' || byte.is_ascii_control(),
+        |byte| is_to_escape_in_path(byte) || byte == b'#' || byte.is_ascii_control(),
         &mut escaped,
     );
     (

@@ -148,16 +148,16 @@ fn parse_lines(head: &[u8]) -> Option<(Request, Vec<Said>)> {
     };
     let odd = |c: char| matches!(c, '"' | '<' | '>' | '\u{80}'..);
     let strange = |c: char| c <= ' ' || c == '\u{7f}' || c == '#';
-    let escaped: String = target
-        .chars()
-        .map(|c| {
-            if odd(c) {
-                format!("%{:02X}", c as u32)
-            } else {
-                c.to_string()
-            }
-        })
-        .collect();
+    let mut in_path = true;
+    let mut escaped = String::new();
+    for c in target.chars() {
+        in_path &= c != '?';
+        if odd(c) || (in_path && c == '`') {
+            escaped += &format!("%{:02X}", c as u32);
+        } else {
+            escaped.push(c);
+        }
+    }
     let is_target =
         target.starts_with('/') || (target == escaped && target.parse::<http::Uri>().is_ok());
     if !token(method.as_bytes())
