@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -97,7 +96,7 @@ class Machine:
 
     def end(self) -> None:
         for server in self.servers.values():
-            server.send_signal(signal.SIGINT)
+            server.terminate()
             server.wait(30)
 
 
