@@ -72,8 +72,7 @@ processes = 2
 async def test_a_process_with_a_stuck_request_is_replaced_and_costs_that_one_alone(
     shop: Shop, stub: Services, start: Starter, postgres: Postgres, path: str, stack: str
 ) -> None:
-    # So that the server gives up a query soon whose client was killed.
-    postgres.execute("ALTER ROLE shop SET client_connection_check_interval = '50ms'")
+    postgres.give_up_queries_of_the_dead()
     stub.set(latency=50)
     gateway = start(HASTY)
     before = gateway.worker_pids()

@@ -23,6 +23,7 @@ from support.browser import Browser
 from support.checkout import Buying
 from support.client import Connection
 from support.gateway import Gateway
+from support.postgres import Postgres
 from support.program import until
 from support.services import Services
 
@@ -257,7 +258,10 @@ def test_a_stack_is_asked_for_with_the_keyboard(
 
 def test_stacks_are_told_of_what_blocks_and_not_of_what_holds_the_interpreter(
     start: Starter,
+    postgres: Postgres,
 ) -> None:
+    # Its worker is killed in the end, and the next test counts connections.
+    postgres.give_up_queries_of_the_dead()
     gateway = start(CONFIGURATION)
     with asking(gateway, "/lab/stuck-query?seconds=60"):
         slot = running(gateway, "/lab/stuck-query")
