@@ -121,6 +121,9 @@ fn version_1(bytes: &[u8]) -> Parsed {
             false => Parsed::Wrong("it is too long"),
         };
     };
+    if end >= LONGEST_LINE {
+        return Parsed::Wrong("it is too long");
+    }
     let line = bytes[..end].strip_suffix(b"\r");
     let line = line.and_then(|line| std::str::from_utf8(&line[LINE.len()..]).ok());
     let fields: Vec<&str> = line.unwrap_or_default().split(' ').collect();
@@ -318,6 +321,9 @@ mod tests {
         assert!(matches!(bare, Parsed::Wrong(_)));
         let endless = [LINE, &[b'x'; 200]].concat();
         assert_eq!(parse(&endless[..107]), Parsed::Wrong("it is too long"));
+        // Found by fuzzing: it was good when it came in one piece.
+        let late = [&endless[..106], b"\r\n"].concat();
+        assert_eq!(parse(&late), Parsed::Wrong("it is too long"));
     }
 
     #[test]
