@@ -20,7 +20,7 @@ const NEVER: u64 = u64::MAX;
 
 #[derive(Debug)]
 struct Watch {
-    /// Milliseconds since the sweeper's start.
+    /// Milliseconds since the sweeper's start, rounded up: it never rings early.
     deadline: AtomicU64,
     waker: AtomicWaker,
 }
@@ -103,14 +103,15 @@ pub struct Alarm {
 
 impl Alarm {
     pub fn set(&self, deadline: Instant) {
-        self.watch
-            .deadline
-            .store(self.shared.millis(deadline), Relaxed);
+        let since = deadline.saturating_duration_since(self.shared.start);
+        let millis = since.as_nanos().div_ceil(1_000_000);
+        self.watch.deadline.store(millis as u64, Relaxed);
     }
 
     /// The deadline is now.
     pub fn ring(&self) {
-        self.set(Instant::now());
+        let now = self.shared.millis(Instant::now());
+        self.watch.deadline.store(now, Relaxed);
         self.watch.waker.wake();
     }
 
@@ -153,7 +154,22 @@ mod tests {
             () = alarm.rang() => {}
             () = sweeper.run(|| {}) => unreachable!("the sweeper runs for ever"),
         }
-        assert!(Instant::now() + Duration::from_millis(1) >= deadline);
+        assert!(Instant::now() >= deadline);
+    }
+
+    /// Who is woken looks at its own deadline, and does something else if that is not over yet.
+    #[tokio::test]
+    async fn an_alarm_is_not_early_by_a_part_of_a_millisecond() {
+        let sweeper = Sweeper::default();
+        let alarm = sweeper.alarm();
+        for micros in (0..3000).step_by(70) {
+            let deadline = Instant::now() + Duration::from_micros(micros);
+            alarm.set(deadline);
+            while futures_util::FutureExt::now_or_never(alarm.rang()).is_none() {
+                std::hint::spin_loop();
+            }
+            assert!(Instant::now() >= deadline, "{micros}");
+        }
     }
 
     #[tokio::test]
