@@ -406,6 +406,15 @@ DASHBOARDS = [
                     "Of those that it may have.",
                 ),
             ],
+            "Tracing": [
+                Panel(
+                    "Spans by what became of them",
+                    "ops",
+                    {"{{outcome}}": total("layby_spans_total", "outcome")},
+                    "Of traced requests. All zero without [tracing]; anything but sent is lost.",
+                    stacked=True,
+                ),
+            ],
             "Configuration": [
                 Panel(
                     "Different configurations",
