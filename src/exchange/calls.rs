@@ -80,7 +80,7 @@ impl Calls {
             answer: None,
             lazy: false,
         };
-        match self.exchange.0.slots.call(self.request, job) {
+        match self.exchange.around.slots.call(self.request, job) {
             Ok((id, turn)) => {
                 self.open.insert(id);
                 let (exchange, bound) = (self.exchange.clone(), self.bound);
@@ -105,7 +105,7 @@ impl Calls {
     /// The time of their request is over: the slots that they run on count as lost until they are ready.
     pub fn overdue(&self) {
         for id in &self.open {
-            self.exchange.0.slots.overdue(*id);
+            self.exchange.around.slots.overdue(*id);
         }
     }
 
@@ -115,9 +115,9 @@ impl Calls {
         if self.open.is_empty() {
             return;
         }
-        let tasks = self.exchange.0.left.clone();
+        let tasks = self.exchange.around.left.clone();
         tasks.spawn(async move {
-            let alarm = self.exchange.0.sweeper.alarm();
+            let alarm = self.exchange.around.sweeper.alarm();
             if let Bound::Deadline(deadline) = self.bound {
                 alarm.set(deadline);
             }
@@ -140,7 +140,7 @@ impl Calls {
     }
 
     fn forget_waiting(&mut self) {
-        let slots = &self.exchange.0.slots;
+        let slots = &self.exchange.around.slots;
         self.open.retain(|id| slots.withdraw(*id).is_none());
     }
 }
@@ -149,14 +149,14 @@ impl Exchange {
     /// Sees a call through. Dropping the future cancels its waits in place, now and later.
     async fn call(&self, mut turn: Turn<Step>, bound: Bound, record: &Record) {
         while let Ok(Step::Hold(mut hold)) = turn.step().await {
-            let _waiting = self.0.waits.begin(hold.reason, hold.source);
+            let _waiting = self.around.waits.begin(hold.reason, hold.source);
             let Awaited::Plan(mut plan) = hold.awaited else {
                 unreachable!("the slot lets a call wait for plans only");
             };
             if let Some(marker) = record.marker() {
                 plan.mark(&marker);
             }
-            let results = self.0.outbound.run(plan, bound.ends().into());
+            let results = self.around.outbound.run(plan, bound.ends().into());
             let release = tokio::select! {
                 outcomes = results => Release::Results(outcomes),
                 () = hold.held.gone() => return,

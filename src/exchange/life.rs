@@ -82,7 +82,7 @@ impl Life {
         deadline: Instant,
         client: Client,
     ) -> Self {
-        let alarm = exchange.0.sweeper.alarm();
+        let alarm = exchange.around.sweeper.alarm();
         alarm.set(deadline);
         Self {
             exchange: exchange.clone(),
@@ -114,7 +114,7 @@ impl Life {
             timeout: self.timeout,
         };
         let work = self.job(Work::Begin(Box::new(request), times), None);
-        let (id, mut turn) = match self.exchange.0.slots.submit(work, bytes) {
+        let (id, mut turn) = match self.exchange.around.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
         };
@@ -192,7 +192,7 @@ impl Life {
 
     /// Nobody waits any more for a request that is in the queue or in a slot.
     fn leave_turn(&mut self, id: RequestId) -> Leaving {
-        let slots = &self.exchange.0.slots;
+        let slots = &self.exchange.around.slots;
         let unseen = self.epoch == 1;
         if unseen && slots.withdraw(id).is_some() {
             self.leave(CancelPhase::Queued);
@@ -216,7 +216,7 @@ impl Life {
         self.shielded = park.shielded;
         self.enters(Stage::Park);
         let parked = Instant::now();
-        let listed = self.exchange.0.parked.list(&park.awaited);
+        let listed = self.exchange.around.parked.list(&park.awaited);
         let gone = park.process.gone.cancelled();
         let event = match park.awaited {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
@@ -226,31 +226,31 @@ impl Life {
             Awaited::Relay(relay) => Event::Relayed(self.relay(*relay).await),
         };
         drop(listed);
-        self.exchange.0.metrics.park(parked.elapsed());
+        self.exchange.around.metrics.park(parked.elapsed());
         self.enters(Stage::Resume);
         match event {
             Event::Results(outcomes) => {
                 let bytes = outcomes.iter().map(weight).sum();
                 let job = self.job(Work::Resume(outcomes), park.answer);
-                Some(self.exchange.0.slots.resume(id, job, bytes))
+                Some(self.exchange.around.slots.resume(id, job, bytes))
             }
             Event::Body(Ok(body)) => {
                 let bytes = body.retained();
                 let job = self.job(Work::Body(body), park.answer);
-                Some(self.exchange.0.slots.resume(id, job, bytes))
+                Some(self.exchange.around.slots.resume(id, job, bytes))
             }
             Event::Relayed(Some(captured)) => {
                 let bytes = captured.body.len() as u64;
                 let job = self.job(Work::Relayed(captured), None);
-                Some(self.exchange.0.slots.resume(id, job, bytes))
+                Some(self.exchange.around.slots.resume(id, job, bytes))
             }
             Event::Asked(_) => {
                 let job = self.job(Work::Wanted, park.answer);
-                Some(self.exchange.0.slots.resume(id, job, 0))
+                Some(self.exchange.around.slots.resume(id, job, 0))
             }
             Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id, park.answer)),
             _ => {
-                self.exchange.0.slots.forget(id);
+                self.exchange.around.slots.forget(id);
                 None
             }
         }
@@ -259,7 +259,7 @@ impl Life {
     /// Runs the plan of a request that waits in place.
     async fn hold(&mut self, mut hold: Hold) -> Turn<Step> {
         self.shielded = hold.shielded;
-        let _waiting = self.exchange.0.waits.begin(hold.reason, hold.source);
+        let _waiting = self.exchange.around.waits.begin(hold.reason, hold.source);
         let record = Arc::clone(&self.about.record);
         record.tell(|spans| spans.holds(hold.reason.as_str(), Instant::now()));
         let event = match hold.awaited {
@@ -284,7 +284,7 @@ impl Life {
         if let Some(marker) = self.about.record.marker() {
             plan.mark(&marker);
         }
-        let outbound = self.exchange.0.outbound.clone();
+        let outbound = self.exchange.around.outbound.clone();
         let run = outbound.run(plan, self.bound().ends().into());
         tokio::pin!(run, worker_gone);
         loop {
@@ -320,7 +320,7 @@ impl Life {
     fn expire(&mut self) {
         self.expired = true;
         if let Some(id) = self.id {
-            self.exchange.0.slots.overdue(id);
+            self.exchange.around.slots.overdue(id);
         }
     }
 
@@ -383,7 +383,7 @@ impl Life {
     /// The request is unwound on a slot, its results unwanted.
     fn end(&mut self, id: RequestId, answer: Option<AnswerWriter>) -> Turn<Step> {
         let job = self.job(Work::End, answer);
-        self.exchange.0.slots.end(id, job)
+        self.exchange.around.slots.end(id, job)
     }
 
     /// Nobody waits any more. If it is the deadline that says so, the client is told; who has the head of the
@@ -395,7 +395,7 @@ impl Life {
             return;
         }
         if self.client.left() {
-            self.exchange.0.metrics.cancelled(phase);
+            self.exchange.around.metrics.cancelled(phase);
         } else {
             self.client.answer(Err(Failure::Deadline));
         }

@@ -75,7 +75,9 @@ pub struct Settings {
 
 /// Where requests are taken through their lives. One count for all that each of them needs.
 #[derive(Debug, Clone)]
-pub struct Exchange(Arc<Around>);
+pub struct Exchange {
+    around: Arc<Around>,
+}
 
 /// What is around requests.
 #[derive(Debug, Clone)]
@@ -100,31 +102,35 @@ impl Exchange {
         metrics: Metrics,
         waits: Waits,
     ) -> Self {
-        Self(Arc::new(Around {
-            slots,
-            outbound,
-            sweeper,
-            metrics,
-            waits,
-            parked: ParkedBoard::default(),
-            left: TaskTracker::new(),
-            upstream: None,
-        }))
+        Self {
+            around: Arc::new(Around {
+                slots,
+                outbound,
+                sweeper,
+                metrics,
+                waits,
+                parked: ParkedBoard::default(),
+                left: TaskTracker::new(),
+                upstream: None,
+            }),
+        }
     }
 
     /// The same with the slots of this upstream.
     #[must_use]
     pub fn beside(&self, upstream: Arc<Upstream>) -> Self {
-        Self(Arc::new(Around {
-            slots: Arc::clone(upstream.slots()),
-            upstream: Some(upstream),
-            ..Around::clone(&self.0)
-        }))
+        Self {
+            around: Arc::new(Around {
+                slots: Arc::clone(upstream.slots()),
+                upstream: Some(upstream),
+                ..Around::clone(&self.around)
+            }),
+        }
     }
 
     /// Whether its requests are for an HTTP server, which may change to another protocol.
     pub fn may_upgrade(&self) -> bool {
-        self.0.upstream.is_some()
+        self.around.upstream.is_some()
     }
 
     /// Takes a request to its outcome; its body, if that is still with the client, when the
@@ -134,25 +140,25 @@ impl Exchange {
     /// is forgotten, any other goes on by itself to a clean end.
     pub fn run(&self, request: Request, body: Option<LaterBody>, settings: Settings) -> Outcome {
         let deadline = Instant::now() + settings.request_timeout;
-        Outcome::new(self.0.left.clone(), |client| {
+        Outcome::new(self.around.left.clone(), |client| {
             life::Life::new(self, &request, body, settings, deadline, client).run(request)
         })
     }
 
     /// Where requests have waited in place, and how often.
     pub fn waits_in_place(&self) -> Vec<WaitsInPlace> {
-        self.0.waits.list()
+        self.around.waits.list()
     }
 
     /// What parked requests wait for now, what most wait for first.
     pub fn waited_for(&self) -> Vec<WaitedFor> {
-        self.0.parked.waited_for(Instant::now())
+        self.around.parked.waited_for(Instant::now())
     }
 
     /// Resolves when every request is over whose client has left or been answered early; call
     /// when no new ones come.
     pub async fn finished(&self) {
-        self.0.left.close();
-        self.0.left.wait().await;
+        self.around.left.close();
+        self.around.left.wait().await;
     }
 }

@@ -38,7 +38,7 @@ impl Life {
         if let Some(marker) = self.about.record.marker() {
             marker.mark(&mut relay.fetch);
         }
-        let outbound = self.exchange.0.outbound.clone();
+        let outbound = self.exchange.around.outbound.clone();
         let opened = tokio::select! {
             biased; // What nobody waits for is not begun.
             () = gone(&self.client, None) => Opened::Left,
@@ -95,7 +95,7 @@ impl Life {
             };
         }
         if captured.ended == Ended::ClientGone {
-            self.exchange.0.metrics.cancelled(CancelPhase::Parked);
+            self.exchange.around.metrics.cancelled(CancelPhase::Parked);
         }
         captured
     }
