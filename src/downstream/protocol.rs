@@ -76,21 +76,11 @@ impl Downstream {
     }
 
     /// The client may speak either.
-    async fn serve_either(
-        self: Arc<Self>,
-        mut stream: Box<dyn Stream>,
-        way: Way,
-        watch: Arc<Watch>,
-    ) {
-        let Some(begun) = self.preface(&mut stream, &watch).await else {
+    async fn serve_either(self: Arc<Self>, stream: Box<dyn Stream>, way: Way, watch: Arc<Watch>) {
+        let Some(stream) = self.begun(stream, &watch).await else {
             return;
         };
-        let http2 = begun == PREFACE;
-        let stream = Resumed {
-            read: begun,
-            line: stream,
-        };
-        if http2 {
+        if stream.read == PREFACE {
             http2::serve(self, stream, way, &watch).await;
         } else {
             self.serve(stream, way, watch).await;
@@ -98,28 +88,24 @@ impl Downstream {
     }
 
     /// The client has said that it speaks HTTP/2.
-    async fn serve_http2(
-        self: Arc<Self>,
-        mut stream: Box<dyn Stream>,
-        way: Way,
-        watch: Arc<Watch>,
-    ) {
-        let Some(begun) = self.preface(&mut stream, &watch).await else {
+    async fn serve_http2(self: Arc<Self>, stream: Box<dyn Stream>, way: Way, watch: Arc<Watch>) {
+        let Some(mut stream) = self.begun(stream, &watch).await else {
             return;
         };
-        if begun == PREFACE {
-            let stream = Resumed {
-                read: begun,
-                line: stream,
-            };
+        if stream.read == PREFACE {
             http2::serve(self, stream, way, &watch).await;
-        } else if !begun.is_empty() && http2::refuse(&mut stream).await.is_ok() {
+        } else if !stream.read.is_empty() && http2::refuse(&mut stream).await.is_ok() {
             linger(stream).await;
         }
     }
 
-    /// The connection's first bytes, as far as they can be HTTP/2's preface. None: nobody needs them any more.
-    async fn preface(&self, stream: &mut Box<dyn Stream>, watch: &Watch) -> Option<Bytes> {
+    /// The connection with its first bytes read, as far as they can be HTTP/2's preface. None: nobody needs it
+    /// any more.
+    async fn begun(
+        &self,
+        mut stream: Box<dyn Stream>,
+        watch: &Watch,
+    ) -> Option<Resumed<Box<dyn Stream>>> {
         let reading = async {
             let mut begun = Vec::with_capacity(PREFACE.len());
             while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
@@ -131,12 +117,13 @@ impl Downstream {
             }
             Ok::<_, io::Error>(Bytes::from(begun))
         };
-        tokio::select! {
+        let read = tokio::select! {
             biased; // A request that is there is worth more than a drain that has begun.
             begun = reading => begun.ok(),
             () = watch.alarm.rang() => None,
             () = self.drain_begun() => None,
-        }
+        }?;
+        Some(Resumed { read, line: stream })
     }
 }
 

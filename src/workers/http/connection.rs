@@ -6,14 +6,13 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio_util::either::Either;
 
 use crate::config::Upstream;
 
@@ -41,11 +40,13 @@ pub struct Connection {
 }
 
 /// A connection's bytes, of whatever kind.
-#[derive(Debug)]
-pub enum Line {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+pub type Line = Either<TcpStream, UnixStream>;
+
+/// The server's way.
+pub type Reader<'a> = Either<tcp::ReadHalf<'a>, unix::ReadHalf<'a>>;
+
+/// The way to the server.
+pub type Writer<'a> = Either<tcp::WriteHalf<'a>, unix::WriteHalf<'a>>;
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -65,9 +66,9 @@ impl Connection {
                 Upstream::Tcp(authority) => {
                     let stream = TcpStream::connect(authority).await?;
                     stream.set_nodelay(true)?;
-                    Line::Tcp(stream)
+                    Line::Left(stream)
                 }
-                Upstream::Unix(path) => Line::Unix(UnixStream::connect(path).await?),
+                Upstream::Unix(path) => Line::Right(UnixStream::connect(path).await?),
             })
         };
         let opened = tokio::time::timeout(CONNECT, opening).await;
@@ -99,18 +100,25 @@ impl Connection {
             return true;
         };
         let idle = last_used.elapsed();
-        idle < FRESH && (idle < WARM || self.line.is_silent())
+        idle < FRESH && (idle < WARM || is_silent(&self.line))
     }
 
     /// Resolves when an idle connection is of no more use: it was closed, or says what nobody asked for.
     /// Cancel safe.
     pub async fn spoilt(&mut self) {
         // Readiness may be left over from the last answer: then there is nothing to read.
-        while self.line.readable().await.is_ok() && self.line.is_silent() {
+        loop {
+            let readable = match &self.line {
+                Line::Left(stream) => stream.readable().await,
+                Line::Right(stream) => stream.readable().await,
+            };
+            if readable.is_err() || !is_silent(&self.line) {
+                return;
+            }
             let nothing = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
             let _ = match &self.line {
-                Line::Tcp(stream) => stream.try_io(Interest::READABLE, nothing),
-                Line::Unix(stream) => stream.try_io(Interest::READABLE, nothing),
+                Line::Left(stream) => stream.try_io(Interest::READABLE, nothing),
+                Line::Right(stream) => stream.try_io(Interest::READABLE, nothing),
             };
         }
     }
@@ -118,13 +126,13 @@ impl Connection {
     /// Both ways of the connection, and what has been read from it.
     pub fn split(&mut self) -> (Reader<'_>, Writer<'_>, &mut BytesMut) {
         let (reader, writer) = match &mut self.line {
-            Line::Tcp(stream) => {
+            Line::Left(stream) => {
                 let (reader, writer) = stream.split();
-                (Reader::Tcp(reader), Writer::Tcp(writer))
+                (Reader::Left(reader), Writer::Left(writer))
             }
-            Line::Unix(stream) => {
+            Line::Right(stream) => {
                 let (reader, writer) = stream.split();
-                (Reader::Unix(reader), Writer::Unix(writer))
+                (Reader::Right(reader), Writer::Right(writer))
             }
         };
         (reader, writer, &mut self.buffer)
@@ -150,128 +158,30 @@ fn is_passing(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-impl Line {
-    async fn readable(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.readable().await,
-            Self::Unix(stream) => stream.readable().await,
-        }
-    }
-
-    /// Nothing has come, not even an end.
-    fn is_silent(&self) -> bool {
-        let line = match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        };
-        let mut byte = [0];
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let peeked = rustix::net::recv(line, &mut byte[..], flags);
-        matches!(peeked, Err(rustix::io::Errno::AGAIN))
-    }
+/// Reads on, with room for so much more if that is known; 0 at the end. Cancel safe.
+///
+/// # Errors
+/// When the connection broke.
+pub async fn fill(
+    reader: &mut Reader<'_>,
+    buffer: &mut BytesMut,
+    wanted: Option<u64>,
+) -> io::Result<usize> {
+    let wanted = wanted.map_or(ROOM, |wanted| {
+        usize::try_from(wanted).map_or(MOST_ROOM, |wanted| wanted.clamp(ROOM, MOST_ROOM))
+    });
+    buffer.reserve(wanted);
+    reader.read_buf(buffer).await
 }
 
-/// The server's way.
-pub enum Reader<'a> {
-    Tcp(tcp::ReadHalf<'a>),
-    Unix(unix::ReadHalf<'a>),
-}
-
-/// The way to the server.
-pub enum Writer<'a> {
-    Tcp(tcp::WriteHalf<'a>),
-    Unix(unix::WriteHalf<'a>),
-}
-
-impl Reader<'_> {
-    /// Reads on, with room for so much more if that is known; 0 at the end. Cancel safe.
-    ///
-    /// # Errors
-    /// When the connection broke.
-    pub async fn fill(&mut self, buffer: &mut BytesMut, wanted: Option<u64>) -> io::Result<usize> {
-        let wanted = wanted.map_or(ROOM, |wanted| {
-            usize::try_from(wanted).map_or(MOST_ROOM, |wanted| wanted.clamp(ROOM, MOST_ROOM))
-        });
-        buffer.reserve(wanted);
-        match self {
-            Self::Tcp(reader) => reader.read_buf(buffer).await,
-            Self::Unix(reader) => reader.read_buf(buffer).await,
-        }
-    }
-}
-
-impl AsyncWrite for Writer<'_> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(writer) => Pin::new(writer).poll_write(cx, buf),
-            Self::Unix(writer) => Pin::new(writer).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(writer) => Pin::new(writer).poll_write_vectored(cx, bufs),
-            Self::Unix(writer) => Pin::new(writer).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(writer) => Pin::new(writer).poll_shutdown(cx),
-            Self::Unix(writer) => Pin::new(writer).poll_shutdown(cx),
-        }
-    }
-}
-
-impl AsyncRead for Line {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Line {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
+/// Nothing has come, not even an end.
+fn is_silent(line: &Line) -> bool {
+    let line = match line {
+        Line::Left(stream) => stream.as_fd(),
+        Line::Right(stream) => stream.as_fd(),
+    };
+    let mut byte = [0];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let peeked = rustix::net::recv(line, &mut byte[..], flags);
+    matches!(peeked, Err(rustix::io::Errno::AGAIN))
 }

@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{oneshot, watch};
 
 use super::body::{Framing, Piece};
-use super::connection::{Connection, Reader, Refused, Writer};
+use super::connection::{self, Connection, Reader, Refused, Writer};
 use super::head::{self, Head};
 use super::{Health, PROCESS, Shared};
 use crate::layers::Resumed;
@@ -598,7 +598,7 @@ impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
             reader,
             buffer,
         } = self;
-        let filling = reader.fill(buffer, wanted);
+        let filling = connection::fill(reader, buffer, wanted);
         tokio::pin!(filling);
         std::future::poll_fn(|cx| {
             if let Some(under_way) = sending
