@@ -282,6 +282,13 @@ DASHBOARDS = [
             ],
             "Fetches": [
                 Panel(
+                    "Fetches in flight",
+                    "short",
+                    {"{{origin}}": now("layby_fetches_in_flight", "origin")},
+                    "What each service has of us at this moment.",
+                    stacked=True,
+                ),
+                Panel(
                     "Fetches by origin",
                     "reqps",
                     {"{{origin}}": total("layby_fetches_total", "origin")},

@@ -144,6 +144,11 @@ pub const ANSWER_BACKPRESSURE: Family = counter(
     &[],
     "Answers whose slot had to wait for a slow client, because the answer's spool was full",
 );
+pub const FETCHES_IN_FLIGHT: Family = gauge(
+    "layby_fetches_in_flight",
+    &[ORIGIN],
+    "Fetches that have begun and not ended",
+);
 pub const FETCHES: Family = counter(
     "layby_fetches_total",
     &[ORIGIN, of("outcome", FetchOutcome::MEANINGS)],
@@ -269,6 +274,7 @@ pub const ALL: &[Family] = &[
     REQUESTS_CANCELLED,
     WAITS_IN_PLACE,
     ANSWER_BACKPRESSURE,
+    FETCHES_IN_FLIGHT,
     FETCHES,
     FETCH_SECONDS,
     LEFTOVER_FETCHES,

@@ -105,6 +105,7 @@ struct Requests {
 }
 
 struct Origin {
+    in_flight: IntGauge,
     outcomes: PerLabel<FetchOutcome, IntCounter>,
     seconds: Histogram,
 }
@@ -113,9 +114,11 @@ impl Metrics {
     /// `origins` are the hosts that get a label value of their own.
     pub fn new(origins: &[String]) -> Self {
         let registry = Registry::new();
+        let in_flight = families::FETCHES_IN_FLIGHT.int_gauges(&registry);
         let fetches = families::FETCHES.int_counters(&registry);
         let fetch_seconds = families::FETCH_SECONDS.histograms(&registry);
         let origin = |name: &str| Origin {
+            in_flight: in_flight.with_label_values(&[name]),
             outcomes: PerLabel::new(|outcome| fetches.with_label_values(&[name, outcome])),
             seconds: fetch_seconds.with_label_values(&[name]),
         };
@@ -273,10 +276,15 @@ impl Metrics {
         self.0.answer_backpressure.inc();
     }
 
-    /// `host` without port, in lower case, as in `[outbound] label`.
+    /// `host` without port, in lower case, as in `[outbound] label`. Each one ends once.
+    pub fn fetch_begun(&self, host: &str) {
+        self.0.origin(host).in_flight.inc();
+    }
+
+    /// `host` as when it began.
     pub fn fetch_ended(&self, host: &str, outcome: FetchOutcome, elapsed: Duration) {
-        let series = &self.0;
-        let origin = series.origins.get(host).unwrap_or(&series.other_origin);
+        let origin = self.0.origin(host);
+        origin.in_flight.dec();
         origin.outcomes.of(outcome).inc();
         origin.seconds.observe(elapsed.as_secs_f64());
     }
@@ -343,6 +351,12 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&self.0.registry.gather())
             .expect("a family with a valid name and a String to write to cannot fail")
+    }
+}
+
+impl Series {
+    fn origin(&self, host: &str) -> &Origin {
+        self.origins.get(host).unwrap_or(&self.other_origin)
     }
 }
 
@@ -511,6 +525,9 @@ mod tests {
     #[test]
     fn an_origin_that_is_not_configured_is_other() {
         let metrics = metrics();
+        metrics.fetch_begun("pay.example");
+        metrics.fetch_begun("evil.example");
+        metrics.fetch_begun("evil.example");
         metrics.fetch_ended("pay.example", FetchOutcome::Ok, Duration::from_secs(1));
         metrics.fetch_ended("evil.example", FetchOutcome::Refused, Duration::ZERO);
 
@@ -521,6 +538,12 @@ mod tests {
         };
         assert_eq!(fetches("pay.example", "ok"), Some(1.0));
         assert_eq!(fetches("other", "refused"), Some(1.0));
+        let in_flight = |origin| {
+            let series = format!("layby_fetches_in_flight{{origin=\"{origin}\"}}");
+            value(&metrics, &series)
+        };
+        assert_eq!(in_flight("pay.example"), Some(0.0));
+        assert_eq!(in_flight("other"), Some(1.0));
         assert!(!metrics.render().contains("evil"));
         let sum = "layby_fetch_seconds_sum{origin=\"pay.example\"}";
         assert_eq!(value(&metrics, sum), Some(1.0));

@@ -8,6 +8,9 @@ pub use crate::metrics::FetchOutcome;
 
 /// Called on the outbound thread, once per fetch and more; must not block.
 pub trait Metrics: Send + Sync {
+    /// A fetch begins. It ends once, with the same origin.
+    fn fetch_begun(&self, origin: OriginLabel);
+
     /// A fetch came to its end, or was stopped.
     fn fetch_ended(&self, origin: OriginLabel, outcome: FetchOutcome, seconds: f64);
 
@@ -53,6 +56,10 @@ pub(super) fn counted_failure(kind: FailureKind) -> FetchOutcome {
 }
 
 impl Metrics for crate::metrics::Metrics {
+    fn fetch_begun(&self, origin: OriginLabel) {
+        self.fetch_begun(origin.as_str());
+    }
+
     fn fetch_ended(&self, origin: OriginLabel, outcome: FetchOutcome, seconds: f64) {
         self.fetch_ended(origin.as_str(), outcome, Duration::from_secs_f64(seconds));
     }

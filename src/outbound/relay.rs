@@ -67,6 +67,7 @@ impl Relaying {
         let hop = first_hop(&fetch, &settings);
         let host = hop.as_ref().ok().and_then(|hop| hop.url.host_str());
         let label = settings.label(host);
+        shared.metrics.fetch_begun(label);
         let count = |outcome, end| {
             let seconds = started.elapsed().as_secs_f64();
             shared.metrics.fetch_ended(label, outcome, seconds);

@@ -180,6 +180,9 @@ impl<'r> Waits<'r> {
         id: Id,
         fetch: Option<(&'r Fetch, OriginLabel<'r>)>,
     ) -> futures_util::future::AbortRegistration {
+        if let Some((_, origin)) = fetch {
+            self.metrics.fetch_begun(origin);
+        }
         let (stop, registration) = AbortHandle::new_pair();
         if self.under_way.len() <= id {
             self.under_way.resize_with(id + 1, || None);

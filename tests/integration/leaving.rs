@@ -2,7 +2,7 @@
 
 use crate::support::frames::{flag, kind};
 use crate::support::gate::Gate;
-use crate::support::gateway::{self, Gateway};
+use crate::support::gateway::{self, Gateway, IN_FLIGHT};
 use crate::support::plan::Plan;
 use crate::support::{origin, worker};
 
@@ -297,10 +297,12 @@ async fn unsafe_fetches_run_out_when_their_client_leaves() {
     leaver.leave().await;
     worker.cancelled(1).await;
     assert_eq!(origin.aborted_now(), 0);
+    assert_eq!(gateway.metric(IN_FLIGHT).await, 1.0);
     origin.release("paid");
     gateway
         .until_metric("layby_leftover_fetches_total", |count| count == 1.0)
         .await;
+    assert_eq!(gateway.metric(IN_FLIGHT).await, 0.0);
     assert_eq!(origin.aborted_now(), 0);
 }
 

@@ -69,7 +69,7 @@ async fn a_caller_may_leave_at_any_moment() {
     }
     let left = timeout(LONG, harness.outbound.drain(LONG)).await;
     assert_eq!(left, Ok(0));
-    let counts = harness.counts.0.borrow().clone();
+    let counts = harness.counts.seen.borrow().clone();
     let ended = |of| outcomes(&counts).into_iter().filter(|o| *o == of).count();
     assert_eq!(
         ended(FetchOutcome::Aborted),

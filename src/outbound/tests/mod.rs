@@ -33,7 +33,10 @@ use crate::spool::Limit;
 const LONG: Duration = Duration::from_secs(20);
 
 /// What outbound counted, so that tests can wait for it.
-struct Counts(watch::Sender<Vec<Count>>);
+struct Counts {
+    seen: watch::Sender<Vec<Count>>,
+    in_flight: AtomicUsize,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Count {
@@ -42,14 +45,20 @@ enum Count {
 }
 
 impl Metrics for Counts {
+    fn fetch_begun(&self, _: OriginLabel) {
+        self.in_flight.fetch_add(1, SeqCst);
+    }
+
     fn fetch_ended(&self, origin: OriginLabel, outcome: FetchOutcome, seconds: f64) {
         assert!((0.0..LONG.as_secs_f64()).contains(&seconds));
         let ended = Count::Ended(origin.as_str().to_owned(), outcome);
-        self.0.send_modify(|counts| counts.push(ended));
+        let in_flight = self.in_flight.fetch_sub(1, SeqCst);
+        assert!(in_flight > 0, "{ended:?} has not begun");
+        self.seen.send_modify(|counts| counts.push(ended));
     }
 
     fn leftover_fetch(&self) {
-        self.0.send_modify(|counts| counts.push(Count::Leftover));
+        self.seen.send_modify(|counts| counts.push(Count::Leftover));
     }
 }
 
@@ -71,7 +80,10 @@ impl Harness {
     }
 
     fn with_lookup(settings: &config::Outbound, lookup: Lookup) -> Self {
-        let counts = Arc::new(Counts(watch::Sender::new(Vec::new())));
+        let counts = Arc::new(Counts {
+            seen: watch::Sender::new(Vec::new()),
+            in_flight: AtomicUsize::new(0),
+        });
         let metrics = Arc::clone(&counts) as Arc<dyn Metrics>;
         let memory = Limit::new(crate::metrics::Metrics::new(&[]).body_memory_bytes());
         let outbound = Outbound::start_with(settings, metrics, memory, lookup);
@@ -115,7 +127,7 @@ impl Harness {
     }
 
     async fn counted(&self, enough: impl Fn(&[Count]) -> bool) -> Vec<Count> {
-        let mut counts = self.counts.0.subscribe();
+        let mut counts = self.counts.seen.subscribe();
         let counted = timeout(LONG, counts.wait_for(|counts| enough(counts))).await;
         let counted = counted.expect("it is counted in time");
         counted

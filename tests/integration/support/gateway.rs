@@ -35,6 +35,9 @@ pub struct Builder {
     activated: Option<OwnedFd>,
 }
 
+/// Fetches under way, as none of these tests has labels for origins.
+pub const IN_FLIGHT: &str = "layby_fetches_in_flight{origin=\"other\"}";
+
 /// As systemd passes a socket: as descriptor 3, to the process of this number.
 const ACTIVATED: &str = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null";
 
@@ -483,6 +486,7 @@ impl Gateway {
         };
         self.until("all slots idle and no request left", resting)
             .await;
+        self.until_metric(IN_FLIGHT, |fetches| fetches == 0.0).await;
     }
 
     /// The value of one series, as it stands in `/metrics`; 0 if it is not there.
