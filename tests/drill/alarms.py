@@ -140,12 +140,14 @@ async def locked(scene: Scene) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def locked_now_and_then(scene: Scene) -> AsyncIterator[None]:
-    """The same for a second or so, again and again, so that one of fourteen requests waits."""
+    """The same for a second or so, again and again, so that one of eleven requests waits."""
 
     def enough_wait() -> bool:
-        # Of the last hour, by which the fast alert goes: that one would need twice as many.
-        missed = scene.prometheus.values("layby:queue_missed:ratio1h")
-        return bool(missed) and missed[0] > 0.07
+        # The slow alert's shorter window must not run dry between two locks, and the fast
+        # alert's longer one must not fill up: their bounds are 0.06 and 0.144.
+        bounds = {"layby:queue_missed:ratio30m": 0.09, "layby:queue_missed:ratio1h": 0.11}
+        missed = {of: scene.prometheus.values(of) for of in bounds}
+        return any(values and values[0] > bounds[of] for of, values in missed.items())
 
     async def lock() -> None:
         while True:
