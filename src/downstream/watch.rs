@@ -192,7 +192,14 @@ impl Watch {
 
     /// The client does not take what there is for it.
     pub fn behind(&self) {
-        self.change(|state| state.sending.spend(Instant::now()));
+        self.change(|state| {
+            state.sending.spend(Instant::now());
+            if state.phase == Phase::Idle {
+                // The request is over and its answer is not: until then nobody is idle, or may rest.
+                state.until = None;
+                state.rest = None;
+            }
+        });
     }
 
     /// The client has taken so much, or the kernel has for it.
@@ -244,6 +251,7 @@ impl Watch {
         self.change(|state| {
             let now = Instant::now();
             let rests = state.phase == Phase::Idle
+                && !state.is_behind()
                 && state.rest.is_some_and(|rest| rest <= now)
                 && state.until.is_some_and(|until| until > now);
             if rests {
@@ -408,14 +416,23 @@ impl<S: Stream> AsyncWrite for Watched<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         // hyper owns the stream, and comes by here whenever it has asked the request's task and has nothing
         // left to write.
-        if self.behind {
-            self.behind = false;
-            self.watch.caught_up();
-        }
         if self.watch.wanted.load(Relaxed) {
             self.watch.lend(&self.stream);
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let poll = Pin::new(&mut self.stream).poll_flush(cx);
+        match poll {
+            // TLS takes more than its line does.
+            Poll::Pending => {
+                self.behind = true;
+                self.watch.behind();
+            }
+            Poll::Ready(_) if self.behind => {
+                self.behind = false;
+                self.watch.caught_up();
+            }
+            Poll::Ready(_) => {}
+        }
+        poll
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {

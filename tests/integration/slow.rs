@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::gateway::{self, Builder};
 use crate::support::http::{Body, Connection};
-use crate::support::worker::{self, Answer};
+use crate::support::tls::{Authority, listens};
+use crate::support::worker::{self, Answer, Job};
 use crate::support::{takes, within};
 
 const STALL: Duration = Duration::from_millis(400);
@@ -133,6 +134,38 @@ async fn who_reads_slowly_but_on_and_on_gets_all() {
     assert!(begun.elapsed() >= 3 * STALL);
     let body = client.body(&head, "GET").await;
     assert!(matches!(body, Body::Whole(body) if body.len() == 8_000_000));
+}
+
+/// Reads a page's head, then nothing for longer than an idle connection keeps its buffers, and then the rest.
+/// Its request is long over by then: all of the answer is with the gateway.
+async fn pauses_before_the_end(mut client: Connection) {
+    client.send("GET /page HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let head = client.head().await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let body = client.body(&head, "GET").await;
+    assert!(matches!(body, Body::Whole(body) if body.len() == 250_000));
+    client.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.response().await.ok(), "pong");
+}
+
+#[tokio::test]
+async fn who_pauses_before_the_end_of_an_answer_gets_all_of_it() {
+    let authority = Authority::new("Test CA");
+    // Connections that are idle for longer end; none of these is, before it has its answer.
+    let builder = gateway::new(2).set("idle_timeout", "1s");
+    let gateway = listens(builder, &authority).run().await;
+    let page = async |job: Job| {
+        job.respond(Answer::new(200).body(vec![b'x'; 250_000]))
+            .await
+    };
+    let _worker = worker::new(2).on("/page", page).run(&gateway).await;
+    let over_tls = async {
+        let line = Connection::narrow_line(gateway.tls()).await;
+        let stream = authority.client().connect_over("localhost", line).await;
+        pauses_before_the_end(Connection::over(stream.expect("a handshake"))).await;
+    };
+    let plainly = async { pauses_before_the_end(Connection::narrow(gateway.tcp()).await).await };
+    tokio::join!(plainly, over_tls);
 }
 
 #[tokio::test]

@@ -119,10 +119,15 @@ impl Connection {
 
     /// A connection that takes little at a time: what is not read waits in the gateway.
     pub async fn narrow(address: SocketAddr) -> Self {
+        Self::over(Self::narrow_line(address).await)
+    }
+
+    /// The line below it, to speak another protocol over.
+    pub async fn narrow_line(address: SocketAddr) -> TcpStream {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(4096).expect("it is not used");
         let stream = socket.connect(address).await;
-        Self::over(stream.expect("the gateway listens"))
+        stream.expect("the gateway listens")
     }
 
     pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
