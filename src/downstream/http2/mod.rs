@@ -49,7 +49,7 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// A connection with requests under way is asked after this time whether its client is still there, which has
-/// so long to say so.
+/// so long to say so. Its word may be behind what else is on the line: while that moves, it has time.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
 
@@ -144,8 +144,10 @@ pub async fn serve<S: Stream>(downstream: Arc<Downstream>, stream: S, way: Way, 
                 // A ping that cannot be sent ends the connection, too, in a while.
                 Phase::Busy => {
                     let _ = pings.send_ping(Ping::opaque());
+                    patience.moved();
                     phase = Phase::Asked;
                 }
+                Phase::Asked if patience.moved() => alarm.set(Instant::now() + PONG),
                 Phase::Asked | Phase::Closing => {
                     return tracing::debug!("connection closed: the client is silent");
                 }

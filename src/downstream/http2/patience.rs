@@ -47,6 +47,8 @@ struct Purse {
     /// Bytes on the way to the next frame's worth.
     bytes: u64,
     filled: Instant,
+    /// Something came or went.
+    moved: bool,
     end: End,
 }
 
@@ -65,6 +67,7 @@ impl Default for Patience {
             frames: PURSE,
             bytes: 0,
             filled: Instant::now(),
+            moved: false,
             end: End::Not,
         }))
     }
@@ -86,6 +89,11 @@ impl Patience {
         ran_out
     }
 
+    /// Whether anything came or went since this was last asked.
+    pub fn moved(&self) -> bool {
+        std::mem::take(&mut self.purse().moved)
+    }
+
     fn is_over(&self) -> bool {
         self.purse().end != End::Not
     }
@@ -102,6 +110,7 @@ impl Patience {
 
     fn passed(&self, bytes: usize) {
         let mut purse = self.purse();
+        purse.moved = true;
         purse.bytes += bytes as u64;
         let worth = purse.bytes / BYTES;
         purse.bytes %= BYTES;
@@ -205,6 +214,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         let before = buf.filled().len();
         let poll = Pin::new(stream).poll_read(cx, buf);
         let read = &buf.filled()[before..];
+        if !read.is_empty() {
+            patience.purse().moved = true;
+        }
         frames.read(read, |kind, len| patience.frame(kind, len));
         poll
     }
@@ -260,6 +272,7 @@ impl<S: AsFd> AsFd for Metered<S> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -347,6 +360,21 @@ mod tests {
         for usual in uses {
             assert_eq!(borne(100_000, usual), None);
         }
+    }
+
+    #[tokio::test]
+    async fn bytes_of_a_frame_that_is_long_under_way_are_noticed_either_way() {
+        let patience = Arc::new(Patience::default());
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut metered = Metered::new(near, Arc::clone(&patience));
+        assert!(!patience.moved());
+        far.write_all(&PREFACE[..7]).await.expect("room");
+        metered.read_exact(&mut [0; 7]).await.expect("the bytes");
+        assert!(patience.moved());
+        assert!(!patience.moved());
+        metered.write_all(&[0]).await.expect("room");
+        assert!(patience.moved());
+        assert!(!patience.moved());
     }
 
     #[test]
