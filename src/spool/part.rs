@@ -48,9 +48,9 @@ impl FilePart {
     }
 
     /// Of a file that is known to be a regular one.
-    pub fn regular(file: File, offset: u64, len: u64) -> Self {
+    pub fn regular(file: impl Into<Arc<File>>, offset: u64, len: u64) -> Self {
         Self {
-            file: Arc::new(file),
+            file: file.into(),
             offset,
             left: len,
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::support::gateway::Gateway;
 use super::support::http::Body;
 use super::support::upstream::{Connection, Upstream};
 use super::support::{gateway, takes, upstream, within};
@@ -323,6 +324,38 @@ async fn an_answer_may_come_before_its_request_was_read() {
         connection.send(&piece).await;
     }
     assert!(pending.await.bytes() == upload);
+    gateway.rests().await;
+}
+
+/// Cuts what the gateway has spooled, as a disk that fails would.
+fn lose_spooled(gateway: &Gateway) {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("Linux");
+    let mut lost = 0;
+    for descriptor in descriptors {
+        let path = descriptor.expect("a descriptor").path();
+        let is_spooled =
+            std::fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().ends_with("(deleted)"));
+        if is_spooled {
+            let file = std::fs::File::options().write(true).open(&path);
+            file.expect("our own").set_len(0).expect("room");
+            lost += 1;
+        }
+    }
+    assert_eq!(lost, 1);
+}
+
+#[tokio::test]
+async fn a_request_whose_spooled_body_is_lost_ends_at_once() {
+    let app = upstream::tcp().await;
+    let gateway = gateway::before(&app, 1).run().await;
+    let pending = gateway.post("/", vec![7; 30_000_000]).spawn();
+    let mut connection = app.accept().await;
+    connection.head().await;
+    lose_spooled(&gateway);
+    // What was on the line already, and then the end in place of the rest.
+    connection.closed().await;
+    assert_eq!(pending.await.status(), 502);
+    gateway.logged("a body cannot be read from its spool").await;
     gateway.rests().await;
 }
 

@@ -247,6 +247,7 @@ impl SlotTask {
         let mut wire = Wire {
             sending: Some(sending),
             sent: false,
+            lost: false,
             reader,
             buffer,
         };
@@ -274,7 +275,7 @@ impl SlotTask {
     }
 
     /// Reads the head of the answer, until the request's time and a grace are over.
-    async fn head<F: Future<Output = io::Result<()>>>(
+    async fn head<F: Future<Output = Result<(), NotSent>>>(
         &self,
         request: &Request,
         times: Times,
@@ -308,6 +309,9 @@ impl SlotTask {
             NoHead::Closed | NoHead::Cut => {
                 tracing::warn!(upstream = %server, %request, "upstream closed the connection before it answered");
             }
+            NoHead::Lost => {
+                tracing::error!(upstream = %server, %request, "a body cannot be read from its spool: the request is given up");
+            }
             NoHead::Overdue => {
                 tracing::warn!(upstream = %server, %request, "upstream has not answered; its connection is closed");
             }
@@ -326,7 +330,7 @@ impl SlotTask {
     }
 
     /// Passes an answer on. True if its body has been read to its end.
-    async fn body<F: Future<Output = io::Result<()>>>(
+    async fn body<F: Future<Output = Result<(), NotSent>>>(
         &self,
         head: Head,
         about: &About,
@@ -474,6 +478,8 @@ enum NoHead {
     Closed,
     /// … in the middle of it.
     Cut,
+    /// The request could not be sent to its end.
+    Lost,
     Garbage(&'static str),
     /// The request's time and the grace are over.
     Overdue,
@@ -496,7 +502,7 @@ async fn send(
     mut head: BytesMut,
     request: &Request,
     begun: &AtomicBool,
-) -> io::Result<()> {
+) -> Result<(), NotSent> {
     let RequestBody::Here(body) = &request.body else {
         unreachable!("a body that is for an upstream is collected first");
     };
@@ -511,7 +517,7 @@ async fn send(
     // One piece is written for less than a list of one.
     while body.is_empty() && head.has_remaining() {
         match writer.write(&head).await? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
+            0 => return Err(NotSent::Taken),
             count => head.advance(count),
         }
         begun.store(true, Relaxed);
@@ -519,17 +525,32 @@ async fn send(
     let mut bytes = head.chain(body);
     while bytes.has_remaining() {
         if writer.write_buf(&mut bytes).await? == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
+            return Err(NotSent::Taken);
         }
         begun.store(true, Relaxed);
     }
     let Some(file) = file else { return Ok(()) };
-    let part = FilePart::new(file.file.try_clone()?.into(), 0, file.len).await;
-    let mut part = part.map_err(io::Error::other)?;
-    while let Some(piece) = part.next().await? {
+    // No descriptor of its own: they may be short just now.
+    let mut part = FilePart::regular(Arc::clone(&file.file), 0, file.len);
+    while let Some(piece) = part.next().await.map_err(NotSent::Read)? {
         writer.write_all(&piece).await?;
     }
     Ok(())
+}
+
+/// Why a request was not sent to its end.
+#[derive(Debug)]
+enum NotSent {
+    /// The server does not take it any more. It may have answered all the same.
+    Taken,
+    /// Its spooled body cannot be read. The server would wait for the rest for ever.
+    Read(io::Error),
+}
+
+impl From<io::Error> for NotSent {
+    fn from(_: io::Error) -> Self {
+        Self::Taken
+    }
 }
 
 /// Both ways of a connection, while a request and its answer are on it. A server may answer before it has
@@ -539,12 +560,14 @@ struct Wire<'a, F> {
     sending: Option<Pin<&'a mut F>>,
     /// All of it was sent.
     sent: bool,
+    /// The rest of it is lost.
+    lost: bool,
     reader: Reader<'a>,
     /// What has been read and not yet taken.
     buffer: &'a mut BytesMut,
 }
 
-impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
+impl<F: Future<Output = Result<(), NotSent>>> Wire<'_, F> {
     /// Cancel safe: what is read stays in the buffer.
     async fn head(&mut self, request: &Request) -> Result<Head, NoHead> {
         loop {
@@ -555,6 +578,7 @@ impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
             let before = self.buffer.len();
             match self.fill(None).await {
                 Ok(1..) => {}
+                _ if self.lost => return Err(NoHead::Lost),
                 _ if before > 0 => return Err(NoHead::Cut),
                 _ => return Err(NoHead::Closed),
             }
@@ -595,6 +619,7 @@ impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
         let Self {
             sending,
             sent,
+            lost,
             reader,
             buffer,
         } = self;
@@ -605,8 +630,15 @@ impl<F: Future<Output = io::Result<()>>> Wire<'_, F> {
                 && let Poll::Ready(done) = under_way.as_mut().poll(cx)
             {
                 *sending = None;
-                // A server that does not read on may have answered all the same: that is read next.
-                *sent = done.is_ok();
+                match done {
+                    Ok(()) => *sent = true,
+                    // What it has answered is read next.
+                    Err(NotSent::Taken) => {}
+                    Err(NotSent::Read(error)) => {
+                        *lost = true;
+                        return Poll::Ready(Err(error));
+                    }
+                }
             }
             filling.as_mut().poll(cx)
         })
