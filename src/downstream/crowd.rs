@@ -198,14 +198,16 @@ impl State {
         }
         let mut idle = Vec::new();
         for (key, member) in &mut self.members {
-            match member.watch.idle_until() {
-                Some(until) if !member.told => idle.push((until, key)),
-                // It had a request on its way when it was told.
-                None if member.told => {
-                    member.told = false;
-                    self.leaving -= 1;
-                }
-                _ => {}
+            let until = member.watch.idle_until();
+            // It had a request on its way when it was told, and may be idle again since.
+            if member.told && until.is_none_or(|until| until > now) {
+                member.told = false;
+                self.leaving -= 1;
+            }
+            if let Some(until) = until
+                && !member.told
+            {
+                idle.push((until, key));
             }
         }
         if idle.is_empty() {
@@ -305,6 +307,22 @@ mod tests {
         let rang = |at: usize| watches[at].alarm.rang().now_or_never().is_some();
         assert_eq!((rang(0), rang(1), rang(2)), (false, true, false));
         drop(places.remove(1));
+        assert_eq!(crowd.0.state().leaving, 0);
+    }
+
+    #[test]
+    fn who_had_a_request_on_its_way_when_it_was_told_counts_again() {
+        let crowd = crowd(2, None);
+        let watches = [watch(), watch()];
+        let places = watches.each_ref().map(|watch| crowd.enter(watch, None));
+        let third = crowd.enter(&watch(), None).expect("one has to leave");
+        assert_eq!(crowd.0.state().leaving, 1);
+        watches[0].begun();
+        watches[0].idles();
+        // Another is told, in place of the one that stays.
+        let refused = crowd.enter(&watch(), None).expect_err("two and one");
+        assert_eq!((refused, crowd.0.state().leaving), (TurnedAway::Limit, 1));
+        drop((places, third));
         assert_eq!(crowd.0.state().leaving, 0);
     }
 
