@@ -147,9 +147,12 @@ impl Signals {
         }
     }
 
-    /// Resolves at a signal to stop. Cancel safe.
+    /// Resolves at a signal to stop; any other waits for `next`. Cancel safe.
     async fn stop(&mut self) {
-        while !matches!(self.next().await, Order::Stop) {}
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -188,19 +191,28 @@ async fn serve(
         ),
         false => (None, Inherited::default()),
     };
-    let access_log = gateway.downstream.access_log.clone();
+    let (access_log, log_path) = (
+        gateway.downstream.access_log.clone(),
+        access_log_path(&gateway.config),
+    );
     let draining = gateway.drain(!succeed);
     tokio::pin!(draining);
     let code = loop {
-        tokio::select! {
+        let order = tokio::select! {
             code = &mut draining => break code,
-            () = signals.stop() => match kept.take() {
+            order = signals.next() => order,
+        };
+        match order {
+            Order::Stop => match kept.take() {
                 Some(_) => tracing::info!("no upgrade: a signal to stop came"),
                 None => {
                     tracing::warn!("stopped at once by a second signal");
                     break ExitCode::FAILURE;
                 }
             },
+            Order::ReopenLog => access_log.reopen(log_path.clone()),
+            // There is nothing left that it could be about.
+            Order::Reload | Order::Upgrade => {}
         }
     };
     // Whatever the end was like, it is told to the last line.

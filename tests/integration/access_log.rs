@@ -182,6 +182,32 @@ async fn lines_are_in_the_file_soon_and_a_rotation_loses_none() {
 }
 
 #[tokio::test]
+async fn a_rotation_during_a_drain_loses_no_line_either() {
+    let gate = Gate::new();
+    let gateway = logging(1, "combined").run().await;
+    let _worker = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    gateway.get("/ping").await.ok();
+    let path = gateway.folder().join("access.log");
+    until_lines(&path, 1).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    fs::rename(&path, gateway.folder().join("access.log.1")).expect("both in our folder");
+    gateway.signal(Signal::USR1);
+    let made = async {
+        while !path.exists() {
+            tokio::task::yield_now().await
+        }
+    };
+    within("a new file", made).await;
+    gate.open();
+    slow.await.ok();
+    let line = until_lines(&path, 1).await.remove(0);
+    assert!(line.contains("GET /slow "), "{line}");
+}
+
+#[tokio::test]
 async fn a_reload_turns_the_log_on_and_off() {
     let on = "[access_log]\nformat = \"json\"\npath = \"access.log\"\n";
     let gateway = gateway::new(1).file("").run().await;
