@@ -59,11 +59,13 @@ def install_lent_jobs() -> None:
         # This thread does nothing else until the loop has ended, so both never use the
         # slot's connection at a time.
         async def lent() -> Any:
+            # Called below `sync_to_async` it runs on the loop of an outer one, which has it lent.
+            before = tls.job, tls.waiter
             tls.job, tls.waiter = job, waiter
             try:
                 return await self.awaitable(*args, **kwargs)
             finally:
-                tls.job = tls.waiter = None
+                tls.job, tls.waiter = before
 
         lender = copy.copy(self)
         lender.awaitable = lent

@@ -1,0 +1,56 @@
+"""`async_to_sync` by hand: a loop on a thread of its own, with the job lent to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from conftest import Start
+from fakegateway import Connection, response
+
+import layby
+from layby import _asgiref
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    _asgiref.install_lent_jobs()
+
+
+def app(view: Any) -> Any:
+    """A WSGI application that answers what a coroutine function returns."""
+
+    def run(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = async_to_sync(view)()
+        start_response("200 OK", [])
+        return [body]
+
+    return run
+
+
+def results(slot: Connection) -> str:
+    """Answers the fetch that is waited for in place with its URL, which is returned."""
+    hold = slot.expect("HOLD")
+    url: str = hold.plan["gather"][0]["fetch"]["url"]
+    body = url.encode()
+    slot.results("RESULTS", hold.request, hold.epoch, response(body), body=body)
+    return url
+
+
+def test_one_below_another_leaves_the_job_lent(start: Start) -> None:
+    """As with `await order.asave()` and a receiver of the signal that calls it in turn."""
+
+    async def inner() -> str:
+        return (await layby.get("http://inner/")).text
+
+    async def view() -> bytes:
+        below: str = await sync_to_async(async_to_sync(inner))()
+        outer = await layby.get("http://outer/")
+        return f"{below} {outer.text}".encode()
+
+    [slot] = start(app(view))
+    slot.request(1)
+    assert results(slot) == "http://inner/"
+    assert results(slot) == "http://outer/"
+    assert slot.answer()[1] == b"http://inner/ http://outer/"
