@@ -48,6 +48,7 @@ class Job:
         "failure",
         "greenlet",
         "inline",
+        "lent",
         "locals",
         "process",
         "request",
@@ -78,6 +79,8 @@ class Job:
         self.answered = False
         # Depth of `with layby.shield()`.
         self.shields = 0
+        # Event loops that it is lent to, on threads of their own: see `_asgiref`.
+        self.lent = 0
         # The way to ask the gateway for more than a slot's frames can; None in tests.
         self.process: Process | None = None
         # Room for integrations.
