@@ -23,7 +23,6 @@ from layby._exceptions import (
     TooLarge,
 )
 from layby._hooks import on_park, on_resume
-from layby._job import shield
 from layby._logging import RequestIdFilter, request_id
 from layby._parallel import Op, Parallel, parallel
 from layby._patch import patch, unpatch
@@ -44,6 +43,7 @@ from layby._plan import (
 from layby._relay import Captured, stream
 from layby._response import Headers, Response
 from layby._ride import in_slot, io
+from layby._shield import shield
 from layby._uploads import body_ready, read_uploaded_file
 
 __all__ = [

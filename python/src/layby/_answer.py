@@ -153,16 +153,18 @@ class Answer:
             if len(data) > self._left:
                 self._complain("is longer than its Content-Length: cut there")
                 data = data[: self._left]
-            if self.ended:
-                return True
-            self._left -= len(data)
+            if not self.ended:
+                self._left -= len(data)
+        if self.ended:
+            return True
         self._send(data, last=self._left == 0)
         return not self.stopped
 
     def whole(self, data: bytes, *, ready: bool) -> None:
         """Send all of the body; `ready` when nothing of the request is left to do."""
         if (
-            len(data) <= MAX_CHUNK
+            not self.sent
+            and len(data) <= MAX_CHUNK
             and (self._left is None or self._left == len(data))
             and not self._bodyless
             and not self._job.cancelled

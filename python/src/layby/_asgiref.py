@@ -56,17 +56,24 @@ def install_lent_jobs() -> None:
         if job is None or _get_running_loop() is not None:
             return original(self, *args, **kwargs)
 
-        # This thread does nothing else until the loop has ended, so both never use the
-        # slot's connection at a time.
+        # Until the loop has ended this thread runs what that calls by `sync_to_async`, and both
+        # may wait in place, in turn. To park is for neither: the loop would go on meanwhile, and
+        # asgiref takes it for that of any other request here.
         async def lent() -> Any:
+            # Called below `sync_to_async` it runs on the loop of an outer one, which has it lent.
+            before = tls.job, tls.waiter
             tls.job, tls.waiter = job, waiter
             try:
                 return await self.awaitable(*args, **kwargs)
             finally:
-                tls.job = tls.waiter = None
+                tls.job, tls.waiter = before
 
         lender = copy.copy(self)
         lender.awaitable = lent
-        return original(lender)
+        job.lent += 1
+        try:
+            return original(lender)
+        finally:
+            job.lent -= 1
 
     AsyncToSync.__call__ = call  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ process (`Calls`); in place, on the thread that waits (`PlaceCalls`).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -92,7 +93,8 @@ class Calls:
         self._number = 0
         self._then: Callable[[], None] | None = None
         # What is added once the gateway would not listen any more.
-        self._diverted: SimpleQueue[Call | None] | None = None
+        # With what `allow` says, in seconds.
+        self._diverted: SimpleQueue[Call | float | None] | None = None
 
     def add(self, call: Call) -> None:
         """Have it run on some slot."""
@@ -152,19 +154,27 @@ class Calls:
             self._diverted = SimpleQueue()
             return self._empty()
 
-    def serve(self, run: Callable[[Call], None], patience: float | None) -> bool:
+    def serve(self, run: Callable[[Call], None], patience: float) -> bool:
         """Run what is added after `divert`, here, until `release`; False if that does not come."""
         assert self._diverted is not None
-        deadline = None if patience is None else time.monotonic() + patience
+        deadline = _in(patience)
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                call = self._diverted.get(timeout=left)
+                added = self._diverted.get(timeout=left)
             except Empty:
                 return False
-            if call is None:
+            if added is None:
                 return True
-            run(call)
+            if isinstance(added, Call):
+                run(added)
+            else:
+                deadline = _in(added)
+
+    def allow(self, patience: float) -> None:
+        """Have `serve` wait for `release` so many seconds from now."""
+        assert self._diverted is not None
+        self._diverted.put(patience)
 
     def release(self) -> None:
         """Let `serve` return."""
@@ -193,6 +203,11 @@ class Calls:
             return None
         then, self._then = self._then, None
         return then
+
+
+def _in(seconds: float) -> float | None:
+    """That instant; None if it never comes."""
+    return None if seconds == math.inf else time.monotonic() + seconds
 
 
 class PlaceCalls:

@@ -211,6 +211,8 @@ class GreenletRunner:
         """What greenlets add to the reasons not to park."""
         if job.greenlet is not getcurrent():
             return Obstacle("unsupported", "it runs in a greenlet of the application's own")
+        if job.lent:
+            return Obstacle("unsupported", "called below `async_to_sync`, whose event loop waits")
         if self.parked >= self._max_parked:
             return Obstacle("unsupported", f"{self._max_parked} requests are parked already")
         return None

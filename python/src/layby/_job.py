@@ -16,7 +16,6 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol
@@ -48,6 +47,7 @@ class Job:
         "failure",
         "greenlet",
         "inline",
+        "lent",
         "locals",
         "process",
         "request",
@@ -78,6 +78,8 @@ class Job:
         self.answered = False
         # Depth of `with layby.shield()`.
         self.shields = 0
+        # Event loops that it is lent to, on threads of their own: see `_asgiref`.
+        self.lent = 0
         # The way to ask the gateway for more than a slot's frames can; None in tests.
         self.process: Process | None = None
         # Room for integrations.
@@ -106,6 +108,7 @@ class Job:
             slot=slot,
         )
         job.process = self.process
+        job.shields = self.shields
         # Beside others it cannot park: that would be their request's park too.
         job.inline.append("unsupported")
         job.locals = {name: dict(held) for name, held in self.locals.items()}
@@ -255,24 +258,6 @@ def in_slot() -> bool:
     belongs to that loop.
     """
     return tls.job is not None and asyncio._get_running_loop() is None
-
-
-@contextmanager
-def shield() -> Iterator[None]:
-    """While inside, a client that leaves does not cancel this request.
-
-    For what must be seen through, whatever the gateway's `on_disconnect`. Nests; does
-    nothing outside layby.
-    """
-    job = tls.job
-    if job is None:
-        yield
-        return
-    job.shields += 1
-    try:
-        yield
-    finally:
-        job.shields -= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import types
 from abc import abstractmethod
@@ -55,8 +56,8 @@ class LocalWait(Suspend):
     flags: ClassVar[int] = FLAG_LOCAL
 
     # How long a cancelled request waits for what it has under way, in seconds; then it is
-    # given up. None: for ever.
-    patience: ClassVar[float | None] = None
+    # given up.
+    patience: ClassVar[float] = math.inf
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
@@ -103,10 +104,14 @@ class LocalWait(Suspend):
             self._abandoned = True
             # The gateway gives a cancelled request no more slots but this one.
             left = self.calls.divert()
+        shielded = self._shielded()
         self._stop()
         for call in left:
-            call.drop()
-        if self.calls.serve(run, self.patience):
+            if shielded:
+                self.calls.add(call)
+            else:
+                call.drop()
+        if self.calls.serve(run, math.inf if shielded else self.patience):
             return True
         log.error("%s: it does not end, though it is cancelled: given up", self.source)
         return False
@@ -122,6 +127,10 @@ class LocalWait(Suspend):
     @abstractmethod
     def _stop(self) -> None:
         """Make it end soon."""
+
+    def _shielded(self) -> bool:
+        """Whether it is not to end yet."""
+        return False
 
     def _end(self) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ The name is taken twice: with a URL, `layby.patch` is the fetch of that name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from typing import Any, overload
 
 from layby import _plan
 from layby._plan import Fetch
-from layby._request import Content, HeaderTypes
+from layby._request import Content, Data, HeaderTypes
 from layby._urls import Params
 
 log = logging.getLogger("layby")
@@ -36,7 +36,7 @@ def patch(
     params: Params | None = None,
     headers: HeaderTypes | None = None,
     content: Content | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Data | None = None,
     json: Any = None,
     timeout: float | None = None,
     follow_redirects: bool = False,

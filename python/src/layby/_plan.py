@@ -22,7 +22,7 @@ from layby import _drive, _exceptions, _job, _loop, _request, _ride, _source, _u
 from layby._direct import Failure
 from layby._exceptions import Error, FetchError, NotInASlot
 from layby._job import Suspend, tls
-from layby._request import Content, HeaderTypes
+from layby._request import Content, Data, HeaderTypes
 from layby._response import Response
 from layby._urls import Params
 from layby._wire import Frame, WireError
@@ -575,14 +575,15 @@ def request(
     params: Params | None = None,
     headers: HeaderTypes | None = None,
     content: Content | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Data | None = None,
     json: Any = None,
     timeout: float | None = None,
     follow_redirects: bool = False,
 ) -> Fetch:
     """Make a fetch, to be awaited, gathered, or asked for its `.result()`.
 
-    The arguments are httpx's. `timeout` is in seconds, from the start of the fetch to
+    The arguments are httpx's. `data` is a form; as `str` or `bytes` it is the body as it
+    is, like `content`. `timeout` is in seconds, from the start of the fetch to
     its last byte, redirects included; None stands for the gateway's `[outbound]
     timeout` (30 s). The result is a `Response`, whatever its status.
 
@@ -630,7 +631,7 @@ def post(
     params: Params | None = None,
     headers: HeaderTypes | None = None,
     content: Content | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Data | None = None,
     json: Any = None,
     timeout: float | None = None,
     follow_redirects: bool = False,
@@ -648,7 +649,7 @@ def put(
     params: Params | None = None,
     headers: HeaderTypes | None = None,
     content: Content | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Data | None = None,
     json: Any = None,
     timeout: float | None = None,
     follow_redirects: bool = False,
@@ -666,7 +667,7 @@ def patch(
     params: Params | None = None,
     headers: HeaderTypes | None = None,
     content: Content | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Data | None = None,
     json: Any = None,
     timeout: float | None = None,
     follow_redirects: bool = False,
@@ -684,7 +685,7 @@ def delete(
     params: Params | None = None,
     headers: HeaderTypes | None = None,
     content: Content | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Data | None = None,
     json: Any = None,
     timeout: float | None = None,
     follow_redirects: bool = False,

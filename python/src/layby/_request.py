@@ -16,6 +16,7 @@ from layby._urls import Params
 
 HeaderTypes = Mapping[str, str] | Mapping[bytes, bytes] | Iterable[tuple[str | bytes, str | bytes]]
 Content = str | bytes | Iterable[bytes]
+Data = Mapping[str, Any] | str | bytes
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _BAD_VALUE = re.compile(r"[\r\n\0]")
@@ -38,7 +39,7 @@ def build(
     params: Params | None,
     headers: HeaderTypes | None,
     content: Content | None,
-    data: Mapping[str, Any] | None,
+    data: Data | None,
     json: Any,
 ) -> Request:
     """Encode the arguments. Raises ValueError or TypeError for what cannot be sent."""
@@ -67,9 +68,10 @@ def exact(
     return Request(method, url, _encode_headers(headers), body)
 
 
-def _encode_body(
-    content: Content | None, data: Mapping[str, Any] | None, json: Any
-) -> tuple[bytes, str | None]:
+def _encode_body(content: Content | None, data: Data | None, json: Any) -> tuple[bytes, str | None]:
+    if isinstance(data, str | bytes | bytearray | memoryview):
+        # As in requests, and as httpx takes it: a body, not a form.
+        content, data = data, None
     if content is not None:
         if isinstance(content, str):
             return content.encode(), None

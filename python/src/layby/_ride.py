@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Generator
@@ -74,6 +75,10 @@ class Ride:
         self.depth = 0
         # Where its calls go; None while the coroutine is in a slot.
         self._host: Host | None = None
+        # Depth of `with layby.shield()` in its task and the children.
+        self.shields = 0
+        # To be told when it is cancelled, which waits until it is not shielded.
+        self._cancelled: Callable[[], None] | None = None
         # Calls of its child tasks that wait until it has boarded again.
         self._calls: list[Call] = []
 
@@ -84,9 +89,27 @@ class Ride:
         """
         _loop.loop().call_soon_threadsafe(self._board, context, host, landed)
 
-    def cancel(self) -> None:
-        """Cancel its task, from any thread."""
-        _loop.loop().call_soon_threadsafe(self._cancel)
+    def cancel(
+        self,
+        put_off: Callable[[], None] = lambda: None,
+        cancelled: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Cancel its task, from any thread; shielded, once it no longer is.
+
+        On the loop `put_off` is called if that is so, and `cancelled` when it is done.
+        """
+        _loop.loop().call_soon_threadsafe(self._cancel, put_off, cancelled)
+
+    def shield(self) -> None:
+        """A shield is entered, on the loop."""
+        self.shields += 1
+
+    def unshield(self) -> None:
+        """It is left; perhaps in a slot, where the coroutine may be meanwhile."""
+        if _loop.is_running_here():
+            self._unshield()
+        else:
+            _loop.loop().call_soon_threadsafe(self._unshield)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` in a slot; for the ride's task and its children.
@@ -127,9 +150,25 @@ class Ride:
         for rehome in rehomers:
             rehome()
 
-    def _cancel(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
+    def _cancel(self, put_off: Callable[[], None], cancelled: Callable[[], None]) -> None:
+        self._cancelled = cancelled
+        if self.shields:
+            put_off()
+        else:
+            self._cancel_now()
+
+    def _unshield(self) -> None:
+        self.shields -= 1
+        if not self.shields:
+            self._cancel_now()
+
+    def _cancel_now(self) -> None:
+        """Cancel its task if that is wanted, which it is once."""
+        cancelled, self._cancelled = self._cancelled, None
+        if cancelled is not None:
+            cancelled()
+            if self.task is not None:
+                self.task.cancel()
 
     async def _ride(self) -> None:
         await self
@@ -217,7 +256,7 @@ class Board(LocalWait):
     __slots__ = ("_copied", "_ride")
 
     # Code that swallows its cancellation must not keep a slot for ever.
-    patience: ClassVar[float | None] = 10.0
+    patience: ClassVar[float] = 10.0
 
     def __init__(self, source: str, ride: Ride | None = None) -> None:
         super().__init__(source)
@@ -266,7 +305,12 @@ class Board(LocalWait):
 
     def _stop(self) -> None:
         assert self._ride is not None
-        self._ride.cancel()
+        allow = self.calls.allow
+        self._ride.cancel(partial(allow, math.inf), partial(allow, self.patience))
+
+    def _shielded(self) -> bool:
+        assert self._ride is not None
+        return self._ride.shields > 0
 
 
 def riding() -> Ride | None:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -121,6 +122,8 @@ class Slot:
         self._on_request = on_request
         self._process = process
         self._broken = False
+        # Held while a job waits in place: a loop that it is lent to may do so as well.
+        self._waiting = threading.Lock()
         self._environ: dict[str, Any] = {
             "wsgi.version": (1, 0),
             "wsgi.errors": sys.stderr,
@@ -277,27 +280,34 @@ class Slot:
         )
         flags = suspend.flags | (FLAG_SHIELDED if job.shields else 0)
         hold = encode(HOLD, flags=flags, request=job.request, epoch=job.epoch, head=head, body=body)
-        try:
-            self.channel.send(hold)
-            if flags & FLAG_LOCAL:
-                return None
-            while True:
-                frame, file = self.channel.receive()
-                if frame.type == RESULTS and frame.request == job.request:
-                    if frame.epoch != job.epoch:
-                        raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
+        cancelled = job.cancelled
+        with self._waiting:
+            if job.cancelled and not cancelled:
+                # Whoever waited before this was told, for both. What comes later cleans up.
+                raise Cancelled("the client has left")
+            try:
+                self.channel.send(hold)
+                if flags & FLAG_LOCAL:
+                    return None
+                frame, file = self._receive_results(job)
+                if frame.type == RESULTS:
                     return suspend.decode(frame, file)
-                if frame.type == CANCEL and frame.request == job.request:
-                    if frame.epoch != job.epoch:
-                        raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
-                    break
-                # A STOP is for an answer that was over before it came.
-                if frame.type != STOP:
-                    raise WireError("kind", f"{frame!r} while waiting in place")
-        except (Closed, WireError) as error:
-            raise self.lost(job, error) from error
-        job.cancelled = True
-        raise Cancelled("the client has left")
+            except (Closed, WireError) as error:
+                raise self.lost(job, error) from error
+            job.cancelled = True
+            raise Cancelled("the client has left")
+
+    def _receive_results(self, job: Job) -> tuple[Frame, BinaryIO | None]:
+        """What ends a wait in place: the RESULTS, or a CANCEL."""
+        while True:
+            frame, file = self.channel.receive()
+            if frame.type in (RESULTS, CANCEL) and frame.request == job.request:
+                if frame.epoch != job.epoch:
+                    raise WireError("kind", f"{frame!r} for a job of epoch {job.epoch}")
+                return frame, file
+            # A STOP is for an answer that was over before it came.
+            if frame.type != STOP:
+                raise WireError("kind", f"{frame!r} while waiting in place")
 
     def lost(self, job: Job, error: Exception) -> Cancelled:
         """The gateway is gone, in the middle of the job: what to raise in it.

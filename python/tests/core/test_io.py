@@ -674,6 +674,145 @@ def test_a_task_that_never_ends_is_given_up(
     assert control.quiet()
 
 
+@pytest.mark.parametrize("where", ["task", "child"])
+def test_a_shield_inside_a_block_puts_its_cancellation_off(
+    start: Start, control: Connection, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Also beyond the patience that there is with code that ignores it."""
+    monkeypatch.setattr(_ride.Board, "patience", 0.1)
+    release: list[asyncio.Event] = []
+    aboard = threading.Event()
+    events: list[str] = []
+
+    async def shielded() -> None:
+        with layby.shield():
+            with layby.shield():
+                release.append(asyncio.Event())
+                aboard.set()
+                await release[0].wait()
+            await asyncio.sleep(0.01)
+            events.append("seen through")
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        try:
+            async with layby.io:
+                try:
+                    if where == "task":
+                        await shielded()
+                    else:
+                        await asyncio.gather(shielded())
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    events.append("cancelled")
+                    raise
+        finally:
+            job = current_job()
+            assert job is not None
+            events.append(f"ended on {thread_number()}, depth {job.shields}")
+        return b"unreachable"
+
+    one, two = start(app(view), mode="coroutine", slots=2)
+    one.request(1)
+    leaves(one, 1)
+    assert aboard.wait(20)
+    two.send("CANCEL", request=1, epoch=1)
+    assert two.quiet(0.5)
+    assert events == []
+    _loop.loop().call_soon_threadsafe(release[0].set)
+    two.expect("READY")
+    assert events == ["seen through", "cancelled", "ended on 1, depth 0"]
+
+
+def test_a_shield_at_the_end_of_a_block_is_seen_through(start: Start, control: Connection) -> None:
+    release: list[asyncio.Event] = []
+    aboard = threading.Event()
+    events: list[str] = []
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        async with layby.io:
+            with layby.shield():
+                release.append(asyncio.Event())
+                aboard.set()
+                await release[0].wait()
+                events.append("seen through")
+        events.append("unreachable")
+        return b"unreachable"
+
+    [slot] = start(app(view), mode="coroutine")
+    slot.request(1)
+    leaves(slot, 1)
+    assert aboard.wait(20)
+    slot.send("CANCEL", request=1, epoch=1)
+    assert slot.quiet()
+    _loop.loop().call_soon_threadsafe(release[0].set)
+    slot.expect("READY")
+    assert events == ["seen through"]
+
+
+def test_after_a_shield_there_is_no_more_patience_than_ever(
+    start: Start,
+    control: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_ride.Board, "patience", 0.1)
+    release: list[asyncio.Event] = []
+    aboard, ended = threading.Event(), threading.Event()
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        async with layby.io:
+            release.extend((asyncio.Event(), asyncio.Event()))
+            with layby.shield():
+                aboard.set()
+                await release[0].wait()
+            while not release[1].is_set():
+                with suppress(asyncio.CancelledError):
+                    await release[1].wait()
+            ended.set()
+        return b"unreachable"
+
+    [slot] = start(app(view), mode="coroutine")
+    slot.request(1)
+    leaves(slot, 1)
+    assert aboard.wait(20)
+    slot.send("CANCEL", request=1, epoch=1)
+    assert slot.quiet(0.5)
+    _loop.loop().call_soon_threadsafe(release[0].set)
+    slot.expect("READY")
+    assert "given up" in caplog.text
+    _loop.loop().call_soon_threadsafe(release[1].set)
+    assert ended.wait(20)
+
+
+def test_what_a_shield_calls_in_a_slot_runs_and_is_shielded(
+    start: Start, control: Connection
+) -> None:
+    events: list[str] = []
+
+    def save(what: str) -> None:
+        events.append(f"{what} on {thread_number()}, {layby.sleep(0.5).result()}")
+
+    async def view(environ: dict[str, Any]) -> bytes:
+        async with layby.io:
+            with layby.shield():
+                await layby.in_slot(save, "asked for")
+                await layby.in_slot(save, "then")
+        return b"unreachable"
+
+    one, two = start(app(view), mode="coroutine", slots=2)
+    one.request(1)
+    leaves(one, 1)
+    # The gateway was asked for a slot, but gives a cancelled request no more but this one.
+    control.expect("CALL")
+    two.send("CANCEL", request=1, epoch=1)
+    for _ in range(2):
+        hold = two.expect("HOLD")
+        assert (hold.request, hold.epoch, hold.flags) == (1, 1, SHIELDED)
+        two.results("RESULTS", 1, 1, {"slept": 0.5})
+    two.expect("READY")
+    assert events == ["asked for on 1, 0.5", "then on 1, 0.5"]
+
+
 def test_a_cancel_lets_calls_under_way_end_first(start: Start, control: Connection) -> None:
     begun, release = threading.Event(), threading.Event()
     events: list[str] = []

@@ -57,6 +57,7 @@ def test_urls_are_encoded_as_by_httpx(url: str, params: Any) -> None:
     assert built("GET", url, params=params).url == expected
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -69,6 +70,10 @@ def test_urls_are_encoded_as_by_httpx(url: str, params: Any) -> None:
         {"data": {}},
         {"data": {}, "json": {"a": 1}},
         {"data": {"a": 1}, "json": {"a": 1}},
+        {"data": '{"a":"\xe4&="}'},
+        {"data": b"a=1&b=\0\xff"},
+        {"data": "", "json": {"a": 1}},
+        {"data": "x", "content": "y", "headers": {"content-type": "text/plain"}},
         {"content": "h\xe4"},
         {"content": b"\0\xff"},
         {"content": b"x", "json": {}},

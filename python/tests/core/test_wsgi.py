@@ -252,6 +252,38 @@ def test_write_sends_before_the_iterable(start: Start) -> None:
     assert slot.answer()[1] == b"one two three"
 
 
+@pytest.mark.parametrize(
+    "body", [[], [b""], (), [b" more"], iter([b" more"])], ids=["[]", "[b'']", "()", "list", "iter"]
+)
+def test_after_the_last_byte_by_write_nothing_more_is_sent(start: Start, body: Any) -> None:
+    """The gateway takes a frame after the last one for nonsense, and ends the process."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        write = start_response("200 OK", [("Content-Length", "5")])
+        write(b"hel")
+        write(b"lo")
+        return body
+
+    [slot] = start(app)
+    slot.request(1)
+    assert slot.expect("ANSWER").body == b"hel"
+    last = slot.expect("BODY")
+    assert (last.body, last.flags) == (b"lo", 0)
+    slot.expect("READY")
+    assert slot.quiet()
+
+
+def test_a_list_may_be_the_rest_of_what_write_began(start: Start) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        write = start_response("200 OK", [("Content-Length", "9")])
+        write(b"one ")
+        return [b"three"]
+
+    [slot] = start(app)
+    slot.request(1)
+    assert slot.answer()[1] == b"one three"
+
+
 @pytest.mark.parametrize("body", [[], [b""], None])
 def test_no_head_is_a_500(start: Start, body: Any) -> None:
     [slot] = start(lambda environ, start_response: body)
