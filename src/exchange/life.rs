@@ -14,7 +14,7 @@ use super::calls::Bound;
 use super::client::Client;
 use super::{Exchange, Failure, Settings};
 use crate::config::OnDisconnect;
-use crate::message::{Answer, AnswerBody, LaterBody, NoBody, Request, RequestBody};
+use crate::message::{AnswerBody, LaterBody, NoBody, Request, RequestBody};
 use crate::metrics::CancelPhase;
 use crate::plan::{Captured, Outcome, Plan};
 use crate::record::Stage;
@@ -133,8 +133,15 @@ impl Life {
             turn = match step {
                 Step::Answer(answer, None) => return self.client.answer(Ok(answer)),
                 Step::Answer(answer, Some(rest)) => {
-                    self.stream(&answer);
+                    match &answer.body {
+                        AnswerBody::Spooled(reader) => self.stream(reader.watch()),
+                        _ => self.answered(),
+                    }
                     self.client.answer(Ok(answer));
+                    rest
+                }
+                Step::Answered(rest) => {
+                    self.answered();
                     rest
                 }
                 Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
@@ -150,16 +157,38 @@ impl Life {
 
     /// The head of the answer is made, and its body goes on: from here on somebody waits who reads that.
     /// When she leaves, no more of it is made, whatever the method.
-    fn stream(&mut self, answer: &Answer) {
-        if let AnswerBody::Spooled(reader) = &answer.body {
-            self.reader = Some(reader.watch());
-        }
+    fn stream(&mut self, reader: AnswerWatch) {
+        self.reader = Some(reader);
         // What the client still sends is for nobody.
         self.body = Lazy::Not;
         self.finishes = false;
         self.left = false;
         self.expired = false;
         self.alarm.clear();
+    }
+
+    /// All of the answer is made. What is left to do is done to its end, and gets the time of a request for
+    /// that; if nobody waited for the answer, it has what it had.
+    fn answered(&mut self) {
+        // What the client still sends is for nobody.
+        self.body = Lazy::Not;
+        let nobody = match self.reader {
+            Some(_) => self.left,
+            None => self.client.left(),
+        };
+        if !nobody {
+            self.has_answer();
+        }
+    }
+
+    /// Nobody waits any more, since who did has the answer.
+    fn has_answer(&mut self) {
+        self.reader = None;
+        self.left = true;
+        self.expired = false;
+        self.finishes = true;
+        self.deadline = Instant::now() + self.timeout;
+        self.alarm.set(self.deadline);
     }
 
     /// Waits for a slot to make a step. None when the job was withdrawn unseen.

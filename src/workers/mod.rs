@@ -101,8 +101,12 @@ pub struct Call {
 /// What a slot made of a job.
 #[derive(Debug)]
 pub enum Step {
-    /// With a turn if the body is still coming: the application may park, or wait in place, while it makes it.
+    /// With a turn if the body is still coming: the application may park, or wait in place, while it makes it;
+    /// or if the body is there and the slot is not ready.
     Answer(Answer, Option<Turn<Step>>),
+    /// The last byte of a body that was coming is there, and the slot is not ready: the application may wait
+    /// in place for what it has left to do.
+    Answered(Turn<Step>),
     Park(Park),
     Hold(Hold),
     /// The request was unwound, or the call has been run; there is no answer.

@@ -66,3 +66,23 @@ async def test_a_flask_app_fetches_side_by_side_in_place(stub: Services, start: 
     assert [quote["price"] for quote in answer.json()] == ["4.00", "4.10", "4.20"]
     assert answer.seconds < 1.5  # one after the other would take 1.8
     assert stub.counts()["most_held"] == 3
+
+
+@story(60)
+async def test_what_a_flask_app_does_after_its_answer_waits_in_place(
+    stub: Services, start: Starter
+) -> None:
+    gateway = start(TO_THE_STUB, app="flasked", flags=("--slots=4", "--processes=1"))
+    (before,) = gateway.status()["processes"]
+    stub.set(latency=400)
+    asking = {"url": f"{stub.url}/shipping/quote?grams=100"}
+    for _ in range(3):
+        connection = await Connection.open(gateway.address)
+        answer = await connection.ask("POST", "/after", JSON, json.dumps(asking).encode())
+        assert (answer.status, answer.body) == (200, b"answered")
+        assert answer.seconds < 0.4
+    gateway.settles(4)
+    assert gateway.metric("layby_waits_in_place_total", reason="mode") == 3
+    assert gateway.metric("layby_fetches_total", outcome="ok") == 3
+    (after,) = gateway.status()["processes"]
+    assert after["pid"] == before["pid"]

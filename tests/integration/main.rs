@@ -1,6 +1,7 @@
 //! All integration tests, in one binary.
 
 mod access_log;
+mod afterwards;
 mod answers;
 mod bodies;
 mod compression;

@@ -27,7 +27,7 @@ impl Life {
     pub(super) async fn relay(&mut self, relay: Relay) -> Option<Captured> {
         let resume = relay.resume;
         let captured = self.pass_on(relay).await;
-        self.answered();
+        self.has_answer();
         resume.then_some(captured)
     }
 
@@ -98,15 +98,6 @@ impl Life {
             self.exchange.around.metrics.cancelled(CancelPhase::Parked);
         }
         captured
-    }
-
-    /// Nobody waits any more. What is left to do is done to its end, and gets its time once more.
-    fn answered(&mut self) {
-        self.left = true;
-        self.expired = false;
-        self.finishes = true;
-        self.deadline = Instant::now() + self.timeout;
-        self.alarm.set(self.deadline);
     }
 }
 

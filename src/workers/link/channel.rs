@@ -131,6 +131,11 @@ impl Channel {
         }
     }
 
+    /// The header of the next frame, if it has come with the last one.
+    pub fn next_header(&self) -> Option<Header> {
+        wire::next_header(&self.incoming)
+    }
+
     /// The descriptor of the frame that came last, which has the flag `FD`.
     pub fn file(&mut self) -> OwnedFd {
         self.file

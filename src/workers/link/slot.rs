@@ -237,9 +237,10 @@ impl SlotTask {
         // Dropped when its turn in the loop is over: with the job's next frame.
         let mut _waiting = None;
         loop {
-            let Frame { header, head, body } = self.channel.frame().await?;
+            let frame = self.channel.frame().await?;
+            let header = frame.header;
             _waiting = None;
-            if (header.request, header.epoch) != (tag.request, tag.epoch) {
+            if !tag.is_of(header) {
                 return Err(Broken::Unexpected(header));
             }
             if header.has(flag::LAZY) && !std::mem::take(&mut lazy) {
@@ -251,13 +252,11 @@ impl SlotTask {
                     let _ = reply.send(Ok(Step::Ended));
                     return Ok(Left::Done);
                 }
-                Kind::Hold if header.has(flag::LOCAL) => _waiting = Some(self.waits(&head)?),
-                Kind::Hold => {
-                    reply = self.hold(tag, header, &head, &body, reply).await?;
-                }
+                Kind::Hold => (reply, _waiting) = self.hold(tag, frame, reply, false).await?,
                 // A call answers nobody, and its request is parked already.
                 _ if runs => return Err(Broken::Unexpected(header)),
                 Kind::Answer => {
+                    let Frame { head, body, .. } = frame;
                     let (status, reason, headers) =
                         answer::decode(header.aux, &head).map_err(Broken::content)?;
                     if header.has(flag::FD) && header.has(flag::MORE) {
@@ -290,21 +289,27 @@ impl SlotTask {
                             headers,
                             body,
                         };
-                        let _ = reply.send(Ok(Step::Answer(answer, None)));
-                        if !header.has(flag::READY) {
-                            self.expect_ready(tag).await?;
+                        if self.comes_ready(tag, header).await? {
+                            let _ = reply.send(Ok(Step::Answer(answer, None)));
+                        } else {
+                            let (next, turn) = Turn::pending();
+                            let _ = reply.send(Ok(Step::Answer(answer, Some(turn))));
+                            self.rest(tag, next, false).await?;
                         }
                     }
                     return Ok(Left::Done);
                 }
                 Kind::Park => {
+                    let Frame { head, body, .. } = frame;
                     let parked = self.parked(header, &head, &body, reply, None)?;
                     return Ok(Left::Parked(parked));
                 }
                 Kind::Relay => {
+                    let Frame { head, body, .. } = frame;
                     let relay = plan::decode_relay(&head, &body).map_err(Broken::content)?;
                     if !header.has(flag::READY) {
-                        self.expect_ready(tag).await?;
+                        // Nobody is answered before the slot is ready, and then by the relay.
+                        reply = self.rest(tag, reply, false).await?;
                     }
                     let park = Park {
                         awaited: Awaited::Relay(Box::new(relay)),
@@ -519,8 +524,31 @@ impl SlotTask {
         }
     }
 
-    /// The worker waits in place: the request's side runs the plan, and its reply goes back.
+    /// The worker waits in place. Whose answer was `stopped`, since nobody reads it, waits in vain, unless
+    /// it is shielded.
     async fn hold(
+        &mut self,
+        tag: Tag,
+        frame: Frame,
+        reply: Reply,
+        stopped: bool,
+    ) -> Result<(Reply, Option<(WaitInPlace, Meanwhile)>), Broken> {
+        let Frame { header, head, body } = frame;
+        if header.has(flag::LOCAL) {
+            return Ok((reply, Some(self.waits(&head)?)));
+        }
+        if stopped && !header.has(flag::SHIELDED) {
+            self.channel
+                .send(tag.header(Kind::Cancel), |_, _| {}, &[])
+                .await?;
+            return Ok((reply, None));
+        }
+        let reply = self.wait(tag, header, &head, &body, reply).await?;
+        Ok((reply, None))
+    }
+
+    /// The request's side runs the plan, or takes the body, and the reply goes back.
+    async fn wait(
         &mut self,
         tag: Tag,
         header: Header,
@@ -589,9 +617,9 @@ impl SlotTask {
                     continue;
                 }
             };
-            let Frame { header, head, body } = frame;
+            let header = frame.header;
             _waiting = None;
-            if (header.request, header.epoch) != (tag.request, tag.epoch) {
+            if !tag.is_of(header) {
                 return Err(Broken::Unexpected(header));
             }
             if header.has(flag::LAZY) {
@@ -601,44 +629,63 @@ impl SlotTask {
             match header.kind {
                 Kind::Body => {
                     // Once nobody reads, the rest falls to the floor.
-                    let _ = writer.push(body).await;
+                    let _ = writer.push(frame.body).await;
                     if header.has(flag::MORE) {
                         continue;
                     }
-                    if !header.has(flag::BROKEN) {
-                        writer.finish();
+                    match header.has(flag::BROKEN) {
+                        true => drop(writer),
+                        false => writer.finish(),
                     }
-                    if !header.has(flag::READY) {
-                        self.expect_ready(tag).await?;
+                    if !self.comes_ready(tag, header).await? {
+                        let (next, turn) = Turn::pending();
+                        let _ = reply.send(Ok(Step::Answered(turn)));
+                        self.rest(tag, next, stopped).await?;
                     }
                     return Ok(Left::Done);
                 }
                 Kind::Park => {
+                    let Frame { head, body, .. } = frame;
                     let parked = self.parked(header, &head, &body, reply, Some(writer))?;
                     return Ok(Left::Parked(parked));
                 }
                 Kind::Ready if ends => return Ok(Left::Done),
-                Kind::Hold if header.has(flag::LOCAL) => _waiting = Some(self.waits(&head)?),
-                Kind::Hold if stopped => {
-                    self.channel
-                        .send(tag.header(Kind::Cancel), |_, _| {}, &[])
-                        .await?;
-                }
-                Kind::Hold => {
-                    reply = self.hold(tag, header, &head, &body, reply).await?;
-                }
+                Kind::Hold => (reply, _waiting) = self.hold(tag, frame, reply, stopped).await?,
                 _ => return Err(Broken::Unexpected(header)),
             }
         }
     }
 
-    async fn expect_ready(&mut self, tag: Tag) -> Result<(), Broken> {
-        let header = self.channel.frame().await?.header;
-        if header.kind == Kind::Ready && (header.request, header.epoch) == (tag.request, tag.epoch)
-        {
-            Ok(())
-        } else {
-            Err(Broken::Unexpected(header))
+    /// Whether the slot is ready with the last frame of an answer, by its flag or by a READY that has come with
+    /// it. Then nothing is left to do, and the request's side need not wait for it.
+    async fn comes_ready(&mut self, tag: Tag, last: Header) -> Result<bool, Broken> {
+        if last.has(flag::READY) {
+            return Ok(true);
+        }
+        let next = self.channel.next_header();
+        if !next.is_some_and(|next| next.kind == Kind::Ready && tag.is_of(next)) {
+            return Ok(false);
+        }
+        self.channel.frame().await?;
+        Ok(true)
+    }
+
+    /// What the application does after the last byte of its answer, until the slot is ready: it may wait in
+    /// place. When the answer was `stopped`, nobody wants that.
+    async fn rest(&mut self, tag: Tag, mut reply: Reply, stopped: bool) -> Result<Reply, Broken> {
+        let mut _waiting = None;
+        loop {
+            let frame = self.channel.frame().await?;
+            let header = frame.header;
+            _waiting = None;
+            match header.kind {
+                Kind::Ready if tag.is_of(header) => return Ok(reply),
+                // The body that the client may still send is for nobody.
+                Kind::Hold if tag.is_of(header) && !header.has(flag::LAZY) => {
+                    (reply, _waiting) = self.hold(tag, frame, reply, stopped).await?;
+                }
+                _ => return Err(Broken::Unexpected(header)),
+            }
         }
     }
 }
@@ -651,6 +698,10 @@ struct Tag {
 }
 
 impl Tag {
+    fn is_of(self, header: Header) -> bool {
+        (self.request, self.epoch) == (header.request, header.epoch)
+    }
+
     fn header(self, kind: Kind) -> Header {
         Header {
             request: self.request,

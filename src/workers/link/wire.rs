@@ -274,10 +274,14 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, WireError> {
     }))
 }
 
+/// The header of the next frame, if it is there.
+pub fn next_header(buffer: &[u8]) -> Option<Header> {
+    Header::decode(buffer.get(..HEADER)?).ok()
+}
+
 /// How many bytes are still to come of the frame whose header is there; 0 when none is.
 pub fn missing(buffer: &[u8]) -> usize {
-    let header = buffer.get(..HEADER).map(Header::decode);
-    let Some(Ok(header)) = header else {
+    let Some(header) = next_header(buffer) else {
         return 0;
     };
     (HEADER + header.head + header.body).saturating_sub(buffer.len())

@@ -800,6 +800,17 @@ impl Job {
         self.went_on(woken.frame)
     }
 
+    /// Says that it waits in place for something in its own process.
+    pub async fn hold_local(&self, reason: &str, source: &str) {
+        let why = json!({ "hold": { "reason": reason, "source": source } });
+        let frame = Frame {
+            flags: flag::LOCAL,
+            head: why.to_string().into_bytes(),
+            ..Frame::new(kind::HOLD)
+        };
+        self.place.send(frame).await;
+    }
+
     /// Registers before the gateway can know: it may answer at once. In its slot, or parked.
     fn waits(&self, slot: Option<u16>) -> oneshot::Receiver<Woken> {
         let (wake, woken) = oneshot::channel();
@@ -887,6 +898,13 @@ impl Job {
             ..frame
         };
         self.place.line.send_with(&frame, file.as_fd()).await;
+    }
+
+    /// A whole answer, in one frame; something is left to do before the slot is ready.
+    pub async fn say(&self, answer: Answer) {
+        let mut frame = answer.head();
+        frame.body = answer.body;
+        self.place.send(frame).await;
     }
 
     /// The head and first part of an answer that goes on.
