@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{FORWARDED, HOST, HeaderName};
+use http::header::{FORWARDED, HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
 use super::REQUEST_ID;
@@ -240,22 +240,25 @@ fn x_forwarded<'a>(peer: Peer, trusted: &[Trusted], headers: &'a HeaderMap) -> C
 
 /// The rightmost address of the chain that is not a trusted proxy's; the leftmost if all are.
 fn origin(mut nearest: Node, trusted: &[Trusted], headers: &HeaderMap) -> Node {
-    let lines: Vec<&str> = headers
-        .get_all(&FOR)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
-    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+    for hop in headers.get_all(&FOR).iter().rev().flat_map(from_right) {
         if nearest.0.is_some_and(|address| !trusts(trusted, address)) {
             break;
         }
         // What is no address was not written by a proxy that we can follow further.
-        let Some(hop) = parse_hop(hop.trim()) else {
+        let Some(hop) = hop.and_then(parse_hop) else {
             break;
         };
         nearest = hop;
     }
     nearest
+}
+
+/// The elements of a line; None where one is not ASCII. It spoils no other: the proxy's own may stand beside it.
+fn from_right(line: &HeaderValue) -> impl Iterator<Item = Option<&str>> {
+    line.as_bytes().rsplit(|byte| *byte == b',').map(|element| {
+        let text = std::str::from_utf8(element.trim_ascii()).ok();
+        text.filter(|text| text.is_ascii())
+    })
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
@@ -273,12 +276,9 @@ fn parse_hop(hop: &str) -> Option<Node> {
 
 /// The value that the nearest proxy added.
 fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    let value = headers.get_all(name).iter().next_back()?.to_str().ok()?;
-    value
-        .rsplit(',')
-        .next()
-        .map(str::trim)
-        .filter(|value| !value.is_empty())
+    let line = headers.get_all(name).iter().next_back()?;
+    let value = from_right(line).next().flatten();
+    value.filter(|value| !value.is_empty())
 }
 
 // Forwarded ----------------------------------------------------------------------------
@@ -441,7 +441,7 @@ mod tests {
         read: ForwardingHeaders,
         peer: &str,
         trusted: &[&str],
-        headers: &[(&'static str, &str)],
+        headers: &[(&'static str, impl AsRef<[u8]>)],
     ) -> (Result<Client, Refusal>, HeaderMap) {
         let trusted: Vec<_> = trusted
             .iter()
@@ -450,7 +450,8 @@ mod tests {
         let mut map = HeaderMap::new();
         map.insert(HOST, "shop.example".parse().expect("a value"));
         for (name, value) in headers {
-            map.append(*name, value.parse().expect("a value"));
+            let value = HeaderValue::from_bytes(value.as_ref());
+            map.append(*name, value.expect("a value"));
         }
         let peer = Peer::Tcp {
             peer: peer.parse().expect("an address"),
@@ -523,6 +524,28 @@ mod tests {
             );
             assert_eq!(address(&client), client_address, "{chain}");
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_ascii_spoil_only_what_they_stand_in() {
+        let headers: [(_, &[u8]); 3] = [
+            ("x-forwarded-for", b"\xff, 203.0.113.9"),
+            ("x-forwarded-proto", b"\xff, https"),
+            ("x-forwarded-host", b"\xff, outside.example"),
+        ];
+        let read = |headers: &[(&'static str, &[u8])]| {
+            let any = ForwardingHeaders::Any;
+            let (client, _) = told(any, "10.0.0.7:5000", &["10.0.0.0/8"], headers);
+            client.expect("one way to read it")
+        };
+        let client = read(&headers);
+        assert_eq!(address(&client), "203.0.113.9");
+        assert_eq!(client.scheme, Scheme::Https);
+        assert_eq!(client.server_name, "outside.example");
+        let client = read(&[("x-forwarded-for", b"203.0.113.9, \xff, 10.0.0.8")]);
+        assert_eq!(address(&client), "10.0.0.8");
+        let client = read(&[("x-forwarded-host", "outside.example, \u{e9}".as_bytes())]);
+        assert_eq!(client.server_name, "shop.example");
     }
 
     #[test]
@@ -637,22 +660,37 @@ mod tests {
         }
     }
 
+    /// A byte that a header's value may have.
+    fn legal() -> impl Strategy<Value = u8> {
+        prop_oneof![Just(b'\t'), b' '..=b'~', 0x80..=0xff_u8, Just(b',')]
+    }
+
     proptest! {
         /// Whatever a client sends, it is the one that the proxy has seen, or it is refused.
         #[test]
         fn a_client_cannot_hide_behind_what_it_sends(
-            sent in "[ -~]{0,40}|(for=|\"|\\\\|,|;|=|1\\.1\\.1\\.1| ){0,12}",
-            appended in prop_oneof![Just("for=203.0.113.9"), Just("for=\"203.0.113.9:80\";proto=https")],
+            sent in prop_oneof![
+                "[ -~]{0,40}|(for=|\"|\\\\|,|;|=|1\\.1\\.1\\.1| ){0,12}".prop_map(String::into_bytes),
+                proptest::collection::vec(legal(), 0..40),
+            ],
+            (name, appended) in prop_oneof![
+                Just(("forwarded", "for=203.0.113.9")),
+                Just(("forwarded", "for=\"203.0.113.9:80\";proto=https")),
+                Just(("x-forwarded-for", "203.0.113.9")),
+                Just(("x-forwarded-for", "203.0.113.9:80, 10.0.0.8")),
+            ],
             own_line: bool,
         ) {
-            let joined = format!("{sent}, {appended}");
-            let headers: &[(&'static str, &str)] = match own_line {
-                true => &[("forwarded", &sent), ("forwarded", appended)],
-                false => &[("forwarded", &joined)],
+            let appended = appended.as_bytes();
+            let joined = [&sent, &b", "[..], appended].concat();
+            let headers: &[(&'static str, &[u8])] = match own_line {
+                true => &[(name, &sent), (name, appended)],
+                false => &[(name, &joined)],
             };
             let (client, _) = told(ForwardingHeaders::Any, "10.0.0.7:5000", &["10.0.0.0/8"], headers);
-            if let Ok(client) = client {
-                prop_assert_eq!(address(&client), "203.0.113.9");
+            match client {
+                Ok(client) => prop_assert_eq!(address(&client), "203.0.113.9"),
+                Err(_) => prop_assert_eq!(name, "forwarded"),
             }
         }
 
