@@ -3,7 +3,7 @@
 //! A peer that is not trusted is the client, and what it says of forwarding is removed. From a
 //! trusted peer, `X-Forwarded-For` or `Forwarded` (RFC 7239) is read from the right, past every trusted
 //! address. A proxy that writes the one lets the other pass as its client has sent it: so where both are
-//! there, only what both say is believed, and a contradiction is refused, unless the operator has said
+//! there, each must lead to the same by itself, or the request is refused, unless the operator has said
 //! which of them the proxies write.
 
 use std::borrow::Cow;
@@ -100,7 +100,7 @@ pub fn client(
         ForwardingHeaders::XForwarded => drop(headers.remove(FORWARDED)),
         ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
     }
-    match claims(peer, trust.proxies, headers) {
+    match claims(way, trust.proxies, headers) {
         Ok(claims) => (claimed(way, claims, headers), Ok(())),
         Err(refusal) => (claimed(way, Claims::default(), headers), Err(refusal)),
     }
@@ -175,46 +175,51 @@ fn remove_x_forwarded(headers: &mut HeaderMap) {
 
 /// What is to be believed of the headers that are left.
 fn claims<'a>(
-    peer: Peer,
+    way: &Way,
     trusted: &[Trusted],
     headers: &'a HeaderMap,
 ) -> Result<Claims<'a>, Refusal> {
-    let old = x_forwarded(peer, trusted, headers);
-    let Some(new) = forwarded(peer, trusted, headers)? else {
+    let old = x_forwarded(way.peer, trusted, headers);
+    let Some(new) = forwarded(way.peer, trusted, headers)? else {
         return Ok(old);
     };
     if old == Claims::default() {
         return Ok(new);
     }
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = Cow::Borrowed(host.unwrap_or_default());
     let agreed = Claims {
-        client: both(old.client, new.client, |old, new| old.0 == new.0)?,
-        scheme: both(old.scheme, new.scheme, |old, new| old == new)?,
-        host: both(old.host, new.host, |old, new| old.eq_ignore_ascii_case(new))?,
+        client: both(old.client, new.client, way.peer.hop(), |old, new| {
+            old.0 == new.0
+        })?,
+        scheme: both(old.scheme, new.scheme, way.scheme, |old, new| old == new)?,
+        host: both(old.host, new.host, host, |old, new| {
+            old.eq_ignore_ascii_case(new)
+        })?,
         port: None,
     };
     Ok(agreed)
 }
 
-/// What both kinds of headers say.
+/// What both kinds of headers say. One that says nothing leaves the thing as we see it ourselves, which the
+/// other may then not deny: else a client could take back with the one what its proxy says with the other.
 fn both<T>(
     old: Option<T>,
     new: Option<T>,
+    seen: T,
     agree: impl Fn(&T, &T) -> bool,
 ) -> Result<Option<T>, Refusal> {
-    match (old, new) {
-        (Some(old), Some(new)) if !agree(&old, &new) => {
-            if let Some(unsaid) = CONTRADICTIONS.says() {
-                tracing::warn!(
-                    unsaid,
-                    "request refused: Forwarded and X-Forwarded-* of a trusted proxy contradict each other; \
-                     forwarding_headers can say which of them it writes"
-                );
-            }
-            Err(bad("Forwarded and X-Forwarded-* contradict each other"))
-        }
-        (Some(old), Some(_)) => Ok(Some(old)),
-        _ => Ok(None),
+    if agree(old.as_ref().unwrap_or(&seen), new.as_ref().unwrap_or(&seen)) {
+        return Ok(new.and(old));
     }
+    if let Some(unsaid) = CONTRADICTIONS.says() {
+        tracing::warn!(
+            unsaid,
+            "request refused: Forwarded and X-Forwarded-* of a trusted proxy contradict each other; \
+             forwarding_headers can say which of them it writes"
+        );
+    }
+    Err(bad("Forwarded and X-Forwarded-* contradict each other"))
 }
 
 fn bad(why: &'static str) -> Refusal {
@@ -609,34 +614,54 @@ mod tests {
     }
 
     #[test]
-    fn of_both_kinds_only_what_both_say_is_believed() {
-        let both = |old: &'static str, new: &'static str| {
-            let headers = [
+    fn both_kinds_must_lead_to_the_same() {
+        let told = |headers: &[(&'static str, &str)]| {
+            let any = ForwardingHeaders::Any;
+            told(any, "10.0.0.7:5000", &["10.0.0.0/8"], headers).0
+        };
+        let both = |old, new| {
+            told(&[
                 ("x-forwarded-for", old),
                 ("x-forwarded-proto", "https"),
-                ("x-forwarded-host", "evil.example"),
                 ("forwarded", new),
-            ];
-            told(
-                ForwardingHeaders::Any,
-                "10.0.0.7:5000",
-                &["10.0.0.0/8"],
-                &headers,
-            )
-            .0
+            ])
         };
         let agreed = both("203.0.113.9", "for=\"203.0.113.9:80\";proto=https").expect("they agree");
         assert_eq!(address(&agreed), "203.0.113.9");
         assert_eq!(agreed.scheme, Scheme::Https);
         assert_eq!(agreed.server_name, "shop.example");
+        both(
+            "203.0.113.9",
+            "for=203.0.113.9;proto=https;host=Shop.example",
+        )
+        .expect("the host is the one that was asked for");
         for new in [
             "for=6.6.6.6;proto=https",
             "for=203.0.113.9;proto=http",
+            "for=203.0.113.9",
             "for=203.0.113.9;proto=https;host=other.example",
             "for=unknown",
+            "proto=https",
         ] {
             assert_eq!(both("203.0.113.9", new).expect_err(new).0, 400);
         }
+        // A client that adds the kind that its proxy does not write.
+        for added in [
+            ("x-forwarded-for", "10.0.0.8"),
+            ("x-forwarded-for", ""),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "x"),
+            ("x-forwarded-port", "1"),
+        ] {
+            let refused = told(&[("forwarded", "for=203.0.113.9;proto=https"), added]);
+            assert_eq!(refused.expect_err(added.0).0, 400);
+        }
+        let hidden = told(&[
+            ("forwarded", "for=unknown;proto=http"),
+            ("x-forwarded-port", "1"),
+        ]);
+        assert_eq!(address(&hidden.expect("nothing to deny")), "10.0.0.7");
     }
 
     #[test]
@@ -665,6 +690,58 @@ mod tests {
         prop_oneof![Just(b'\t'), b' '..=b'~', 0x80..=0xff_u8, Just(b',')]
     }
 
+    type Line = (&'static str, &'static str);
+
+    /// As a proxy writes it that knows this kind only.
+    fn a_forwarded() -> impl Strategy<Value = Vec<Line>> {
+        let line = prop_oneof![
+            Just("for=203.0.113.9"),
+            Just("for=203.0.113.9;proto=https"),
+            Just("for=203.0.113.9;proto=https;host=outside.example"),
+        ];
+        line.prop_map(|line| vec![("forwarded", line)])
+    }
+
+    /// The same of the other kind.
+    fn some_x_forwarded() -> impl Strategy<Value = Vec<Line>> {
+        let lines = [
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "outside.example"),
+        ];
+        (1..=lines.len()).prop_map(move |count| lines[..count].to_vec())
+    }
+
+    fn an_x_forwarded() -> impl Strategy<Value = Line> {
+        proptest::sample::select(vec![
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-for", "10.0.0.8"),
+            ("x-forwarded-for", "unknown"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "shop.example"),
+            ("x-forwarded-host", "outside.example"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-port", "1"),
+        ])
+    }
+
+    fn a_forwarded_element() -> impl Strategy<Value = Line> {
+        proptest::sample::select(vec![
+            ("forwarded", ""),
+            ("forwarded", "for=203.0.113.9"),
+            ("forwarded", "for=203.0.113.9;proto=http"),
+            ("forwarded", "for=203.0.113.9;proto=https"),
+            ("forwarded", "for=203.0.113.9;proto=https;host=shop.example"),
+            (
+                "forwarded",
+                "for=203.0.113.9;proto=https;host=outside.example",
+            ),
+            ("forwarded", "for=unknown;proto=https"),
+            ("forwarded", "host=evil.example"),
+        ])
+    }
+
     proptest! {
         /// Whatever a client sends, it is the one that the proxy has seen, or it is refused.
         #[test]
@@ -691,6 +768,25 @@ mod tests {
             match client {
                 Ok(client) => prop_assert_eq!(address(&client), "203.0.113.9"),
                 Err(_) => prop_assert_eq!(name, "forwarded"),
+            }
+        }
+
+        /// Whatever it sends of the kind that the proxy does not write.
+        #[test]
+        fn a_client_cannot_take_back_what_its_proxy_says(
+            (written, sent) in prop_oneof![
+                (a_forwarded(), proptest::collection::vec(an_x_forwarded(), 0..4)),
+                (some_x_forwarded(), proptest::collection::vec(a_forwarded_element(), 0..3)),
+            ],
+        ) {
+            let any = ForwardingHeaders::Any;
+            let read = |headers: &[_]| told(any, "10.0.0.7:5000", &["10.0.0.0/8"], headers).0;
+            let alone = read(&written).expect("one way to read it");
+            prop_assert_eq!(address(&alone), "203.0.113.9");
+            if let Ok(client) = read(&[written, sent].concat()) {
+                prop_assert_eq!(client.address, alone.address);
+                prop_assert_eq!(client.scheme, alone.scheme);
+                prop_assert_eq!(client.server_name, alone.server_name);
             }
         }
 
