@@ -142,6 +142,7 @@ fn claimed(way: &Way, claims: Claims<'_>, headers: &HeaderMap) -> Client {
         port,
         peer,
         scheme,
+        host: claims.host.map(Cow::into_owned),
         server_name,
         server_port,
         credential: way.credential.clone(),
@@ -547,6 +548,7 @@ mod tests {
         assert_eq!(address(&client), "203.0.113.9");
         assert_eq!(client.scheme, Scheme::Https);
         assert_eq!(client.server_name, "outside.example");
+        assert_eq!(client.host.as_deref(), Some("outside.example"));
         let client = read(&[("x-forwarded-for", b"203.0.113.9, \xff, 10.0.0.8")]);
         assert_eq!(address(&client), "10.0.0.8");
         let client = read(&[("x-forwarded-host", "outside.example, \u{e9}".as_bytes())]);
