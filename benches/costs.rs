@@ -115,6 +115,7 @@ fn entries(log: &AccessLog, style: Option<Style>) {
         port: Some(4711),
         peer: None,
         scheme: Scheme::Https,
+        host: None,
         server_name: "shop.example".to_owned(),
         server_port: 443,
         credential: layby::message::Credential::Unasked,

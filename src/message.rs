@@ -92,6 +92,8 @@ pub struct Client {
     /// The other end of the connection: the client, or a proxy before us. None on a Unix-socket listener.
     pub peer: Option<IpAddr>,
     pub scheme: Scheme,
+    /// What it has asked for, port and all, where a trusted proxy says so; else that is in `Host`.
+    pub host: Option<String>,
     pub server_name: String,
     pub server_port: u16,
     /// Of the connection itself, whatever a proxy tells.

@@ -3,13 +3,13 @@
 //! A peer that is not trusted is the client, and what it says of forwarding is removed. From a
 //! trusted peer, `X-Forwarded-For` or `Forwarded` (RFC 7239) is read from the right, past every trusted
 //! address. A proxy that writes the one lets the other pass as its client has sent it: so where both are
-//! there, only what both say is believed, and a contradiction is refused, unless the operator has said
+//! there, each must lead to the same by itself, or the request is refused, unless the operator has said
 //! which of them the proxies write.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{FORWARDED, HOST, HeaderName};
+use http::header::{FORWARDED, HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
 use super::REQUEST_ID;
@@ -100,7 +100,7 @@ pub fn client(
         ForwardingHeaders::XForwarded => drop(headers.remove(FORWARDED)),
         ForwardingHeaders::Forwarded => remove_x_forwarded(headers),
     }
-    match claims(peer, trust.proxies, headers) {
+    match claims(way, trust.proxies, headers) {
         Ok(claims) => (claimed(way, claims, headers), Ok(())),
         Err(refusal) => (claimed(way, Claims::default(), headers), Err(refusal)),
     }
@@ -142,6 +142,7 @@ fn claimed(way: &Way, claims: Claims<'_>, headers: &HeaderMap) -> Client {
         port,
         peer,
         scheme,
+        host: claims.host.map(Cow::into_owned),
         server_name,
         server_port,
         credential: way.credential.clone(),
@@ -175,46 +176,51 @@ fn remove_x_forwarded(headers: &mut HeaderMap) {
 
 /// What is to be believed of the headers that are left.
 fn claims<'a>(
-    peer: Peer,
+    way: &Way,
     trusted: &[Trusted],
     headers: &'a HeaderMap,
 ) -> Result<Claims<'a>, Refusal> {
-    let old = x_forwarded(peer, trusted, headers);
-    let Some(new) = forwarded(peer, trusted, headers)? else {
+    let old = x_forwarded(way.peer, trusted, headers);
+    let Some(new) = forwarded(way.peer, trusted, headers)? else {
         return Ok(old);
     };
     if old == Claims::default() {
         return Ok(new);
     }
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = Cow::Borrowed(host.unwrap_or_default());
     let agreed = Claims {
-        client: both(old.client, new.client, |old, new| old.0 == new.0)?,
-        scheme: both(old.scheme, new.scheme, |old, new| old == new)?,
-        host: both(old.host, new.host, |old, new| old.eq_ignore_ascii_case(new))?,
+        client: both(old.client, new.client, way.peer.hop(), |old, new| {
+            old.0 == new.0
+        })?,
+        scheme: both(old.scheme, new.scheme, way.scheme, |old, new| old == new)?,
+        host: both(old.host, new.host, host, |old, new| {
+            old.eq_ignore_ascii_case(new)
+        })?,
         port: None,
     };
     Ok(agreed)
 }
 
-/// What both kinds of headers say.
+/// What both kinds of headers say. One that says nothing leaves the thing as we see it ourselves, which the
+/// other may then not deny: else a client could take back with the one what its proxy says with the other.
 fn both<T>(
     old: Option<T>,
     new: Option<T>,
+    seen: T,
     agree: impl Fn(&T, &T) -> bool,
 ) -> Result<Option<T>, Refusal> {
-    match (old, new) {
-        (Some(old), Some(new)) if !agree(&old, &new) => {
-            if let Some(unsaid) = CONTRADICTIONS.says() {
-                tracing::warn!(
-                    unsaid,
-                    "request refused: Forwarded and X-Forwarded-* of a trusted proxy contradict each other; \
-                     forwarding_headers can say which of them it writes"
-                );
-            }
-            Err(bad("Forwarded and X-Forwarded-* contradict each other"))
-        }
-        (Some(old), Some(_)) => Ok(Some(old)),
-        _ => Ok(None),
+    if agree(old.as_ref().unwrap_or(&seen), new.as_ref().unwrap_or(&seen)) {
+        return Ok(new.and(old));
     }
+    if let Some(unsaid) = CONTRADICTIONS.says() {
+        tracing::warn!(
+            unsaid,
+            "request refused: Forwarded and X-Forwarded-* of a trusted proxy contradict each other; \
+             forwarding_headers can say which of them it writes"
+        );
+    }
+    Err(bad("Forwarded and X-Forwarded-* contradict each other"))
 }
 
 fn bad(why: &'static str) -> Refusal {
@@ -240,22 +246,25 @@ fn x_forwarded<'a>(peer: Peer, trusted: &[Trusted], headers: &'a HeaderMap) -> C
 
 /// The rightmost address of the chain that is not a trusted proxy's; the leftmost if all are.
 fn origin(mut nearest: Node, trusted: &[Trusted], headers: &HeaderMap) -> Node {
-    let lines: Vec<&str> = headers
-        .get_all(&FOR)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
-    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+    for hop in headers.get_all(&FOR).iter().rev().flat_map(from_right) {
         if nearest.0.is_some_and(|address| !trusts(trusted, address)) {
             break;
         }
         // What is no address was not written by a proxy that we can follow further.
-        let Some(hop) = parse_hop(hop.trim()) else {
+        let Some(hop) = hop.and_then(parse_hop) else {
             break;
         };
         nearest = hop;
     }
     nearest
+}
+
+/// The elements of a line; None where one is not ASCII. It spoils no other: the proxy's own may stand beside it.
+fn from_right(line: &HeaderValue) -> impl Iterator<Item = Option<&str>> {
+    line.as_bytes().rsplit(|byte| *byte == b',').map(|element| {
+        let text = std::str::from_utf8(element.trim_ascii()).ok();
+        text.filter(|text| text.is_ascii())
+    })
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
@@ -273,12 +282,9 @@ fn parse_hop(hop: &str) -> Option<Node> {
 
 /// The value that the nearest proxy added.
 fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    let value = headers.get_all(name).iter().next_back()?.to_str().ok()?;
-    value
-        .rsplit(',')
-        .next()
-        .map(str::trim)
-        .filter(|value| !value.is_empty())
+    let line = headers.get_all(name).iter().next_back()?;
+    let value = from_right(line).next().flatten();
+    value.filter(|value| !value.is_empty())
 }
 
 // Forwarded ----------------------------------------------------------------------------
@@ -441,7 +447,7 @@ mod tests {
         read: ForwardingHeaders,
         peer: &str,
         trusted: &[&str],
-        headers: &[(&'static str, &str)],
+        headers: &[(&'static str, impl AsRef<[u8]>)],
     ) -> (Result<Client, Refusal>, HeaderMap) {
         let trusted: Vec<_> = trusted
             .iter()
@@ -450,7 +456,8 @@ mod tests {
         let mut map = HeaderMap::new();
         map.insert(HOST, "shop.example".parse().expect("a value"));
         for (name, value) in headers {
-            map.append(*name, value.parse().expect("a value"));
+            let value = HeaderValue::from_bytes(value.as_ref());
+            map.append(*name, value.expect("a value"));
         }
         let peer = Peer::Tcp {
             peer: peer.parse().expect("an address"),
@@ -526,6 +533,29 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_are_no_ascii_spoil_only_what_they_stand_in() {
+        let headers: [(_, &[u8]); 3] = [
+            ("x-forwarded-for", b"\xff, 203.0.113.9"),
+            ("x-forwarded-proto", b"\xff, https"),
+            ("x-forwarded-host", b"\xff, outside.example"),
+        ];
+        let read = |headers: &[(&'static str, &[u8])]| {
+            let any = ForwardingHeaders::Any;
+            let (client, _) = told(any, "10.0.0.7:5000", &["10.0.0.0/8"], headers);
+            client.expect("one way to read it")
+        };
+        let client = read(&headers);
+        assert_eq!(address(&client), "203.0.113.9");
+        assert_eq!(client.scheme, Scheme::Https);
+        assert_eq!(client.server_name, "outside.example");
+        assert_eq!(client.host.as_deref(), Some("outside.example"));
+        let client = read(&[("x-forwarded-for", b"203.0.113.9, \xff, 10.0.0.8")]);
+        assert_eq!(address(&client), "10.0.0.8");
+        let client = read(&[("x-forwarded-host", "outside.example, \u{e9}".as_bytes())]);
+        assert_eq!(client.server_name, "shop.example");
+    }
+
+    #[test]
     fn forwarded_is_read_as_x_forwarded_for_is() {
         for (chain, client_address) in [
             ("for=203.0.113.9", "203.0.113.9"),
@@ -586,34 +616,54 @@ mod tests {
     }
 
     #[test]
-    fn of_both_kinds_only_what_both_say_is_believed() {
-        let both = |old: &'static str, new: &'static str| {
-            let headers = [
+    fn both_kinds_must_lead_to_the_same() {
+        let told = |headers: &[(&'static str, &str)]| {
+            let any = ForwardingHeaders::Any;
+            told(any, "10.0.0.7:5000", &["10.0.0.0/8"], headers).0
+        };
+        let both = |old, new| {
+            told(&[
                 ("x-forwarded-for", old),
                 ("x-forwarded-proto", "https"),
-                ("x-forwarded-host", "evil.example"),
                 ("forwarded", new),
-            ];
-            told(
-                ForwardingHeaders::Any,
-                "10.0.0.7:5000",
-                &["10.0.0.0/8"],
-                &headers,
-            )
-            .0
+            ])
         };
         let agreed = both("203.0.113.9", "for=\"203.0.113.9:80\";proto=https").expect("they agree");
         assert_eq!(address(&agreed), "203.0.113.9");
         assert_eq!(agreed.scheme, Scheme::Https);
         assert_eq!(agreed.server_name, "shop.example");
+        both(
+            "203.0.113.9",
+            "for=203.0.113.9;proto=https;host=Shop.example",
+        )
+        .expect("the host is the one that was asked for");
         for new in [
             "for=6.6.6.6;proto=https",
             "for=203.0.113.9;proto=http",
+            "for=203.0.113.9",
             "for=203.0.113.9;proto=https;host=other.example",
             "for=unknown",
+            "proto=https",
         ] {
             assert_eq!(both("203.0.113.9", new).expect_err(new).0, 400);
         }
+        // A client that adds the kind that its proxy does not write.
+        for added in [
+            ("x-forwarded-for", "10.0.0.8"),
+            ("x-forwarded-for", ""),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "x"),
+            ("x-forwarded-port", "1"),
+        ] {
+            let refused = told(&[("forwarded", "for=203.0.113.9;proto=https"), added]);
+            assert_eq!(refused.expect_err(added.0).0, 400);
+        }
+        let hidden = told(&[
+            ("forwarded", "for=unknown;proto=http"),
+            ("x-forwarded-port", "1"),
+        ]);
+        assert_eq!(address(&hidden.expect("nothing to deny")), "10.0.0.7");
     }
 
     #[test]
@@ -637,22 +687,108 @@ mod tests {
         }
     }
 
+    /// A byte that a header's value may have.
+    fn legal() -> impl Strategy<Value = u8> {
+        prop_oneof![Just(b'\t'), b' '..=b'~', 0x80..=0xff_u8, Just(b',')]
+    }
+
+    type Line = (&'static str, &'static str);
+
+    /// As a proxy writes it that knows this kind only.
+    fn a_forwarded() -> impl Strategy<Value = Vec<Line>> {
+        let line = prop_oneof![
+            Just("for=203.0.113.9"),
+            Just("for=203.0.113.9;proto=https"),
+            Just("for=203.0.113.9;proto=https;host=outside.example"),
+        ];
+        line.prop_map(|line| vec![("forwarded", line)])
+    }
+
+    /// The same of the other kind.
+    fn some_x_forwarded() -> impl Strategy<Value = Vec<Line>> {
+        let lines = [
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "outside.example"),
+        ];
+        (1..=lines.len()).prop_map(move |count| lines[..count].to_vec())
+    }
+
+    fn an_x_forwarded() -> impl Strategy<Value = Line> {
+        proptest::sample::select(vec![
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-for", "10.0.0.8"),
+            ("x-forwarded-for", "unknown"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "shop.example"),
+            ("x-forwarded-host", "outside.example"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-port", "1"),
+        ])
+    }
+
+    fn a_forwarded_element() -> impl Strategy<Value = Line> {
+        proptest::sample::select(vec![
+            ("forwarded", ""),
+            ("forwarded", "for=203.0.113.9"),
+            ("forwarded", "for=203.0.113.9;proto=http"),
+            ("forwarded", "for=203.0.113.9;proto=https"),
+            ("forwarded", "for=203.0.113.9;proto=https;host=shop.example"),
+            (
+                "forwarded",
+                "for=203.0.113.9;proto=https;host=outside.example",
+            ),
+            ("forwarded", "for=unknown;proto=https"),
+            ("forwarded", "host=evil.example"),
+        ])
+    }
+
     proptest! {
         /// Whatever a client sends, it is the one that the proxy has seen, or it is refused.
         #[test]
         fn a_client_cannot_hide_behind_what_it_sends(
-            sent in "[ -~]{0,40}|(for=|\"|\\\\|,|;|=|1\\.1\\.1\\.1| ){0,12}",
-            appended in prop_oneof![Just("for=203.0.113.9"), Just("for=\"203.0.113.9:80\";proto=https")],
+            sent in prop_oneof![
+                "[ -~]{0,40}|(for=|\"|\\\\|,|;|=|1\\.1\\.1\\.1| ){0,12}".prop_map(String::into_bytes),
+                proptest::collection::vec(legal(), 0..40),
+            ],
+            (name, appended) in prop_oneof![
+                Just(("forwarded", "for=203.0.113.9")),
+                Just(("forwarded", "for=\"203.0.113.9:80\";proto=https")),
+                Just(("x-forwarded-for", "203.0.113.9")),
+                Just(("x-forwarded-for", "203.0.113.9:80, 10.0.0.8")),
+            ],
             own_line: bool,
         ) {
-            let joined = format!("{sent}, {appended}");
-            let headers: &[(&'static str, &str)] = match own_line {
-                true => &[("forwarded", &sent), ("forwarded", appended)],
-                false => &[("forwarded", &joined)],
+            let appended = appended.as_bytes();
+            let joined = [&sent, &b", "[..], appended].concat();
+            let headers: &[(&'static str, &[u8])] = match own_line {
+                true => &[(name, &sent), (name, appended)],
+                false => &[(name, &joined)],
             };
             let (client, _) = told(ForwardingHeaders::Any, "10.0.0.7:5000", &["10.0.0.0/8"], headers);
-            if let Ok(client) = client {
-                prop_assert_eq!(address(&client), "203.0.113.9");
+            match client {
+                Ok(client) => prop_assert_eq!(address(&client), "203.0.113.9"),
+                Err(_) => prop_assert_eq!(name, "forwarded"),
+            }
+        }
+
+        /// Whatever it sends of the kind that the proxy does not write.
+        #[test]
+        fn a_client_cannot_take_back_what_its_proxy_says(
+            (written, sent) in prop_oneof![
+                (a_forwarded(), proptest::collection::vec(an_x_forwarded(), 0..4)),
+                (some_x_forwarded(), proptest::collection::vec(a_forwarded_element(), 0..3)),
+            ],
+        ) {
+            let any = ForwardingHeaders::Any;
+            let read = |headers: &[_]| told(any, "10.0.0.7:5000", &["10.0.0.0/8"], headers).0;
+            let alone = read(&written).expect("one way to read it");
+            prop_assert_eq!(address(&alone), "203.0.113.9");
+            if let Ok(client) = read(&[written, sent].concat()) {
+                prop_assert_eq!(client.address, alone.address);
+                prop_assert_eq!(client.scheme, alone.scheme);
+                prop_assert_eq!(client.server_name, alone.server_name);
             }
         }
 

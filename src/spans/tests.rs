@@ -52,6 +52,7 @@ fn head() -> Head {
         port: None,
         peer: None,
         scheme: crate::message::Scheme::Http,
+        host: None,
         server_name: "shop.example".to_owned(),
         server_port: 80,
         credential: crate::message::Credential::Unasked,

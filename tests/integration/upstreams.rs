@@ -64,6 +64,41 @@ async fn a_request_and_its_answer_pass_unchanged_but_for_the_hop() {
 }
 
 #[tokio::test]
+async fn the_upstream_is_told_the_host_that_the_gateway_goes_by() {
+    let app = upstream::tcp().await;
+    let gateway = gateway::before(&app, 1)
+        .set("trusted_proxies", "127.0.0.0/8")
+        .run()
+        .await;
+    let outside = "outside.example:8443";
+    for (name, said, told) in [
+        ("X-Forwarded-Host", vec!["evil.example", outside], outside),
+        (
+            "X-Forwarded-Host",
+            vec!["evil.example, outside.example:8443"],
+            outside,
+        ),
+        (
+            "Forwarded",
+            vec!["for=203.0.113.9;host=\"outside.example:8443\""],
+            outside,
+        ),
+        ("X-Forwarded-For", vec!["203.0.113.9"], "shop.example"),
+    ] {
+        let mut asked = gateway.request("GET", "/");
+        for line in said {
+            asked = asked.header(name, line);
+        }
+        let answered = asked.spawn();
+        let last = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+        let (_connection, request) = app.answers(last).await;
+        assert_eq!(request.header("x-forwarded-host"), Some(told), "{name}");
+        assert_eq!(request.header("host"), Some("shop.example"));
+        assert_eq!(answered.await.ok(), "ok");
+    }
+}
+
+#[tokio::test]
 async fn the_upstream_never_has_more_requests_than_there_are_slots() {
     let folder = tempfile::tempdir().expect("a folder");
     let app = upstream::unix(folder.path().join("app.sock"));

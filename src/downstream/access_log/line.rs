@@ -470,6 +470,7 @@ mod tests {
             port: Some(4711),
             peer: None,
             scheme: Scheme::Https,
+            host: None,
             server_name: "shop.example".to_owned(),
             server_port: 443,
             credential: crate::message::Credential::Unasked,

@@ -95,8 +95,7 @@ fn forwarding(request: &Request, host: &[u8], out: &mut BytesMut) {
         }
         out.put_slice(b"\r\n");
     }
-    let named = request.headers.get(FORWARDED_HOST);
-    to_whom(request, named.map_or(host, HeaderValue::as_bytes), out);
+    to_whom(request, host, out);
 }
 
 /// The same where no proxy has said anything.
@@ -113,6 +112,8 @@ fn first_forwarding(request: &Request, host: &[u8], out: &mut BytesMut) {
 fn to_whom(request: &Request, host: &[u8], out: &mut BytesMut) {
     let client = &request.client;
     line(out, "x-forwarded-proto", client.scheme.as_str().as_bytes());
+    // The one that this gateway has gone by, not what the header's lines may say besides.
+    let host = client.host.as_deref().map_or(host, str::as_bytes);
     line(out, "x-forwarded-host", host);
     number(out, "x-forwarded-port", client.server_port.into());
 }
@@ -332,6 +333,7 @@ mod tests {
                 port: Some(5000),
                 peer: Some(IpAddr::from([10, 0, 0, 7])),
                 scheme: Scheme::Https,
+                host: None,
                 server_name: "shop.example".to_owned(),
                 server_port: 443,
             },
@@ -371,6 +373,36 @@ mod tests {
              x-forwarded-port: 443\r\n\
              content-length: 5\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn the_host_that_is_told_is_the_one_that_was_decided_on() {
+        let told = |decided: Option<&str>, headers: &[_]| {
+            let mut request = request(Method::GET, headers, "");
+            request.client.host = decided.map(str::to_owned);
+            let text = encoded(&request);
+            assert!(text.contains("\r\nhost: inside\r\n"), "{text}");
+            let mut lines = text.lines();
+            let line = lines.find_map(|line| line.strip_prefix("x-forwarded-host: "));
+            assert!(!lines.any(|line| line.starts_with("x-forwarded-host")));
+            line.map(str::to_owned)
+        };
+        let decided = Some("shop.example:8443");
+        for said in [
+            &[][..],
+            &[
+                ("x-forwarded-host", "evil"),
+                ("x-forwarded-host", "shop.example:8443"),
+            ],
+            &[("x-forwarded-host", "evil, shop.example:8443")],
+            &[("forwarded", "for=203.0.113.9;host=\"shop.example:8443\"")],
+        ] {
+            let headers = [&[("host", "inside")][..], said].concat();
+            assert_eq!(told(decided, &headers).as_deref(), decided);
+        }
+        // Nothing in it counted.
+        let headers = [("host", "inside"), ("x-forwarded-host", "evil, ")];
+        assert_eq!(told(None, &headers).as_deref(), Some("inside"));
     }
 
     #[test]

@@ -169,6 +169,7 @@ mod tests {
                 port: Some(4711),
                 peer: None,
                 scheme: Scheme::Https,
+                host: None,
                 server_name: "shop.example".into(),
                 server_port: 443,
                 credential: Credential::Certificate(Arc::new(ClientCertificate {
