@@ -164,7 +164,7 @@ impl Life {
         self.finishes = false;
         self.left = false;
         self.expired = false;
-        self.alarm.clear();
+        self.rests_on_its_reader();
     }
 
     /// All of the answer is made. What is left to do is done to its end, and gets the time of a request for
@@ -203,10 +203,6 @@ impl Life {
             match event {
                 Event::Step(step) => return Some(step),
                 Event::Expired => self.expire(),
-                // The worker is told to end its answer, and gets the time of a request for that.
-                Event::Left if self.reader.is_some() => {
-                    self.alarm.set(Instant::now() + self.timeout);
-                }
                 _ => {}
             }
             if !self.left {
@@ -421,12 +417,22 @@ impl Life {
         self.left = true;
         self.drop_body();
         if self.reader.is_some() {
+            self.rests_on_its_reader();
             return;
         }
         if self.client.left() {
             self.exchange.around.metrics.cancelled(phase);
         } else {
             self.client.answer(Err(Failure::Deadline));
+        }
+    }
+
+    /// An answer that is read may take its time. Once nobody does, the worker is told to end it, and gets the
+    /// time of a request for that.
+    fn rests_on_its_reader(&mut self) {
+        match self.left {
+            true => self.alarm.set(Instant::now() + self.timeout),
+            false => self.alarm.clear(),
         }
     }
 

@@ -228,6 +228,37 @@ async fn a_stream_that_nobody_reads_and_that_does_not_end_is_stuck() {
     worker.released().await;
 }
 
+/// Nobody reads it any more, so nobody's time is over; that must end all the same.
+#[tokio::test]
+async fn a_parked_stream_that_is_unwound_for_ever_is_stuck() {
+    let origin = origin::stalled().await;
+    let gateway = hasty(1).run().await;
+    let never = Gate::new();
+    let (plan, gate) = (Plan::get(&origin.url("/")), never.clone());
+    let worker = worker::new(1)
+        .on("/stream", move |mut job| {
+            let (plan, gate) = (plan.clone(), gate.clone());
+            async move {
+                job.begin(worker::Answer::new(200).body("first")).await;
+                let cancelled = job.park(&plan).await.map(drop);
+                gate.pass().await;
+                cancelled
+            }
+        })
+        .run(&gateway)
+        .await;
+    let mut client = gateway.connect().await;
+    client
+        .send("GET /stream HTTP/1.1\r\nHost: shop\r\n\r\n")
+        .await;
+    origin.received(1).await;
+    drop(client);
+    never.reached(1).await;
+    let line = gateway.logged("worker overdue").await;
+    assert!(line.contains("GET /stream"), "{line}");
+    worker.released().await;
+}
+
 #[tokio::test]
 async fn a_process_that_does_not_answer_gets_no_new_requests_and_is_given_up() {
     let gateway = hasty(2).run().await;

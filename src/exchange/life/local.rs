@@ -56,7 +56,7 @@ impl Life {
             }
         };
         if self.reader.is_some() {
-            self.alarm.clear();
+            self.rests_on_its_reader();
         }
         match event {
             Event::Asked(_) => calls.let_run(),
