@@ -129,24 +129,34 @@ async fn what_else_a_process_has_is_waited_for() {
     next.until("both slots", |seen| seen.open.len() == 2).await;
 }
 
+/// A worker that parks for a plan, `/stream` in the middle of its answer, and does not come to an end when
+/// that is over, before the gate is open.
+fn hangs_when_unwound(plan: Plan, gate: &Gate) -> worker::Builder {
+    let gate = gate.clone();
+    let parks = move |mut job: worker::Job| {
+        let (plan, gate) = (plan.clone(), gate.clone());
+        async move {
+            if job.environ("PATH_INFO") == "/stream" {
+                job.begin(worker::Answer::new(200).body("first")).await;
+            }
+            let cancelled = job.park(&plan).await.map(drop);
+            gate.pass().await;
+            cancelled
+        }
+    };
+    worker::new(1)
+        .on("/quote", parks.clone())
+        .on("/stream", parks)
+}
+
 /// Its thread unwinds the request after its client had 504; that must end, too.
 #[tokio::test]
 async fn a_request_that_is_unwound_for_ever_is_stuck_as_well() {
     let origin = origin::stalled().await;
     let gateway = hasty(1).run().await;
     let never = Gate::new();
-    let (plan, gate) = (Plan::get(&origin.url("/")), never.clone());
-    let worker = worker::new(1)
-        .on("/quote", move |mut job| {
-            let (plan, gate) = (plan.clone(), gate.clone());
-            async move {
-                let cancelled = job.park(&plan).await.map(drop);
-                gate.pass().await;
-                cancelled
-            }
-        })
-        .run(&gateway)
-        .await;
+    let plan = Plan::get(&origin.url("/"));
+    let worker = hangs_when_unwound(plan, &never).run(&gateway).await;
     assert_eq!(gateway.get("/quote").await.status(), 504);
     never.reached(1).await;
     let line = gateway.logged("worker overdue").await;
@@ -234,19 +244,8 @@ async fn a_parked_stream_that_is_unwound_for_ever_is_stuck() {
     let origin = origin::stalled().await;
     let gateway = hasty(1).run().await;
     let never = Gate::new();
-    let (plan, gate) = (Plan::get(&origin.url("/")), never.clone());
-    let worker = worker::new(1)
-        .on("/stream", move |mut job| {
-            let (plan, gate) = (plan.clone(), gate.clone());
-            async move {
-                job.begin(worker::Answer::new(200).body("first")).await;
-                let cancelled = job.park(&plan).await.map(drop);
-                gate.pass().await;
-                cancelled
-            }
-        })
-        .run(&gateway)
-        .await;
+    let plan = Plan::get(&origin.url("/"));
+    let worker = hangs_when_unwound(plan, &never).run(&gateway).await;
     let mut client = gateway.connect().await;
     client
         .send("GET /stream HTTP/1.1\r\nHost: shop\r\n\r\n")
