@@ -379,11 +379,13 @@ impl<S> Watched<S> {
         match poll {
             Poll::Ready(Ok(count)) => self.watch.took(*count),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                self.behind = true;
-                self.watch.behind();
-            }
+            Poll::Pending => self.falls_behind(),
         }
+    }
+
+    fn falls_behind(&mut self) {
+        self.behind = true;
+        self.watch.behind();
     }
 }
 
@@ -422,10 +424,7 @@ impl<S: Stream> AsyncWrite for Watched<S> {
         let poll = Pin::new(&mut self.stream).poll_flush(cx);
         match poll {
             // TLS takes more than its line does.
-            Poll::Pending => {
-                self.behind = true;
-                self.watch.behind();
-            }
+            Poll::Pending => self.falls_behind(),
             Poll::Ready(_) if self.behind => {
                 self.behind = false;
                 self.watch.caught_up();

@@ -245,9 +245,7 @@ impl SlotTask {
         let sending = send(&mut writer, out, request, &begun);
         tokio::pin!(sending);
         let mut wire = Wire {
-            sending: Some(sending),
-            sent: false,
-            lost: false,
+            sending: Sending::UnderWay(sending),
             reader,
             buffer,
         };
@@ -268,7 +266,8 @@ impl SlotTask {
             .body(head, &job.about, *times, reply.take(), &mut wire)
             .await;
         // An answer that came before all of its request was read leaves the rest on its way.
-        match whole && keeps && wire.sent && wire.buffer.is_empty() {
+        let sent = matches!(wire.sending, Sending::Sent);
+        match whole && keeps && sent && wire.buffer.is_empty() {
             true => Sent::Kept,
             false => Sent::Spent,
         }
@@ -309,8 +308,8 @@ impl SlotTask {
             NoHead::Closed | NoHead::Cut => {
                 tracing::warn!(upstream = %server, %request, "upstream closed the connection before it answered");
             }
-            NoHead::Lost => {
-                tracing::error!(upstream = %server, %request, "a body cannot be read from its spool: the request is given up");
+            NoHead::Lost(error) => {
+                tracing::error!(upstream = %server, %request, %error, "a body cannot be read from its spool: the request is given up");
             }
             NoHead::Overdue => {
                 tracing::warn!(upstream = %server, %request, "upstream has not answered; its connection is closed");
@@ -479,7 +478,7 @@ enum NoHead {
     /// … in the middle of it.
     Cut,
     /// The request could not be sent to its end.
-    Lost,
+    Lost(io::Error),
     Garbage(&'static str),
     /// The request's time and the grace are over.
     Overdue,
@@ -553,15 +552,21 @@ impl From<io::Error> for NotSent {
     }
 }
 
+/// How far a request is on its way.
+enum Sending<'a, F> {
+    UnderWay(Pin<&'a mut F>),
+    /// All of it.
+    Sent,
+    /// The server does not take the rest, …
+    Taken,
+    /// … or we do not have it.
+    Lost,
+}
+
 /// Both ways of a connection, while a request and its answer are on it. A server may answer before it has
 /// read all of the request, so whoever reads sends on meanwhile.
 struct Wire<'a, F> {
-    /// The request, as long as it is on its way.
-    sending: Option<Pin<&'a mut F>>,
-    /// All of it was sent.
-    sent: bool,
-    /// The rest of it is lost.
-    lost: bool,
+    sending: Sending<'a, F>,
     reader: Reader<'a>,
     /// What has been read and not yet taken.
     buffer: &'a mut BytesMut,
@@ -578,7 +583,9 @@ impl<F: Future<Output = Result<(), NotSent>>> Wire<'_, F> {
             let before = self.buffer.len();
             match self.fill(None).await {
                 Ok(1..) => {}
-                _ if self.lost => return Err(NoHead::Lost),
+                Err(error) if matches!(self.sending, Sending::Lost) => {
+                    return Err(NoHead::Lost(error));
+                }
                 _ if before > 0 => return Err(NoHead::Cut),
                 _ => return Err(NoHead::Closed),
             }
@@ -618,26 +625,23 @@ impl<F: Future<Output = Result<(), NotSent>>> Wire<'_, F> {
     async fn fill(&mut self, wanted: Option<u64>) -> io::Result<usize> {
         let Self {
             sending,
-            sent,
-            lost,
             reader,
             buffer,
         } = self;
         let filling = connection::fill(reader, buffer, wanted);
         tokio::pin!(filling);
         std::future::poll_fn(|cx| {
-            if let Some(under_way) = sending
+            if let Sending::UnderWay(under_way) = sending
                 && let Poll::Ready(done) = under_way.as_mut().poll(cx)
             {
-                *sending = None;
-                match done {
-                    Ok(()) => *sent = true,
+                *sending = match done {
+                    Ok(()) => Sending::Sent,
                     // What it has answered is read next.
-                    Err(NotSent::Taken) => {}
-                    Err(NotSent::Read(error)) => {
-                        *lost = true;
-                        return Poll::Ready(Err(error));
-                    }
+                    Err(NotSent::Taken) => Sending::Taken,
+                    Err(NotSent::Read(_)) => Sending::Lost,
+                };
+                if let Err(NotSent::Read(error)) = done {
+                    return Poll::Ready(Err(error));
                 }
             }
             filling.as_mut().poll(cx)
