@@ -496,12 +496,29 @@ def choose_mode(app: Any, spec: str, wanted: str) -> tuple[str, Any]:
         if _is_coroutine_app(app):
             raise StartError(f"mode greenlet needs a WSGI application, and {spec} is a coroutine")
         mode = "greenlet"
-    if mode != "coroutine" and "django.conf" in sys.modules:
+    if mode != "coroutine" and _uses_django():
         # Its slots keep and close their database connections all the same.
         importlib.import_module("layby.django").prepare(pinned=mode == "greenlet")
     _integrate()
     log.info("mode %s for %s: %s", mode, spec, why)
     return mode, runs
+
+
+def _uses_django() -> bool:
+    """Whether the application has settings for Django. Others import it, and mean nothing by it."""
+    conf = sys.modules.get("django.conf")
+    if conf is None:
+        return False
+    if not conf.settings.configured:
+        if not os.environ.get("DJANGO_SETTINGS_MODULE"):
+            return False
+        try:
+            _ = conf.settings.DATABASES  # imports them
+        except Exception as error:  # noqa: BLE001 - whatever the settings do
+            # The application would learn of it where it uses Django, which may be never.
+            log.warning("Django's settings cannot be imported, so layby leaves it alone: %r", error)
+            return False
+    return True
 
 
 def _integrate() -> None:

@@ -285,3 +285,43 @@ def test_output_of_the_application_is_its_own(link: Link, run: Run) -> None:
     control.close()
     output, _ = worker.popen.communicate(timeout=20)
     assert output == "from the application\n"
+
+
+_FLASK_BESIDE_DJANGO = """
+{before}
+from flask import Flask
+
+application = Flask("shop")
+
+
+@application.get("/")
+def hello():
+    return "hello"
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "module"),
+    [
+        ("import django.conf", ""),
+        ("import django.conf", "gone.settings"),
+        ("from django.conf import settings\nsettings.configure(TEMPLATES=[])", ""),
+        ("import sentry_sdk\nsentry_sdk.init()", ""),
+    ],
+    ids=["imported", "without its settings", "configured", "by sentry"],
+)
+def test_an_application_beside_which_django_is_imported_starts(
+    link: Link, run: Run, tmp_path: Path, before: str, module: str
+) -> None:
+    (tmp_path / "shop.py").write_text(_FLASK_BESIDE_DJANGO.format(before=before))
+    worker = run("shop", directory=tmp_path, DJANGO_SETTINGS_MODULE=module)
+    control, _ = link.welcome()
+    slot = link.grant(control, 0)
+    slot.request(1)
+    assert slot.answer()[1] == b"hello"
+    control.close()
+    errors = worker.end()[1]
+    assert "Traceback" not in errors
+    # It is not about the application's views, which are Flask's.
+    assert "INSTALLED_APPS" not in errors
+    assert ("cannot be imported, so layby leaves it alone" in errors) == bool(module)

@@ -15,6 +15,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
 from django.core.handlers.wsgi import WSGIHandler, get_script_name
@@ -87,23 +88,28 @@ def _views_are_stepped() -> bool:
         logger.info("LAYBY_INLINE_ASYNC_VIEWS is False: requests run as under WSGI, none parks")
         return False
     if not uses_layby():
-        logger.info(
-            "no module of this project uses layby: requests run as under WSGI, none parks"
-            ' (if one does, add "layby.django" to INSTALLED_APPS)'
-        )
+        # Without a URLconf there are no views of Django's, and nothing to be said of them.
+        if apps.ready and hasattr(settings, "ROOT_URLCONF"):
+            logger.info(
+                "no module of this project uses layby: requests run as under WSGI, none parks"
+                ' (if one does, add "layby.django" to INSTALLED_APPS)'
+            )
         return False
     return True
 
 
 def uses_layby() -> bool:
     """Whether a module of the project refers to layby, or INSTALLED_APPS does."""
+    if not apps.ready:
+        return False  # Nothing but Django's settings is in use: templates, perhaps.
     if apps.is_installed("layby.django"):
         return True
-    try:
-        _ = get_resolver().url_patterns  # imports the views
-    except Exception:
-        # Django imports it again for the first request and reports this to the client.
-        logger.exception("the URLconf cannot be imported")
+    if hasattr(settings, "ROOT_URLCONF"):
+        try:
+            _ = get_resolver().url_patterns  # imports the views
+        except Exception:
+            # Django imports it again for the first request and reports this to the client.
+            logger.exception("the URLconf cannot be imported")
     return any(_refers_to_layby(module) for module in list(sys.modules.values()))
 
 
