@@ -29,9 +29,6 @@ from layby._wire import FLAG_LOCAL, Frame, WireError
 
 T = TypeVar("T")
 
-# Asking twice does what asking once does.
-_SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
-
 # Bundles of certificate authorities that libraries bring along: the public ones.
 _BUNDLES = (
     ("certifi", "cacert.pem"),
@@ -111,7 +108,7 @@ def run(fetch: Fetch) -> Response:
         # Under layby.testing there may be an event loop: `.result()` would refuse.
         return fetch.result() if in_slot() else drive(_awaited(fetch))
     except FetchError as error:
-        raise _or_unsupported(fetch, error) from None
+        raise _or_unsupported(error) from None
 
 
 async def run_async(fetch: Fetch) -> Response:
@@ -119,7 +116,7 @@ async def run_async(fetch: Fetch) -> Response:
     try:
         return await fetch
     except FetchError as error:
-        raise _or_unsupported(fetch, error) from None
+        raise _or_unsupported(error) from None
 
 
 def run_sleep(sleep: Sleep) -> None:
@@ -221,13 +218,14 @@ async def _awaited(thing: Thing[T]) -> T:
     return await thing
 
 
-def _or_unsupported(fetch: Fetch, error: FetchError) -> Exception:
-    """The error, unless the library can do better."""
-    if isinstance(error, TooLarge):
-        if error.phase == "send":
-            return Unsupported("a request body larger than that of a plan may be")
-        if fetch.method in _SAFE:
-            return Unsupported("a response larger than [outbound] max_response")
+def _or_unsupported(error: FetchError) -> Exception:
+    """The error, unless the library can do better.
+
+    Only what has not left this process may be left to it. A response that is too large has been
+    chosen by its origin, which must not be able to have a request made past the policy.
+    """
+    if isinstance(error, TooLarge) and error.phase == "send":
+        return Unsupported("a request body larger than that of a plan may be")
     return error
 
 

@@ -254,36 +254,15 @@ def test_a_body_larger_than_a_plan_is_a_real_call(
     assert [(seen.by_gateway, seen.body) for seen in origin.seen] == [(False, body)]
 
 
-def test_a_response_too_large_for_the_gateway_is_read_by_the_library(
+def test_a_response_too_large_for_the_gateway_is_not_asked_for_past_its_policy(
     gateway: Gateway, origin: Origin, session: requests.Session
 ) -> None:
     origin.on("/", Reply(200, (), b"large"))
     gateway.instead = failure("too_large", "body")
-    assert gateway.run(lambda: session.get(origin.url)).text == "large"
-    assert [seen.by_gateway for seen in origin.seen] == [False]
-
-
-def test_a_redirect_to_something_too_large_does_not_repeat_the_post(
-    gateway: Gateway, origin: Origin, patched: None
-) -> None:
-    origin.on("/pay", Reply(303, (("Location", "/receipt"),)))
-    origin.on("/receipt", Reply(200, (), b"large"))
-
-    def instead(fetch: dict[str, Any]) -> dict[str, Any]:
-        if fetch["method"] == "POST":
-            where = [["location", "/receipt"]]
-            return {
-                "status": 303, "reason": "See Other", "url": fetch["url"], "headers": where,
-                "body": [0, 0], "seconds": 0.1, "redirects": 0,
-            }  # fmt: skip
-        return failure("too_large", "body")(fetch)
-
-    gateway.instead = instead
-    with urllib3.PoolManager() as pools:
-        pool = pools.connection_from_url(origin.url)
-        assert gateway.run(lambda: pool.urlopen("POST", "/pay", body=b"1")).data == b"large"
-    assert [seen.target for seen in origin.seen] == ["/receipt"]
-    assert [fetch["method"] for fetch in gateway.fetches] == ["POST", "GET"]
+    with pytest.raises(requests.ConnectionError, match="in phase body, by layby"):
+        gateway.run(lambda: session.get(origin.url))
+    assert origin.seen == []
+    assert gateway.real_calls == []
 
 
 def test_a_helper_thread_makes_real_calls(
