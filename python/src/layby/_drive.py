@@ -97,7 +97,20 @@ def wait_in_place(
     return suspend.outside(stepped) if suspend.flags & FLAG_LOCAL else value
 
 
+def misses_loop(error: BaseException) -> bool:
+    """Whether this is what code gets that wants an event loop where there is none."""
+    if isinstance(error, Error):
+        return str(error).startswith(NO_ASYNCIO)
+    # anyio and sniffio raise subclasses of RuntimeError with names of their own.
+    return isinstance(error, RuntimeError) and (
+        "no running event loop" in str(error)
+        # From asyncio.gather and ensure_future, which name the thread.
+        or str(error).startswith("There is no current event loop")
+        or type(error).__name__ in ("AsyncLibraryNotFoundError", "NoEventLoopError")
+    )
+
+
 def explain_missing_loop(error: RuntimeError) -> None:
-    """Say on asyncio's "no running event loop" why there is none, once."""
-    if str(error) == "no running event loop" and NO_ASYNCIO not in getattr(error, "__notes__", ()):
+    """Say on asyncio's error that it has no event loop why there is none, once."""
+    if misses_loop(error) and NO_ASYNCIO not in getattr(error, "__notes__", ()):
         error.add_note(NO_ASYNCIO)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from stepper import environ
 
 
 def _with(*paths: str) -> dict[str, list[str]]:
@@ -98,3 +99,53 @@ def test_stepping_in_place_can_be_turned_off(build: Any, caplog: pytest.LogCaptu
     slots = build(LAYBY_INLINE_ASYNC_VIEWS=False)
     assert "LAYBY_INLINE_ASYNC_VIEWS is False" in caplog.text
     assert slots.get("/sync/").code == 200
+
+
+def test_a_middleware_that_needs_a_loop_runs_synchronously_from_then_on(
+    build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    slots = build(**_with("counts", "times_out"))
+    # The one that meets it goes on from there: nothing but that middleware begins again.
+    first = slots.get("/blocking/")
+    assert (first.code, first.text, first.waits) == (200, '{"state": "paid"}', ["middleware"])
+    assert (first.header("X-Begun"), first.header("X-Count")) == ("async sync", "1")
+    for answer in slots.run(environ("/blocking/"), environ("/blocking/")):
+        assert (answer.code, answer.text, answer.waits) == (200, first.text, ["middleware"])
+        assert (answer.header("X-Begun"), answer.header("X-Count")) == ("sync", "1")
+    said = [record for record in caplog.records if "needs an event loop" in record.getMessage()]
+    assert len(said) == 1
+    assert "middleware project.middleware.times_out" in said[0].getMessage()
+    assert "async_capable = False" in said[0].getMessage()
+
+
+def test_one_that_needs_it_on_the_way_back_costs_the_first_request(build: Any) -> None:
+    slots = build(**_with("sleeps_late"))
+    # Its view has run, and must not run again.
+    assert slots.get("/blocking/").code == 500
+    answer = slots.get("/blocking/")
+    assert (answer.code, answer.waits, answer.header("X-Begun")) == (200, ["middleware"], "sync")
+
+
+@pytest.mark.parametrize("below", [(), ("SyncOnly",), ("AsyncOnly",)])
+def test_one_that_is_nothing_but_asynchronous_gets_a_loop(build: Any, below: Any) -> None:
+    slots = build(**_with("both", "NeedsLoop", *below, "counts"))
+    for _ in range(2):
+        answer = slots.get("/blocking/")
+        assert (answer.code, answer.text, answer.waits) == (
+            200,
+            '{"state": "paid"}',
+            ["middleware"],
+        )
+        assert not str(answer.header("X-Needs-Loop")).startswith("slot-")
+        assert (answer.header("X-Both"), answer.header("X-Count")) == ("async", "1")
+    assert slots.get("/sync/").text == "slept 0.0"
+    assert slots.get("/fails/").code == 500
+
+
+def test_a_view_that_needs_a_loop_is_not_taken_for_its_middleware(
+    build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    slots = build(**_with("counts"), DEBUG_PROPAGATE_EXCEPTIONS=True)
+    assert slots.get("/sleeps/?seconds=1").code == 500
+    assert "middleware project.middleware.counts needs" not in caplog.text
+    assert slots.get("/blocking/").waits == []

@@ -28,7 +28,7 @@ from django.conf import settings
 from django.http import StreamingHttpResponse
 
 from layby import _asgiref
-from layby._drive import NO_ASYNCIO, drive
+from layby._drive import drive, misses_loop
 from layby._exceptions import Error
 from layby._job import tls
 from layby._stream import in_place
@@ -120,6 +120,10 @@ class InPlace(_AsyncToSync):
 class BelowSyncMiddleware(InPlace):
     """What a middleware calls that can only run synchronously: nothing below it parks."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Also while a loop waits for this thread: that of a middleware further up.
+        return self._run(self.awaitable(*args, **kwargs))
+
     def _run(self, awaitable: Awaitable[Any]) -> Any:
         job = tls.job
         if job is None:
@@ -133,18 +137,8 @@ class BelowSyncMiddleware(InPlace):
 
 def explain(error: BaseException) -> None:
     """Name the cure on an error that comes of there being no event loop."""
-    if _misses_loop(error) and NEEDS_LOOP not in getattr(error, "__notes__", ()):
+    if misses_loop(error) and NEEDS_LOOP not in getattr(error, "__notes__", ()):
         error.add_note(NEEDS_LOOP)
-
-
-def _misses_loop(error: BaseException) -> bool:
-    if isinstance(error, Error):
-        return str(error).startswith(NO_ASYNCIO)
-    # anyio and sniffio raise subclasses of RuntimeError with names of their own.
-    return isinstance(error, RuntimeError) and (
-        "no running event loop" in str(error)
-        or type(error).__name__ in ("AsyncLibraryNotFoundError", "NoEventLoopError")
-    )
 
 
 async def _result(awaitable: Awaitable[Any]) -> Any:

@@ -1,5 +1,8 @@
 """Middleware of the kinds that a coroutine chain meets."""
 
+import asyncio
+import threading
+
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.db import connection
 from django.http import HttpResponse
@@ -111,3 +114,80 @@ def wraps_queries(get_response):
             return await get_response(request)
 
     return middleware
+
+
+def _with_loop(before, after):
+    """A middleware in both forms, whose asynchronous one uses asyncio before or after the rest."""
+
+    @sync_and_async_middleware
+    def factory(get_response):
+        if iscoroutinefunction(get_response):
+
+            async def middleware(request):
+                request.META["BEGUN"] = f"{request.META.get('BEGUN', '')}async "
+                if before:
+                    async with asyncio.timeout(10):
+                        return await get_response(request)
+                response = await get_response(request)
+                await asyncio.sleep(0 if after else 1)
+                return response
+
+        else:
+
+            def middleware(request):
+                begun = request.META.get("BEGUN", "")
+                response = get_response(request)
+                response["X-Begun"] = f"{begun}sync"
+                return response
+
+        return middleware
+
+    return factory
+
+
+times_out = _with_loop(before=True, after=False)
+sleeps_late = _with_loop(before=False, after=True)
+
+
+@sync_and_async_middleware
+def counts(get_response):
+    """How often it has been run for one request."""
+
+    def count(request):
+        request.META["COUNT"] = request.META.get("COUNT", 0) + 1
+
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request):
+            count(request)
+            response = await get_response(request)
+            response["X-Count"] = str(request.META["COUNT"])
+            return response
+
+    else:
+
+        def middleware(request):
+            count(request)
+            response = get_response(request)
+            response["X-Count"] = str(request.META["COUNT"])
+            return response
+
+    return middleware
+
+
+class NeedsLoop:
+    """Nothing but asynchronous, and in need of a loop on both ways."""
+
+    sync_capable = False
+    async_capable = True
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+        markcoroutinefunction(self)
+
+    async def __call__(self, request):
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0)
+            response = await self.get_response(request)
+        response["X-Needs-Loop"] = threading.current_thread().name
+        return response
