@@ -28,6 +28,7 @@ SOURCES = PAGE.parent.parent / "python" / "src"
 MODULES = [
     "layby",
     "layby.django",
+    "layby.flask",
     "layby.testing",
     "layby.requests",
     "layby.urllib3",

@@ -1,10 +1,10 @@
-"""Flask's `async def` views: stepped in place where they use layby.
+"""Flask's `async def` views: stepped in greenlet mode where they use layby.
 
 Flask gives each to an event loop in a thread of its own (asgiref's `async_to_sync`), where
-nothing parks. A view whose module refers to layby is stepped by the slot's thread instead,
-without a loop: it parks in greenlet mode, else it waits in place through the gateway, and
-may block. What it needs of asyncio goes under `async with layby.io`. All other views keep
-their loop, to which the job is lent: what they fetch waits in place.
+nothing parks. The job is lent to that loop, so that what a view fetches there goes through the
+gateway, in place. In greenlet mode a view whose module refers to layby is stepped by the
+slot's thread instead, without a loop: it parks, and may block. What it needs of asyncio goes
+under `async with layby.io`, or it is marked with `on_event_loop` and keeps its loop.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask
 
 from layby._drive import drive
 from layby._job import tls
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_ON_LOOP = "_layby_on_event_loop"
 
 
 @functools.cache
@@ -34,7 +38,7 @@ def install() -> None:
     original = Flask.async_to_sync
 
     def async_to_sync(self: Flask, func: Callable[..., Any]) -> Callable[..., Any]:
-        if tls.job is None or not _uses_layby(func):
+        if tls.job is None or tls.park is None or not _is_stepped(func):
             return original(self, func)
 
         @functools.wraps(func)
@@ -46,9 +50,25 @@ def install() -> None:
     Flask.async_to_sync = async_to_sync  # type: ignore[method-assign]
 
 
+def on_event_loop(view: View) -> View:
+    """Leave this `async def` view on the event loop that Flask makes for it, in greenlet mode too.
+
+    For views that use asyncio throughout. Their requests wait in place: where only a part of the
+    view needs asyncio, `async with layby.io` around that part does better.
+
+        @app.get("/rates")
+        @on_event_loop
+        async def rates(): ...
+    """
+    setattr(view, _ON_LOOP, True)
+    return view
+
+
 # Flask asks at every request.
 @functools.lru_cache(maxsize=1024)
-def _uses_layby(func: Callable[..., Any]) -> bool:
+def _is_stepped(func: Callable[..., Any]) -> bool:
+    if hasattr(func, _ON_LOOP):
+        return False
     module = inspect.getmodule(inspect.unwrap(func))
     return module is not None and any(_is_ours(value) for value in vars(module).values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from flask import Flask, Response, after_this_request, g, jsonify, request, sess
 from flask.typing import ResponseReturnValue
 
 import layby
+from layby import _flask
 
 
 @pytest.fixture
@@ -122,3 +124,22 @@ def test_a_stream_with_the_request_at_hand_waits_in_place(start: Start, app: Fla
             break
     assert body == b"abc"
     assert ended == [True]
+
+
+def test_an_asynchronous_view_keeps_its_loop_though_its_module_uses_layby(
+    start: Start, app: Flask
+) -> None:
+    _flask.install()
+
+    @app.get("/both")
+    async def both() -> str:
+        await asyncio.sleep(0.001)
+        answer = await layby.get("http://a/")
+        await asyncio.sleep(0)
+        return f"{answer.text} {request.path}"
+
+    [slot] = start(app)
+    slot.request(1, "/both")
+    assert slot.expect("HOLD").plan["gather"][0]["fetch"]["url"] == "http://a/"
+    slot.results("RESULTS", 1, 0, response(b"one"), body=b"one")
+    assert slot.answer()[1] == b"one /both"

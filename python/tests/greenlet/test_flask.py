@@ -15,6 +15,7 @@ from stories import Start, go_on, hold, park, resume, text
 
 import layby
 from layby._drive import NO_ASYNCIO
+from layby.flask import on_event_loop
 
 application = flask.Flask(__name__)
 application.secret_key = "only for tests"
@@ -69,6 +70,13 @@ def wrong() -> str:
 async def uses_asyncio() -> str:
     await asyncio.sleep(0.001)
     return "no error"
+
+
+@application.get("/marked")
+@on_event_loop
+async def marked() -> str:
+    await asyncio.sleep(0.001)
+    return f"slept {await layby.sleep(1)}"
 
 
 @application.get("/io")
@@ -175,3 +183,11 @@ def test_an_asynchronous_view_rides_the_loop_and_parks_meanwhile(
     control.expect("WANT")
     slot.send("RESUME", request=1, epoch=1)
     assert text(slot) == "/io True"
+
+
+def test_a_view_may_be_left_on_its_loop(start: Start) -> None:
+    [slot] = start(application)
+    slot.request(1, "/marked", HTTP_HOST="shop.example")
+    assert hold(slot, 1)["reason"] == "unsupported"
+    go_on(slot, 1)
+    assert text(slot) == "slept 1.0"
