@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import project.views
+from django.http import HttpRequest, StreamingHttpResponse
+from django.middleware.gzip import GZipMiddleware
+from django.test import RequestFactory
 from stepper import Slots
+
+from layby._drive import drive
+from layby._job import Suspend
+from layby._local import wait_for
+from layby._stream import in_place
+from layby.django import _inplace
 
 
 def test_status_headers_and_cookies_are_those_of_wsgi(slots: Slots) -> None:
@@ -110,3 +122,46 @@ def test_a_file_comes_whole_and_in_large_blocks(slots: Slots) -> None:
     assert answer.body == content
     assert answer.header("Content-Length") == str(len(content))
     assert len(answer.chunks) == 1
+
+
+class Pause(Suspend):
+    """What only a stepped coroutine can wait for: one that is merely dropped cannot."""
+
+    def encode(self, **_: Any) -> Any: ...
+    def decode(self, *_: Any) -> Any: ...
+    def outside(self, stepped: Any) -> None: ...
+
+
+def test_a_client_that_leaves_ends_every_generator_of_a_wrapped_stream() -> None:
+    ended: list[str] = []
+
+    async def rows() -> AsyncIterator[int]:
+        try:
+            for number in range(9):
+                yield number
+        finally:
+            await wait_for(Pause("here"))
+            ended.append("rows")
+
+    async def parts(request: HttpRequest) -> StreamingHttpResponse:
+        async def lines() -> AsyncIterator[bytes]:
+            try:
+                async for _ in rows():
+                    yield os.urandom(1 << 17)  # cannot be held back, as it cannot be compressed
+            finally:
+                await wait_for(Pause("here"))
+                ended.append("lines")
+
+        return StreamingHttpResponse(lines())
+
+    request = RequestFactory().get("/", headers={"Accept-Encoding": "gzip"})
+    response = drive(GZipMiddleware(parts)(request))
+    assert response["Content-Encoding"] == "gzip"
+    stream = in_place(_inplace.pieces(response))
+    # The first may be a head that stands before all of the view's.
+    assert next(stream)
+    assert next(stream)
+    stream.close()
+    # Innermost first, as if each were in a block of its own.
+    assert ended == ["rows", "lines"]
+    assert sys.get_asyncgen_hooks() == (None, None)

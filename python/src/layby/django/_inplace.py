@@ -18,8 +18,11 @@ the error it gets without says so.
 from __future__ import annotations
 
 import functools
+import sys
+import types
+import weakref
 from asyncio import _get_running_loop
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import django.core.handlers.base
@@ -35,6 +38,7 @@ from layby._stream import in_place
 from layby.django import _shortcuts
 from layby.django._asgiref import install_travelling_locals, install_unshared_locals
 
+T = TypeVar("T")
 View = TypeVar("View", bound=Callable[..., Any])
 
 _ON_LOOP = "_layby_on_event_loop"
@@ -154,16 +158,80 @@ def _loop_waits() -> bool:
 
 
 async def pieces(response: StreamingHttpResponse) -> AsyncGenerator[bytes, None]:
-    """The parts of an asynchronous stream; closing this closes the view's own generator."""
+    """The parts of an asynchronous stream; closing this closes the generators that make them."""
+    begun = _Begun()
     parts = aiter(response.streaming_content)  # type: ignore[arg-type]
     try:
-        async for part in parts:
+        while True:
+            try:
+                part = await begun.during(anext(parts))
+            except StopAsyncIteration:
+                return
             yield part
     finally:
-        # The view's own generator is wrapped; closing the wrapper does not close it.
-        for stream in (parts, response._iterator):  # type: ignore[attr-defined]
-            if hasattr(stream, "aclose"):
-                await stream.aclose()
+        await _close([*begun.generators(), parts, response._iterator])  # type: ignore[attr-defined]
+
+
+class _Begun:
+    """The asynchronous generators that a stream has begun, and has not dropped.
+
+    The view's own is inside those of Django and of middleware (GZip's, for one), which know
+    nothing of each other: closing one does not close what it iterates over.
+    """
+
+    def __init__(self) -> None:
+        self._generators: dict[int, weakref.ref[AsyncGenerator[Any, Any]]] = {}
+
+    def generators(self) -> list[AsyncGenerator[Any, Any]]:
+        """Those that are left, innermost first: the last that was begun is in the one before."""
+        # A copy: any of them may be dropped at any moment.
+        left = (reference() for reference in reversed(list(self._generators.values())))
+        return [generator for generator in left if generator is not None]
+
+    @types.coroutine
+    def during(self, awaited: Awaitable[T]) -> Generator[Any, Any, T]:
+        """Await it, and note what is begun meanwhile.
+
+        The hooks are the thread's, which has other things to do while this waits.
+        """
+        steps = awaited.__await__()
+        step: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            before = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(firstiter=functools.partial(self._note, before.firstiter))
+            try:
+                yielded = step()
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            finally:
+                sys.set_asyncgen_hooks(firstiter=before.firstiter)
+            try:
+                step = functools.partial(steps.send, (yield yielded))
+            except BaseException as error:  # noqa: BLE001 - it is raised in the stream
+                step = functools.partial(steps.throw, error)
+
+    def _note(self, before: Callable[[Any], None] | None, generator: Any) -> None:
+        if before is not None:
+            before(generator)  # That of an event loop.
+        key = id(generator)
+        self._generators[key] = weakref.ref(generator, lambda _: self._generators.pop(key, None))
+
+
+async def _close(streams: list[Any]) -> None:
+    """Close each of them, whatever becomes of the others; raises the first failure."""
+    failure: BaseException | None = None
+    for stream in streams:
+        if not hasattr(stream, "aclose"):
+            continue
+        try:
+            await stream.aclose()
+        except GeneratorExit:
+            raise  # Dropped: nobody steps this any more.
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def stepped(response: Any) -> bool:
