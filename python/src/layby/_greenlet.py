@@ -159,7 +159,7 @@ class GreenletRunner:
             job = hub.greenlet.switch(None)
             failure: BaseException | None = None
             try:
-                job.context.run(self._wsgi.begin, slot, job)
+                job.context.run(self._wsgi.answer, slot, job)
             except BaseException as error:  # noqa: BLE001 - see above
                 failure = error
             self._locals.end()

@@ -7,7 +7,6 @@ to the gateway in no other way than by what the runner sends last (READY or PARK
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import io
 import json
@@ -134,7 +133,6 @@ class Slot:
             "wsgi.input_terminated": True,
             "wsgi.file_wrapper": FileWrapper,
         }
-        self._context = contextvars.copy_context()
 
     def run(self) -> None:
         """The thread's life: open, serve until retired or closed, close."""
@@ -197,7 +195,7 @@ class Slot:
             request=frame.request,
             epoch=frame.epoch,
             environ=environ,
-            context=self._context if self._parking is None else Context(),
+            context=Context(),
             slot=self.number,
         )
         job.body = environ["wsgi.input"] if frame.flags & FLAG_LAZY else file

@@ -82,6 +82,10 @@ class WsgiRunner:
 
     def begin(self, slot: Slot, job: Job) -> None:
         """Answer a request, from its call to READY."""
+        job.context.run(self.answer, slot, job)
+
+    def answer(self, slot: Slot, job: Job) -> None:
+        """`begin`, for who is in the job's context already."""
         answer = _WsgiAnswer(slot.channel, job)
         result: Iterable[bytes] | None = None
         try:

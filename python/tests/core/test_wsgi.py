@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 from wsgiref.validate import validator
 
@@ -636,3 +637,19 @@ def test_a_plan_larger_than_the_gateway_takes_is_an_error_of_the_fetch(start: St
     [slot] = start(app)
     slot.request(1)
     assert slot.answer()[1] == b"POST http://a.example/?key=*** send"
+
+
+def test_context_variables_end_with_their_request(start: Start) -> None:
+    user: ContextVar[str] = ContextVar("user", default="nobody")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        before = user.get()
+        user.set(environ["QUERY_STRING"])
+        start_response("200 OK", [])
+        yield f"{before} ".encode()
+        yield user.get().encode()
+
+    [slot] = start(app)
+    for number, name in enumerate(("ann", "bob"), 1):
+        slot.request(number, QUERY_STRING=name)
+        assert slot.answer()[1] == f"nobody {name}".encode()
