@@ -15,7 +15,7 @@ from layby import _files
 from layby._body import LazyBody
 from layby._channel import Channel, Closed
 from layby._headers import HOP_BY_HOP
-from layby._job import Job
+from layby._job import Job, named
 from layby._relay import Handover, Relay
 from layby._wire import (
     ANSWER,
@@ -357,13 +357,7 @@ class Answer:
     def _complain(self, what: str) -> None:
         if not self._complained:
             self._complained = True
-            environ = self._job.environ
-            log.warning(
-                "the answer to %s %s %s",
-                environ.get("REQUEST_METHOD"),
-                environ.get("PATH_INFO"),
-                what,
-            )
+            log.warning("the answer to %s %s", named(self._job.environ), what)
 
 
 def _know_name(name: str) -> str:

@@ -241,14 +241,19 @@ def current_job() -> Job | None:
 
 def log_failure(job: Job, error: BaseException, what: str = "the application") -> None:
     """Log what escaped from application code, with its traceback."""
-    environ = job.environ
-    log.error(
-        "%s failed: %s %s",
-        what,
-        environ.get("REQUEST_METHOD"),
-        environ.get("PATH_INFO"),
-        exc_info=error,
-    )
+    log.error("%s failed: %s", what, named(job.environ), exc_info=error)
+
+
+def named(environ: Mapping[str, Any]) -> str:
+    """Method and path of a request, for a line of the log.
+
+    A path is decoded, and so may hold line breaks and what terminals obey: they are escaped.
+    """
+    name = f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}"
+    text = name.encode("latin-1", "replace").decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_slot() -> bool:

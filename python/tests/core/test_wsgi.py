@@ -653,3 +653,25 @@ def test_context_variables_end_with_their_request(start: Start) -> None:
     for number, name in enumerate(("ann", "bob"), 1):
         slot.request(number, QUERY_STRING=name)
         assert slot.answer()[1] == f"nobody {name}".encode()
+
+
+def test_a_path_is_escaped_in_the_log(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if "short" not in environ["PATH_INFO"]:
+            raise ValueError("as the test has it")
+        start_response("200 OK", [("Content-Length", "3")])
+        return [b""]
+
+    forged = "/\u00fc\nERROR layby: all is lost \x1b[2J\u0085\u202e"
+    path = forged.encode().decode("latin-1")
+    [slot] = start(app)
+    slot.request(1, path)
+    assert slot.answer()[0].aux == 500
+    slot.request(2, f"/short{path}")
+    slot.expect("ANSWER")
+    slot.expect("BODY")
+    slot.expect("READY")
+    shown = "/\u00fc\\nERROR layby: all is lost \\x1b[2J\\x85\\u202e"
+    failed, cut = (record.getMessage() for record in caplog.records)
+    assert failed == f"the application failed: GET {shown}"
+    assert cut.startswith(f"the answer to GET /short{shown} is 3 bytes shorter")
