@@ -46,6 +46,7 @@ from layby._greenlet import GreenletRunner  # noqa: E402
 from layby._locals import ThreadLocals  # noqa: E402
 from layby._slot import Slot, Welcome  # noqa: E402
 from layby._worker import Voice  # noqa: E402
+from layby._wsgi import WsgiRunner  # noqa: E402
 
 
 @pytest.fixture
@@ -81,7 +82,9 @@ def start(ends: tuple[Connection, Voice]) -> Iterator[Start]:
     ) -> list[Connection]:
         locals = ThreadLocals.from_environment(thread_locals)
         runner: Any
-        if mode == "greenlet":
+        if mode == "wsgi":
+            runner = WsgiRunner(app)
+        elif mode == "greenlet":
             runner = GreenletRunner(app, locals, **options)
         else:
             runner = CoroutineRunner(app, locals)
@@ -93,7 +96,7 @@ def start(ends: tuple[Connection, Voice]) -> Iterator[Start]:
                 channel=Channel(theirs),
                 welcome=Welcome(process=1, key="k", max_plan=1 << 20, thread_locals=()),
                 runner=runner,
-                parking=runner,
+                parking=runner if runner.parks else None,
                 process=ends[1],
             )
             thread = threading.Thread(target=slot.run, name=f"slot-{number}", daemon=True)

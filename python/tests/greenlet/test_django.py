@@ -312,3 +312,37 @@ def test_a_connection_that_died_while_its_request_was_parked_is_renewed(
 
 def _pids(body: str) -> set[int]:
     return {pid for pid, _ in json.loads(body)["seen"]}
+
+
+@pytest.mark.parametrize("mode", ["greenlet", "wsgi"])
+def test_a_request_whose_client_leaves_is_finished_as_any_other(
+    start: Start, django_app: Any, mode: str
+) -> None:
+    from django.core.signals import request_finished
+    from django.http import HttpRequest
+
+    ended: list[str] = []
+    closed = HttpRequest.close
+
+    def close(request: HttpRequest) -> None:
+        ended.append("closed")
+        closed(request)
+
+    def finished(**kwargs: Any) -> None:
+        ended.append("finished")
+
+    request_finished.connect(finished)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(HttpRequest, "close", close)
+            [slot] = start(django_app, mode=mode)
+            slot.request(1, "/sync/", HTTP_HOST="testserver")
+            if mode == "greenlet":
+                park(slot, 1)
+            else:
+                slot.expect("HOLD")
+            slot.send("CANCEL", request=1, epoch=int(mode == "greenlet"))
+            slot.expect("READY")
+    finally:
+        request_finished.disconnect(finished)
+    assert ended == ["closed", "finished"]

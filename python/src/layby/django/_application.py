@@ -8,6 +8,7 @@ asynchronous chain; it keeps the synchronous one, and so runs exactly as under W
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -34,6 +35,9 @@ logger = logging.getLogger("layby.django")
 
 # What Django itself does when a request is finished. All of it is cheap.
 _STANDARD = {close_caches, close_old_connections, reset_urlconf}
+
+# On a request that ended without a response.
+_ENDED = "_layby_ended"
 
 # Django reads files in blocks of 4 KiB; every block is a frame to the gateway.
 _BLOCK = 64 * 1024
@@ -68,6 +72,7 @@ def prepare(*, pinned: bool = False) -> bool:
     _caches.install()
     _files.install()
     got_request_exception.connect(_bodies.forget_form, dispatch_uid="layby.django.bodies")
+    _finish_what_is_ended()
     install_lent_jobs()
     if pinned:
         _databases.share()
@@ -81,6 +86,30 @@ def prepare(*, pinned: bool = False) -> bool:
     # What was opened while importing would be one more than the slots may have.
     connections.close_all()
     return stepped
+
+
+@functools.cache
+def _finish_what_is_ended() -> None:
+    """Have a request that is ended by `Cancelled` end as others do: it has no response to close."""
+    original = WSGIHandler.get_response
+
+    def get_response(self: WSGIHandler, request: Any) -> Any:
+        try:
+            return original(self, request)
+        except BaseException:
+            if tls.job is not None:
+                _end(request, type(self))
+            raise
+
+    WSGIHandler.get_response = get_response  # type: ignore[assignment, method-assign]
+
+
+def _end(request: Any, sender: type[WSGIHandler]) -> None:
+    """What began with the request must end with it, once, also where no response is closed."""
+    if not hasattr(request, _ENDED):
+        setattr(request, _ENDED, True)
+        request.close()
+        request_finished.send(sender=sender)
 
 
 def _views_are_stepped() -> bool:
@@ -182,10 +211,7 @@ class _Application:
         try:
             response: Any = await self._respond(request)
         except BaseException:
-            # Cancelled, above all. No response will be closed, but what began with the request
-            # must end with it.
-            request.close()
-            request_finished.send(sender=self._sender)
+            _end(request, self._sender)  # Cancelled, above all.
             raise
         response._handler_class = self._sender
         return _Response(
