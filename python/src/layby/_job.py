@@ -305,6 +305,9 @@ class App(Protocol):
 # Each is asked before a park, inside the job's context; the first obstacle decides.
 park_checks: list[Callable[[Job], Obstacle | None]] = []
 
+# Asked where no job is, outside layby: what transaction is open on this thread, for people.
+transaction_checks: list[Callable[[], str | None]] = []
+
 # Run inside the job's context on the thread that is about to leave it, once the park
 # is decided; the coroutine is not running.
 on_leave: list[Callable[[Job], None]] = []

@@ -20,8 +20,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from layby import _ride
 from layby._calls import Call, close_what_is_open
 from layby._drive import drive
-from layby._exceptions import Error, ParkRefused
-from layby._job import Job, park_checks, tls
+from layby._exceptions import Cancelled, Error, ParkRefused
+from layby._job import Job, park_checks, tls, transaction_checks
 from layby._local import LocalWait, wait_for
 from layby._source import application_line
 
@@ -100,7 +100,7 @@ class Parallel:
 
     async def __aenter__(self) -> Parallel:
         self._open = True
-        _refuse_in_transaction()
+        await _refuse_in_transaction()
         return self
 
     async def __aexit__(
@@ -119,8 +119,8 @@ class Parallel:
             pass  # The block's own exception tells more.
 
     async def _run(self) -> None:
+        await _refuse_in_transaction()
         if _get_running_loop() is None:
-            _refuse_in_transaction()
             await wait_for(Branch(application_line(), self._ops))
             return
         ride = _ride.here()
@@ -170,8 +170,12 @@ class Branch(LocalWait):
         self._contexts: list[Context] = [job.context.copy() for _ in self._ops]
 
     def outside(self, stepped: Coroutine[Any, Any, Any] | None) -> None:
-        """Run them one after the other, on this thread."""
+        """Run them one after the other, on this thread; none after the client has left."""
+        left = False
         for op in self._ops:
+            if left:
+                op.settle(None, Cancelled("the client has left"))
+                continue
             call = Call(op.call, copy_context(), op.settle)
             job = tls.job
             if job is None:
@@ -182,6 +186,8 @@ class Branch(LocalWait):
                 call.run(partial(close_what_is_open, branch))
             finally:
                 tls.job = job
+                # What a request does that is being ended already is to clean up.
+                left = branch.cancelled and not job.cancelled
                 job.cancelled = job.cancelled or branch.cancelled
 
     def _begin(self) -> None:
@@ -193,17 +199,38 @@ class Branch(LocalWait):
         self.calls.leave(self._end)
 
 
-def _refuse_in_transaction() -> None:
-    job = tls.job
-    if job is None or _get_running_loop() is not None:
+async def _refuse_in_transaction() -> None:
+    """Raise `ParkRefused` in an open transaction, which only its own thread knows of."""
+    if _get_running_loop() is None:
+        _refuse_here()
         return
+    ride = _ride.here()
+    if ride is not None:
+        # A request with a transaction does not park: its thread waits.
+        if ride.waits_in_place:
+            await ride.call(_refuse_here)
+    elif tls.job is not None:
+        await _ride.elsewhere(_refuse_here)  # The job is lent to this loop.
+
+
+def _refuse_here() -> None:
+    what = _open_transaction(tls.job)
+    if what is not None:
+        raise ParkRefused(
+            f"layby.parallel() cannot be used here ({what}): its operations run on"
+            " other connections, and would not be part of the transaction"
+        )
+
+
+def _open_transaction(job: Job | None) -> str | None:
+    if job is None:
+        found = (check() for check in transaction_checks)
+        return next((what for what in found if what is not None), None)
     for check in park_checks:
         obstacle = check(job)
         if obstacle is not None and obstacle.reason == "transaction":
-            raise ParkRefused(
-                f"layby.parallel() cannot be used here ({obstacle.detail}): its operations run on"
-                " other connections, and would not be part of the transaction"
-            )
+            return obstacle.detail
+    return None
 
 
 def _raise_failures(ops: list[Op[Any]]) -> None:

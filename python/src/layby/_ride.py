@@ -100,6 +100,11 @@ class Ride:
         """
         _loop.loop().call_soon_threadsafe(self._cancel, put_off, cancelled)
 
+    @property
+    def waits_in_place(self) -> bool:
+        """Whether a thread waits for it, and runs what it calls: its request is not parked."""
+        return isinstance(self._host, PlaceCalls)
+
     def shield(self) -> None:
         """A shield is entered, on the loop."""
         self.shields += 1

@@ -504,3 +504,33 @@ def test_under_an_event_loop_operations_leave_it_alone() -> None:
 
     here, ran = asyncio.run(main())
     assert here != ran
+
+
+def test_operations_after_one_that_the_client_has_left_are_not_run(start: Start) -> None:
+    ran: list[str] = []
+
+    def waits() -> None:
+        try:
+            layby.get("http://a/").result()
+        finally:
+            ran.append("first")
+
+    async def both() -> None:
+        async with layby.parallel() as ops:
+            ops.run(waits)
+            ops.run(ran.append, "second")
+
+    def view(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        try:
+            drive(both())
+        finally:
+            ran.append("end")
+        raise AssertionError("unreachable")
+
+    [slot] = start(view)
+    slot.request(1)
+    slot.expect("HOLD")  # the block
+    slot.expect("HOLD")
+    slot.send("CANCEL", request=1, epoch=0)
+    slot.expect("READY")
+    assert ran == ["first", "end"]

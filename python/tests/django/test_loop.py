@@ -159,6 +159,14 @@ def test_operations_are_refused_in_a_transaction(
 
 
 @databases
+def test_operations_are_refused_in_a_transaction_inside_io_too(
+    slots: Slots, using: str, request: pytest.FixtureRequest
+) -> None:
+    answer = slots.get(f"/loop/parallel-atomic-io/?using={on(using, request)}")
+    assert answer.text == "[True, True, False] [1]"
+
+
+@databases
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -268,8 +276,25 @@ def test_under_the_test_client_a_transaction_is_seen_by_all(client: Any) -> None
     with transaction.atomic():
         Order.objects.create(owner="of the test", state="new")
         assert client.get("/loop/atomic/").content == b"1"
-        assert len(client.get("/loop/parallel/").json()["ops"]) == 3
         transaction.set_rollback(True)
+
+
+def test_under_the_test_client_operations_are_refused_as_they_will_be(client: Any) -> None:
+    from django.test import TestCase
+
+    class InACase(TestCase):
+        databases = {"default"}  # noqa: RUF012
+
+        def runTest(self) -> None:
+            # The case's own transaction is none of the application's.
+            assert len(client.get("/loop/parallel/").json()["ops"]) == 3
+            seen = client.get("/loop/parallel-atomic/").content.decode()
+            assert "cannot be used here (transaction.atomic() on" in seen
+            assert client.get("/loop/parallel-atomic-io/").content == b"[True, True, False] [1]"
+
+    result = InACase().run()
+    assert result is not None
+    assert result.wasSuccessful(), result.failures + result.errors
 
 
 def test_under_asgi_the_block_is_a_no_op(database: None) -> None:

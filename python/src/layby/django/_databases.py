@@ -170,6 +170,15 @@ def _transaction(connection: BaseDatabaseWrapper) -> str | None:
     return "a transaction begun by hand" if begun else None
 
 
+def explicit_transaction() -> str | None:
+    """A transaction of the application's own on this thread; not those that a test case is in."""
+    for connection in connections.all(initialized_only=True):
+        blocks = connection.atomic_blocks
+        if any(not getattr(block, "_from_testcase", False) for block in blocks):
+            return f"transaction.atomic() on database {connection.alias!r}"
+    return None
+
+
 def _count_cursors() -> None:
     prepare = BaseDatabaseWrapper._prepare_cursor  # type: ignore[attr-defined]
 

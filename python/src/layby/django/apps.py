@@ -5,7 +5,8 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.core import checks
 
-from layby.django import _checks, _inplace
+from layby._job import transaction_checks
+from layby.django import _checks, _databases, _inplace
 
 
 class LaybyConfig(AppConfig):
@@ -17,3 +18,5 @@ class LaybyConfig(AppConfig):
         checks.register(_checks.check, _checks.TAG)
         if _inplace.wanted():
             _inplace.install()
+        if _databases.explicit_transaction not in transaction_checks:
+            transaction_checks.append(_databases.explicit_transaction)

@@ -162,6 +162,28 @@ async def parallel_atomic(request):
     return HttpResponse("not refused")
 
 
+async def parallel_atomic_io(request):
+    """The same inside `layby.io`, by the block's task and by one of its children."""
+    using = prepare(request)
+    ran = []
+
+    async def refused():
+        try:
+            async with layby.parallel() as ops:
+                ops.run(ran.append, 1)
+        except layby.ParkRefused:
+            return True
+        return False
+
+    with transaction.atomic(using=using):
+        Order.objects.using(using).count()
+        async with layby.io:
+            seen = [await refused(), *await asyncio.gather(refused())]
+    async with layby.io:
+        seen.append(await refused())
+    return HttpResponse(f"{seen} {ran}")
+
+
 def leave_transaction(using):
     transaction.atomic(using=using).__enter__()
     Order.objects.using(using).create(owner="left-open", state="new")
@@ -228,6 +250,7 @@ urlpatterns = [
     path("on-loop/", on_loop),
     path("parallel/", parallel),
     path("parallel-atomic/", parallel_atomic),
+    path("parallel-atomic-io/", parallel_atomic_io),
     path("leaves-open/", leaves_open),
     path("stream/", stream),
 ]
