@@ -44,6 +44,13 @@ class Node:
         self.outcome: Outcome = None
         self.exchange: _direct.Exchange | None = None
 
+    @classmethod
+    def of_another_place(cls, thing: Thing[Any], parent: Node) -> Node:
+        """For a thing that has ended, or has another node in this plan."""
+        node = cls(thing, parent)
+        node.ended, node.outcome = True, True
+        return node
+
     def end(self, outcome: Outcome) -> None:
         if self.ended:
             return
@@ -98,7 +105,8 @@ class Node:
 
     def ok(self) -> bool:
         if self.outcome is True:
-            return self.thing._ok()
+            # One that is shared has not ended: its own node counts.
+            return not self.thing.ended or self.thing._ok()
         if isinstance(self.thing, Gather):
             waited_for = [child for child in self.children if child.outcome is not None]
             if self.thing.join == "first_ok":
@@ -139,11 +147,16 @@ class _Plan:
         return self._root.outcome
 
     def _plant(self, thing: Thing[Any], parent: Node | None) -> Node:
+        if thing.ended and parent is not None:
+            return Node.of_another_place(thing, parent)
         node = Node(thing, parent)
-        if thing.ended:
-            node.ended, node.outcome = True, True
-        elif isinstance(thing, Gather):
-            node.children = [self._plant(child, node) for child in thing.things]
+        if isinstance(thing, Gather):
+            node.children = [
+                Node.of_another_place(child, node)
+                if child in thing._shared
+                else self._plant(child, node)
+                for child in thing.things
+            ]
             node.ended_children = [child for child in node.children if child.ended]
             if thing.timeout is not None:
                 self._clocks.append((self._begun + thing.timeout, node))

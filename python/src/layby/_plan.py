@@ -62,6 +62,10 @@ class _State(Enum):
     """No join needed it, or the request ended first."""
 
 
+# The gathers that something stands in, outermost first.
+_Path: TypeAlias = "tuple[Gather, ...]"
+
+
 class Thing(Generic[T_co]):
     """Something to wait for: await it, ask for its `.result()`, or gather it."""
 
@@ -138,12 +142,12 @@ class Thing(Generic[T_co]):
         value: T_co = self._value
         return value
 
-    def _start(self, started: list[Thing[Any]]) -> None:
+    def _start(self, started: dict[Thing[Any], _Path], path: _Path) -> None:
         """Mark it as under way and add it to `started`, unless it has ended already."""
         self._used = True
         if self._state is _State.FRESH:
             self._state = _State.RUNNING
-            started.append(self)
+            started[self] = path
         elif self._state is not _State.ENDED:
             raise Error(f"{self!r} cannot be waited for again")
 
@@ -289,7 +293,7 @@ class Sleep(Thing[float]):
 class Gather(Thing[list[Any]]):
     """Things run side by side; its result is a list, in the order they were given."""
 
-    __slots__ = ("_given", "_won", "join", "return_exceptions", "things", "timeout")
+    __slots__ = ("_given", "_shared", "_won", "join", "return_exceptions", "things", "timeout")
 
     def __init__(
         self,
@@ -308,6 +312,8 @@ class Gather(Thing[list[Any]]):
         self.timeout = timeout
         self.return_exceptions = return_exceptions
         self._won = False
+        # Those that this plan runs at an earlier place, whose result is there before ours.
+        self._shared: tuple[Thing[Any], ...] = ()
 
     def __repr__(self) -> str:
         return f"<Gather of {len(self._given)}, join {self.join!r}, {self._state.value}>"
@@ -328,20 +334,28 @@ class Gather(Thing[list[Any]]):
         self._used = True
         if self._end_early():
             return False
-        started: list[Thing[Any]] = []
+        started: dict[Thing[Any], _Path] = {}
         try:
-            self._start(started)
+            self._start(started, ())
         except Error:
             for thing in started:
                 thing._state = _State.FRESH
             raise
         return True
 
-    def _start(self, started: list[Thing[Any]]) -> None:
-        super()._start(started)
-        if self._state is _State.RUNNING:
-            for thing in self.things:
-                thing._start(started)
+    def _start(self, started: dict[Thing[Any], _Path], path: _Path) -> None:
+        super()._start(started, path)
+        if self._state is not _State.RUNNING:
+            return
+        inside = (*path, self)
+        shared = []
+        for thing in self.things:
+            if thing in started:
+                _refuse_to_share(thing, started[thing], inside)
+                shared.append(thing)
+            else:
+                thing._start(started, inside)
+        self._shared = tuple(shared)
 
     def _end_early(self) -> bool:
         """End now if things that ended before meet the join already: nothing runs then."""
@@ -424,7 +438,9 @@ class Gather(Thing[list[Any]]):
     def _encode(self, body: _Body) -> dict[str, Any]:
         things = []
         for thing in self.things:
-            if thing._state is _State.ENDED:
+            if thing in self._shared:
+                things.append({"done": True})
+            elif thing._state is _State.ENDED:
                 ok = thing._meets_first_ok() if self.join == "first_ok" else thing._ok()
                 things.append({"done": ok})
             else:
@@ -435,6 +451,20 @@ class Gather(Thing[list[Any]]):
         if self.timeout is not None:
             plan["timeout"] = self.timeout
         return plan
+
+
+def _refuse_to_share(thing: Thing[Any], first: _Path, second: _Path) -> None:
+    """Raise `Error` unless the gathers at both paths wait for `thing` until it has ended.
+
+    A plan has it once, at the first of them.
+    """
+    common = sum(1 for one, other in zip(first, second, strict=False) if one is other)
+    around, *inner = first[common - 1], *first[common:], *second[common:]
+    if around.join != "all" or any(g.join != "all" or g.timeout is not None for g in inner):
+        raise Error(
+            f"{thing!r} is in two gathers at a time, and one of them has a join or a timeout of"
+            " its own: await it before, or give each a fetch"
+        )
 
 
 class _Body:

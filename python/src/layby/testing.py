@@ -341,8 +341,8 @@ class _Simulation:
         calls, gathers, sleeps = [], [], []
         for thing in gather.things:
             child = _outside.Node(thing, node)
-            if thing.ended:
-                child.ended, child.outcome = True, True
+            if thing.ended or thing in gather._shared:
+                child = _outside.Node.of_another_place(thing, node)
                 node.ended_children.append(child)
             elif isinstance(thing, Gather):
                 child, inner = self._plant_gather(thing, node)

@@ -295,11 +295,34 @@ def test_a_thing_given_twice_runs_once(gateway: Gateway) -> None:
     assert len(gateway.plans[0]["gather"]) == 1
 
 
-def test_a_thing_cannot_be_in_two_places_of_one_plan(gateway: Gateway) -> None:
+def test_a_thing_in_two_places_of_one_plan_runs_once(gateway: Gateway) -> None:
+    gateway.results = [[response(), {"results": [{"done": True}, response(status=404)]}]]
+    a, b = get("a"), get("b")
+    outer = layby.gather(a, layby.gather(a, b)).result()
+    [plan] = gateway.plans
+    assert plan["gather"][1]["gather"][0] == {"done": True}
+    assert outer[0] is outer[1][0] is a.result()
+    assert outer[1][1].status_code == 404
+
+
+def test_a_failure_of_a_shared_thing_is_seen_at_both_places(gateway: Gateway) -> None:
+    failed = {"error": "connect", "phase": "connect", "message": "nobody", "url": "http://a/"}
+    gateway.results = [[{"results": [failed]}, {"done": True}]]
+    a = get("a")
+    inner = layby.gather(a, return_exceptions=True)
+    [[error], again] = layby.gather(inner, a, return_exceptions=True).result()
+    assert error is again
+    assert isinstance(error, layby.ConnectError)
+
+
+@pytest.mark.parametrize("own", [{"join": "any"}, {"join": 1}, {"timeout": 1}])
+def test_a_thing_cannot_be_shared_with_a_gather_that_may_end_without_it(
+    gateway: Gateway, own: Any
+) -> None:
     gateway.results = [[response()], [response()]]
     a, b = get("a"), get("b")
-    with pytest.raises(layby.Error, match="cannot be waited for again"):
-        layby.gather(a, layby.gather(b, a)).result()
+    with pytest.raises(layby.Error, match="in two gathers at a time"):
+        layby.gather(a, layby.gather(b, a, **own)).result()
     # Nothing was begun.
     assert gateway.plans == []
     assert a.result().status_code == b.result().status_code == 200
