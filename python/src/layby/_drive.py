@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 NO_ASYNCIO = (
     "asyncio cannot be used in a slot: put it under `async with layby.io:`;"
-    " outside of that only layby's own things can be awaited"
+    " outside of that only layby's own things can be awaited, side by side by layby.gather"
 )
 
 

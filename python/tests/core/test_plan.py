@@ -10,6 +10,7 @@ import gc
 import json
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import Any
 
@@ -457,10 +458,21 @@ def test_drive_answers_foreign_awaitables_with_an_error() -> None:
     assert "asyncio cannot be used in a slot" in drive(waits())
 
 
-def test_drive_explains_a_missing_loop() -> None:
-    async def waits() -> None:
-        await asyncio.sleep(1)
+async def sleeps_by_asyncio() -> None:
+    await asyncio.sleep(1)
 
-    with pytest.raises(RuntimeError) as caught:
-        drive(waits())
-    assert any("asyncio cannot be used in a slot" in note for note in caught.value.__notes__)
+
+async def gathers_by_asyncio() -> None:
+    # As for the others, but by the loop that there would be to get, and on a thread with none.
+    await asyncio.gather(asyncio.Event().wait())
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("waits", [sleeps_by_asyncio, gathers_by_asyncio])
+def test_drive_explains_a_missing_loop(waits: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(drive, waits()).exception()
+    assert isinstance(error, RuntimeError)
+    [note] = error.__notes__
+    assert "asyncio cannot be used in a slot" in note
+    assert "layby.gather" in note

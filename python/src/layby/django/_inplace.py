@@ -44,9 +44,9 @@ View = TypeVar("View", bound=Callable[..., Any])
 _ON_LOOP = "_layby_on_event_loop"
 
 NEEDS_LOOP = (
-    "This view is stepped without an event loop, so that it may block. If it needs asyncio, put"
-    " that under `async with layby.io:`, decorate the view with @layby.django.on_event_loop, or"
-    " set LAYBY_INLINE_ASYNC_VIEWS = False"
+    "This view is stepped without an event loop, so that it may block. layby's own things wait side"
+    " by side in layby.gather. If it needs asyncio, put that under `async with layby.io:`, decorate"
+    " the view with @layby.django.on_event_loop, or set LAYBY_INLINE_ASYNC_VIEWS = False"
 )
 
 
