@@ -136,6 +136,7 @@ class Thing(Generic[T_co]):
         return Gather((self,), "all", None, False)
 
     def _outcome(self) -> T_co:
+        self._used = True
         if self._error is not None:
             # The same error each time, but not with the traceback of all the times before.
             raise self._error.with_traceback(None)
@@ -622,7 +623,11 @@ def request(
     built = _request.build(
         method, url, params=params, headers=headers, content=content, data=data, json=json
     )
-    return Fetch(built, _positive("timeout", timeout), follow_redirects)
+    fetch = Fetch(built, _positive("timeout", timeout), follow_redirects)
+    trouble = _urls.host_trouble(built.url)
+    if trouble is not None:
+        fetch._settle(Failure("failed", "url", trouble, ""))
+    return fetch
 
 
 def get(

@@ -327,6 +327,9 @@ def stream(fetch: Fetch, *, on_done: OnDone | None = None, capture: int = MAX_CA
     if not isinstance(fetch, Fetch):
         raise TypeError(f"stream takes a fetch, not {type(fetch).__name__!r}")
     if fetch._state is not _plan._State.FRESH:
+        if fetch._error is not None:
+            fetch._used = True
+            raise fetch._error
         raise Error(f"{fetch!r} cannot be waited for again")
     fetch._used = True
     if not 0 <= capture <= MAX_CAPTURE:

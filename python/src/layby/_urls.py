@@ -27,6 +27,9 @@ _PLAIN = re.compile(
     r"(\?[A-Za-z0-9._~/%&=+:,;!$*()-]*)?"
 )
 
+# ß, final sigma, and the two joiners that are not seen.
+_CHANGED_SINCE_2003 = frozenset("ß\u03c2\u200c\u200d")
+
 _SECRET = re.compile(
     r"key|token|secret|passw|pwd|auth|sig|credential|session|jwt|code", re.IGNORECASE
 )
@@ -48,6 +51,17 @@ def prepare(url: str, params: Params | None) -> tuple[str, str | None]:
     query = encode_pairs(params) if params is not None else quote(parts.query, safe=_QUERY_SAFE)
     path = quote(parts.path, safe=_PATH_SAFE) or "/"
     return urlunsplit((parts.scheme, netloc, path, query, "")), authorization
+
+
+def host_trouble(url: str) -> str | None:
+    """Why `url` has a host that cannot be made ASCII, if it has one: it must not be asked for."""
+    if url.isascii():
+        return None
+    try:
+        _prepare_netloc(urlsplit(url).netloc)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def encode_pairs(params: Params) -> str:
@@ -87,12 +101,28 @@ def _prepare_netloc(netloc: str) -> tuple[str, str | None]:
     user_info, at, host = netloc.rpartition("@")
     if not host.isascii():
         name, colon, port = host.partition(":")
-        host = name.encode("idna").decode("ascii") + colon + port
+        host = _ascii_name(name) + colon + port
     if not at:
         return host.lower(), None
     user, _, password = user_info.partition(":")
     credentials = f"{unquote(user)}:{unquote(password)}".encode()
     return host.lower(), f"Basic {b64encode(credentials).decode('ascii')}"
+
+
+def _ascii_name(name: str) -> str:
+    """An internationalised name as it is looked up. Raises ValueError when it is none."""
+    try:
+        import idna
+    except ImportError:
+        # The standard library's are the rules of 2003, which make another name of some: httpx and
+        # browsers would then go elsewhere.
+        if _CHANGED_SINCE_2003 & set(name.lower()):
+            raise ValueError(
+                "this host name has characters that Python's own IDNA reads as other ones:"
+                " install the package idna, or write the name in its xn-- form"
+            ) from None
+        return name.encode("idna").decode("ascii")
+    return idna.encode(name.lower()).decode("ascii")
 
 
 def _primitive(value: object) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import httpx
 import pytest
 
+import layby
 from layby import _request, _urls
 from layby._request import build
 
@@ -149,3 +151,38 @@ def test_json_that_is_none_is_an_error_at_once() -> None:
 )
 def test_secrets_in_urls_are_masked(url: str, shown: str) -> None:
     assert _urls.masked(url) == shown
+
+
+NEWER = [
+    "stra\xdfe.example",
+    "fa\xdf.de.",
+    "\u03c3\u03bf\u03c6\u03cc\u03c2.example",
+    "a\u200db.example",
+]
+
+
+@pytest.mark.parametrize("host", [*NEWER[:3], "B\xdcCHER.example:81", "\u2603.example"])
+def test_internationalised_names_are_those_of_httpx(host: str) -> None:
+    url = f"http://{host}/"
+    try:
+        theirs = httpx.URL(url).netloc.decode("ascii")
+    except httpx.InvalidURL:
+        with pytest.raises(layby.FetchError) as caught:
+            layby.get(url).result()
+        assert caught.value.phase == "url"
+        return
+    assert built("GET", url).url == f"http://{theirs}/"
+
+
+@pytest.mark.parametrize("host", NEWER)
+def test_names_that_the_standard_library_reads_otherwise_are_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "idna", None)
+    assert built("GET", "http://b\xfccher.example/").url == "http://xn--bcher-kva.example/"
+    fetch = layby.get(f"http://{host}/")
+    with pytest.raises(layby.FetchError, match="install the package idna, or write") as caught:
+        fetch.result()
+    assert caught.value.phase == "url"
+    with pytest.raises(layby.FetchError, match="install the package idna"):
+        layby.stream(layby.get(f"http://{host}/"))
