@@ -142,6 +142,20 @@ def test_one_that_is_nothing_but_asynchronous_gets_a_loop(build: Any, below: Any
     assert slots.get("/fails/").code == 500
 
 
+def test_hooks_that_need_a_loop_get_one(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+    slots = build(**_with("LoopHooks"))
+    for _ in range(2):
+        answer = slots.get("/class/")
+        assert (answer.text, answer.waits) == ("get True", [])
+        assert slots.get("/key-error/").text == "handled 'for the middleware'"
+    said = [each.getMessage() for each in caplog.records if "gets one" in each.getMessage()]
+    assert [each.split(" needs")[0] for each in said] == [
+        "process_view of middleware project.middleware.LoopHooks",
+        "process_exception of middleware project.middleware.LoopHooks",
+    ]
+    assert slots.get("/blocking/").waits == []
+
+
 def test_a_view_that_needs_a_loop_is_not_taken_for_its_middleware(
     build: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

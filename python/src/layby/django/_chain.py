@@ -141,6 +141,8 @@ class _Handler(BaseHandler):
             self._watches = not _is_djangos(import_string(self._building))
         if method_is_async is None:
             method_is_async = iscoroutinefunction(method)
+            if method_is_async and self._watches:
+                method = _watched_hook(self._building, method)
         on_loop = below and self._building in self._on_loop
         if on_loop or (method_is_async and not is_async):
             if below:
@@ -226,6 +228,33 @@ def _on_loop(middleware: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awa
 
     async def call(request: Any) -> Any:
         return run(request)
+
+    return call
+
+
+def _watched_hook(path: str, hook: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A `process_view`, say, that is begun again on a loop once it has turned out to need one."""
+    on_loop: AsyncToSync[..., Any] | None = None
+
+    @functools.wraps(hook)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal on_loop
+        if on_loop is None:
+            try:
+                return await hook(*args, **kwargs)
+            except Exception as error:
+                if not misses_loop(error):
+                    raise
+                on_loop = AsyncToSync(hook)
+                name = getattr(hook, "__name__", repr(hook))
+                logger.warning(
+                    "%s of middleware %s needs an event loop (%s): from now on it gets one, for"
+                    " which its slot waits",
+                    name,
+                    path,
+                    error,
+                )
+        return on_loop(*args, **kwargs)
 
     return call
 

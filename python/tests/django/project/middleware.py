@@ -191,3 +191,26 @@ class NeedsLoop:
             response = await self.get_response(request)
         response["X-Needs-Loop"] = threading.current_thread().name
         return response
+
+
+class LoopHooks:
+    """Hooks that use asyncio."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request):
+        return self.get_response(request)
+
+    async def process_view(self, request, view, args, kwargs):
+        await asyncio.sleep(0.001)
+        request.seen_by_process_view = True
+
+    async def process_exception(self, request, exception):
+        async with asyncio.timeout(10):
+            return HttpResponse(f"handled {exception}")
