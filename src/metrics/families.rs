@@ -168,7 +168,7 @@ pub const FETCHES: Family = counter(
 pub const FETCH_SECONDS: Family = histogram(
     "layby_fetch_seconds",
     &[ORIGIN],
-    "Time of a fetch, from its start to the last byte of the response, redirects included",
+    "Time of a fetch, from its start to the last byte of the response, or of a relay to its head; redirects included",
 );
 pub const LEFTOVER_FETCHES: Family = counter(
     "layby_leftover_fetches_total",
