@@ -139,7 +139,9 @@ impl Reader {
         mistakes.extend(unreadable);
         let environment = environment::read(&sources.env);
         mistakes.extend(environment.mistakes);
-        let telemetry = telemetry::read(&sources.env);
+        let endpoint = "tracing.otlp_endpoint";
+        let traced = layer.contains_key(endpoint) || environment.layer.contains_key(endpoint);
+        let telemetry = telemetry::read(&sources.env, traced);
         let mut warnings = environment.warnings;
         warnings.extend(telemetry.warnings);
 
