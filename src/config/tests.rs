@@ -1248,12 +1248,30 @@ fn a_syntax_error_hides_little_but_its_own_line() {
     );
     assert_eq!(
         mistakes("workers.app = \"a\"\n[database]\nurl = postgres://shop:hunter2@db/shop"),
-        "layby.toml:3: database.url: postgres://***@db/shop has no quotes; write \"postgres://***@db/shop\""
+        "layby.toml:3: database.url: the value has no quotes; write it in quotes"
     );
     assert_eq!(
         mistakes("workers.app = \"a\"\nmax_body = 1\nmax_body = 2"),
         "layby.toml:3: not TOML: duplicate key"
     );
+}
+
+#[test]
+fn what_may_be_a_secret_is_not_shown_for_a_line_that_is_not_toml() {
+    for line in [
+        "tracing.headers = x-api-key: hunter2",
+        "[tracing]\nheaders = x-api-key: hunter2",
+        "[tracing]\nheaders = [x-api-key: hunter2]",
+        "[tracing]\nheader = x-api-key: hunter2",
+        "[database]\nurl = postgresql:/u:hunter2@host/db",
+        "[database]\nurll = postgresql:/u:hunter2@host/db",
+        "[database]\nurl =\n  postgres://u:hunter2@host/db?sslmode=require",
+        "database.url = host=db password=hunter2",
+    ] {
+        let said = mistakes(&format!("workers.app = \"a\"\n{line}"));
+        assert!(said.contains("layby.toml:"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
 }
 
 #[test]
