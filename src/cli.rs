@@ -109,7 +109,7 @@ struct CommonFlags {
     /// Where clients connect: ADDRESS:PORT or unix:PATH; may be repeated [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
-    /// Metrics, health, status and control [default: 127.0.0.1:9180]
+    /// Metrics, health and status [default: 127.0.0.1:9180]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
     /// Worker threads, each with its one database connection, or auto [default: 8]

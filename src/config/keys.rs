@@ -109,12 +109,12 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Address,
         default: Default::Value {
             text: "127.0.0.1:9180",
-            because: "control belongs to the host itself",
+            because: "what requests there are, and where they are, is for the host itself",
         },
         example: "127.0.0.1:9190",
         flag: Some("--admin"),
         restart: true,
-        doc: "Metrics, health, status and control. Never on a public address.",
+        doc: "Metrics, health and status. Never on a public address.",
         ..PLAIN
     },
     Key {

@@ -125,7 +125,7 @@ impl Reader {
         }
         if !admin.ip().is_loopback() {
             let text = format!(
-                "{admin} lets other hosts control the gateway; probes is enough for scrapers and kubelets"
+                "{admin} shows other hosts what requests there are; probes is enough for scrapers and kubelets"
             );
             let warning = Mistake::new(self.place("admin"), "admin", text);
             self.warnings.push(warning.to_string());

@@ -819,7 +819,7 @@ fn an_admin_listener_that_others_reach_is_a_warning() {
     assert_eq!(
         loaded.expect("valid").warnings,
         [
-            "layby.toml:1: admin: 0.0.0.0:9180 lets other hosts control the gateway; \
+            "layby.toml:1: admin: 0.0.0.0:9180 shows other hosts what requests there are; \
              probes is enough for scrapers and kubelets"
         ]
     );
