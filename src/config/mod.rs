@@ -483,6 +483,13 @@ impl Config {
         Ok(admin)
     }
 
+    /// Where it is when nobody says so.
+    #[must_use]
+    pub fn default_admin() -> SocketAddr {
+        let admin = read::admin(Ok(None), &Sources::default());
+        admin.expect("nobody made a mistake")
+    }
+
     /// The configuration that this text alone makes: no environment, no flags.
     ///
     /// # Errors
