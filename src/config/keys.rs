@@ -552,7 +552,8 @@ pub(super) const KEYS: &[Key] = &[
         },
         example: "512MiB",
         doc: "Bytes that running and parked requests may retain in the gateway's memory; beyond it \
-              new requests wait in the queue.",
+              new requests wait in the queue. As much again may be on its way in, of responses to fetches, and \
+              always one `outbound.max_response`: what comes on top fails as too large.",
         ..PLAIN
     },
     Key {

@@ -276,6 +276,8 @@ pub struct Outbound {
     pub allow: Vec<Allow>,
     pub timeout: Duration,
     pub max_response: u64,
+    /// Bytes of responses on their way in, all together: as many as requests may retain, and room for one.
+    pub max_held: u64,
     /// Hosts that get their own metric label; lower case.
     pub label: Vec<String>,
 }

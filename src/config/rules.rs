@@ -89,10 +89,14 @@ impl Reader {
         if let Some(Source::Upstream(server)) = workers.as_ref().map(|it| &it.source) {
             self.check_beside(server);
         }
+        let allow = self.list("outbound.allow");
+        let timeout = self.one("outbound.timeout");
+        let max_response = self.one::<Size>("outbound.max_response").0;
         let outbound = Outbound {
-            allow: self.list("outbound.allow"),
-            timeout: self.one("outbound.timeout"),
-            max_response: self.one::<Size>("outbound.max_response").0,
+            allow,
+            timeout,
+            max_response,
+            max_held: slots.parked_bytes.max(max_response),
             label: self
                 .list("outbound.label")
                 .into_iter()

@@ -154,6 +154,7 @@ fn the_sample_of_the_contract_is_valid() {
             allow: vec![Allow::Public],
             timeout: Duration::from_secs(30),
             max_response: 32 << 20,
+            max_held: 1 << 30,
             label: vec!["api.stripe.com".to_owned()],
         },
         database: Some(Database {
@@ -1383,6 +1384,18 @@ fn what_a_syntax_error_may_hide_is_not_said_to_be_missing() {
         mistakes(text),
         "layby.toml:2: not TOML: unclosed table, expected `]`"
     );
+}
+
+#[test]
+fn responses_on_their_way_in_have_as_much_room_as_parked_requests_and_one_always_fits() {
+    let held = |keys: &str| {
+        let config = Config::from_toml(&format!("workers.app = \"a\"\n{keys}"));
+        config.expect("valid").config.outbound.max_held
+    };
+    assert_eq!(held(""), 1 << 30);
+    assert_eq!(held("slots.parked_bytes = \"96MiB\""), 96 << 20);
+    let small = "slots.parked_bytes = \"1MiB\"\noutbound.max_response = \"8MiB\"";
+    assert_eq!(held(small), 8 << 20);
 }
 
 #[test]
