@@ -739,6 +739,19 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "database.share",
+        kind: Kind::Ratio,
+        default: Default::Value {
+            text: "1",
+            because: "one gateway has the database to itself",
+        },
+        example: "0.25",
+        restart: true,
+        doc: "The part of the role's connections that is this gateway's: with four replicas, 0.25. `slots.count = \
+              \"auto\"` takes no more, and a fixed count is checked against it.",
+        ..PLAIN
+    },
+    Key {
         name: "access_log.format",
         kind: Kind::Word(&["off", "json", "combined"]),
         default: Default::Value {

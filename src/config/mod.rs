@@ -298,6 +298,8 @@ pub enum Allow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
     pub url: Secret,
+    /// Above 0.
+    pub share: Ratio,
 }
 
 /// What is special about the requests of one place.
@@ -566,6 +568,7 @@ impl Config {
                 .as_ref()
                 .map(|database| database.url.clone())
         };
+        let share = |config: &Config| config.database.as_ref().map(|database| database.share);
         [
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
@@ -577,6 +580,10 @@ impl Config {
             ("workers.processes", processes(self) != processes(new)),
             ("outbound.label", self.outbound.label != new.outbound.label),
             ("database.url", url(self) != url(new)),
+            (
+                "database.share",
+                url(self) == url(new) && share(self) != share(new),
+            ),
             (
                 "tracing.otlp_endpoint",
                 self.tracing.endpoint != new.tracing.endpoint,

@@ -15,7 +15,8 @@ use super::values::{
 };
 use super::{
     AccessLog, App, Bodies, Certificate, Clients, Compression, Config, Count, Database, Listen,
-    OtlpProtocol, Outbound, Recycle, Role, Secret, Slots, Source, Tls, Tracing, Upstream, Workers,
+    OtlpProtocol, Outbound, Ratio, Recycle, Role, Secret, Slots, Source, Tls, Tracing, Upstream,
+    Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -104,7 +105,12 @@ impl Reader {
                 .collect(),
         };
         let url: Option<Secret> = self.optional("database.url");
-        let database = url.map(|url| Database { url });
+        let share: Ratio = self.one("database.share");
+        if share.0 == 0.0 {
+            let what = "leaves no connection; write a number above 0";
+            self.blame("database.share", self.sentence("database.share", what));
+        }
+        let database = url.map(|url| Database { url, share });
         let types = self.list("compression.types").into_iter();
         let compression = Compression {
             algorithms: self.list("compression.algorithms"),

@@ -55,6 +55,7 @@ fn beside(key: &Key) -> &'static str {
     match key.name {
         "workers.app" | "workers.link" | "workers.upstream" => "",
         "tls.listen" => "\nworkers.app = \"base\"\ntls.cert = \"cert\"\ntls.key = \"key\"",
+        "database.share" => "\nworkers.app = \"base\"\ndatabase.url = \"postgres://db/shop\"",
         _ => "\nworkers.app = \"base\"",
     }
 }
@@ -159,6 +160,7 @@ fn the_sample_of_the_contract_is_valid() {
         },
         database: Some(Database {
             url: Secret("postgres://shop:hunter2@db/shop".to_owned()),
+            share: Ratio(1.0),
         }),
         access_log: AccessLog {
             format: AccessFormat::Off,
@@ -1365,6 +1367,22 @@ fn the_start_up_log_has_a_line_for_each_section() {
         sections[3].1,
         "link = \"unix:/run/link.sock\" (layby.toml:1), thread_locals = []"
     );
+}
+
+#[test]
+fn a_share_of_the_database_is_more_than_nothing() {
+    let text = |share: &str| {
+        format!("workers.app = \"a\"\n[database]\nurl = \"postgres://db/shop\"\nshare = {share}")
+    };
+    let loaded = Config::from_toml(&text("0.25")).expect("valid");
+    let database = loaded.config.database.expect("it has one");
+    assert_eq!(database.share, Ratio(0.25));
+    assert_eq!(
+        mistakes(&text("0")),
+        "layby.toml:4: database.share: 0 leaves no connection; write a number above 0"
+    );
+    let of_four = mistakes(&text("\"1/4\""));
+    assert!(of_four.contains("is not a number from 0 to 1"), "{of_four}");
 }
 
 #[test]
