@@ -159,6 +159,7 @@ fn fetches() {
         allow: vec![Allow::Net("127.0.0.1/32".parse().expect("a network"))],
         timeout: Duration::from_secs(30),
         max_response: 1 << 20,
+        max_held: 1 << 30,
         label: Vec::new(),
     };
     let metrics = Metrics::new(&[]);

@@ -69,7 +69,7 @@ def quantiles(metric: str, by: str = "", more: str = "") -> dict[str, str]:
 
 
 def utilisation() -> str:
-    return f"{total('layby_slot_busy_seconds_sum')} / {now('layby_slots')}"
+    return f"{total('layby_slots_busy_seconds_total')} / {now('layby_slots')}"
 
 
 HASHES = f'count_values("hash", layby_config_hash{{{CHOSEN}}})'
@@ -129,7 +129,14 @@ SHED = Panel(
     "Shed",
     "reqps",
     {"{{reason}}": total("layby_requests_shed_total", "reason")},
-    "Turned away before any work, with 503.",
+    "Turned away by the slots before any work, with 503.",
+    stacked=True,
+)
+UPSTREAMS = Panel(
+    "Shed by upstreams of routes",
+    "reqps",
+    {"{{upstream}}": total("layby_upstream_requests_shed_total", "upstream")},
+    "Turned away with 503: a route's own server is busy, or away. Empty without one.",
     stacked=True,
 )
 PARKED = Panel(
@@ -205,7 +212,7 @@ DASHBOARDS = [
         "Where requests wait for slots, and what slots do.",
         {
             "Slots": [SLOTS, UTILISATION],
-            "Queue": [QUEUE, QUEUE_WAIT, SHED],
+            "Queue": [QUEUE, QUEUE_WAIT, SHED, UPSTREAMS],
             "Steps": [
                 Panel(
                     "Time of one step",
@@ -307,6 +314,16 @@ DASHBOARDS = [
                         + total("layby_fetches_total", "origin", 'outcome!="aborted"')
                     },
                     "Timeouts, no connection, too large.",
+                ),
+                Panel(
+                    "Responses that are errors",
+                    "percentunit",
+                    {
+                        "{{origin}}": total("layby_fetches_total", "origin", 'outcome="http_error"')
+                        + " / "
+                        + total("layby_fetches_total", "origin", 'outcome=~"ok|http_error"')
+                    },
+                    "4xx and 5xx among all responses.",
                 ),
             ],
             "Time": [

@@ -6,15 +6,16 @@
 #[cfg(test)]
 mod reference;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, Config, Loaded, Role, Sources};
-use crate::tools::top;
+use crate::config::{self, Config, Loaded, Mistakes, Role, Sources};
+use crate::tools::out::{complain, say};
+use crate::tools::{advise, health, top};
 
 /// What was asked for.
 #[derive(Debug)]
@@ -30,9 +31,9 @@ pub enum Command {
     Run,
     Serve,
     Check,
-    Advise { admin: SocketAddr, time: Duration },
+    Advise { time: Duration },
     Top { once: bool },
-    Health { admin: SocketAddr },
+    Health,
 }
 
 /// A sidecar gateway that keeps worker threads and database connections free while requests
@@ -74,31 +75,36 @@ enum Subcommands {
     },
     /// Show a running gateway in the terminal: slots, queue, parked and slow requests
     Top {
-        /// Configuration file, which says where the admin listener is [default: layby.toml, if there is one]
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-        /// Its admin listener [default: 127.0.0.1:9180]
-        #[arg(long, value_name = "ADDR")]
-        admin: Option<String>,
+        #[command(flatten)]
+        gateway: GatewayFlags,
         /// Print one plain table, for pipes and files
         #[arg(long)]
         once: bool,
     },
     /// Watch a running gateway, and say how many slots its traffic needs, and why
     Advise {
-        /// Its admin listener
-        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9180")]
-        admin: SocketAddr,
+        #[command(flatten)]
+        gateway: GatewayFlags,
         /// How long to watch: 30s, 10m
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = config::duration)]
         time: Duration,
     },
     /// Exit status 0 if a running gateway is ready, else 1; for health checks of containers
     Health {
-        /// Its admin listener
-        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9180")]
-        admin: SocketAddr,
+        #[command(flatten)]
+        gateway: GatewayFlags,
     },
+}
+
+/// Which gateway is asked.
+#[derive(Debug, Args)]
+struct GatewayFlags {
+    /// Configuration file, which says where the admin listener is [default: layby.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Its admin listener [default: 127.0.0.1:9180]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -109,7 +115,7 @@ struct CommonFlags {
     /// Where clients connect: ADDRESS:PORT or unix:PATH; may be repeated [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
-    /// Metrics, health, status and control [default: 127.0.0.1:9180]
+    /// Metrics, health and status [default: 127.0.0.1:9180]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
     /// Worker threads, each with its one database connection, or auto [default: 8]
@@ -150,7 +156,8 @@ struct UpstreamFlags {
 /// status 2 on wrong usage, and with 0 after `--help` and `--version`.
 #[must_use]
 pub fn parse() -> Invocation {
-    let mut invocation = invocation(CommandLine::parse());
+    let line = CommandLine::try_parse();
+    let mut invocation = invocation(line.unwrap_or_else(|error| hinted(error).exit()));
     invocation.sources.env = std::env::vars_os().collect();
     invocation
 }
@@ -163,10 +170,7 @@ impl Invocation {
     /// The status to end with, once every mistake is on standard error: 2 if the command line
     /// alone is to blame, else 1.
     pub fn load(&self) -> Result<Loaded, ExitCode> {
-        Config::load(&self.sources).map_err(|mistakes| {
-            eprintln!("{mistakes}");
-            ExitCode::from(if mistakes.are_wrong_usage() { 2 } else { 1 })
-        })
+        Config::load(&self.sources).map_err(|mistakes| refused(&mistakes))
     }
 
     /// `layby check`: every mistake on standard error and status 1, or the configuration in
@@ -176,13 +180,12 @@ impl Invocation {
         match Config::load(&self.sources) {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
-                    eprintln!("warning: {warning}");
+                    complain(format_args!("warning: {warning}"));
                 }
-                print!("configuration is valid\n\n{}", loaded.effective);
-                ExitCode::SUCCESS
+                say(&format!("configuration is valid\n\n{}", loaded.effective))
             }
             Err(mistakes) => {
-                eprintln!("{mistakes}");
+                complain(mistakes);
                 ExitCode::FAILURE
             }
         }
@@ -195,12 +198,63 @@ impl Invocation {
     pub fn top(&self, once: bool) -> ExitCode {
         match Config::admin(&self.sources) {
             Ok(admin) => top::run(admin, once),
+            Err(mistakes) => refused(&mistakes),
+        }
+    }
+
+    /// `layby advise`.
+    #[must_use]
+    pub fn advise(&self, time: Duration) -> ExitCode {
+        match Config::admin(&self.sources) {
+            Ok(admin) => advise::run(admin, time),
+            Err(mistakes) => refused(&mistakes),
+        }
+    }
+
+    /// `layby health`.
+    #[must_use]
+    pub fn health(&self) -> ExitCode {
+        match Config::admin(&self.sources) {
+            Ok(admin) => health::run(admin),
+            Err(mistakes) if mistakes.are_wrong_usage() => refused(&mistakes),
+            // A gateway is not ill because somebody has spoilt its file since it started.
             Err(mistakes) => {
-                eprintln!("{mistakes}");
-                ExitCode::from(if mistakes.are_wrong_usage() { 2 } else { 1 })
+                complain(mistakes);
+                health::run(Config::default_admin())
             }
         }
     }
+}
+
+/// The status to end with, once they are on standard error: 2 if the command line alone is to blame.
+fn refused(mistakes: &Mistakes) -> ExitCode {
+    complain(mistakes);
+    ExitCode::from(if mistakes.are_wrong_usage() { 2 } else { 1 })
+}
+
+/// Says of a flag that the command does not know which commands do.
+fn hinted(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let flag = argument.split(['=', ' ']).next().unwrap_or_default();
+    let line = CommandLine::command();
+    let takes = |command: &&clap::Command| {
+        let mut arguments = command.get_arguments().filter_map(clap::Arg::get_long);
+        flag.strip_prefix("--")
+            .is_some_and(|flag| arguments.any(|known| known == flag))
+    };
+    let commands = line.get_subcommands().filter(takes);
+    let commands: Vec<_> = commands
+        .map(|command| format!("`layby {}`", command.get_name()))
+        .collect();
+    if error.kind() == ErrorKind::UnknownArgument && !commands.is_empty() {
+        let hint = format!("{flag} is for {}", commands.join(" and "));
+        let hint = ContextValue::StyledStrs(vec![hint.into()]);
+        error.insert(ContextKind::Suggested, hint);
+        error.remove(ContextKind::SuggestedArg);
+    }
+    error
 }
 
 fn invocation(line: CommandLine) -> Invocation {
@@ -215,26 +269,9 @@ fn invocation(line: CommandLine) -> Invocation {
             upstream,
             common,
         } => (Command::Check, Role::Any, Some(app), Some(upstream), common),
-        Subcommands::Top {
-            config,
-            admin,
-            once,
-        } => {
-            let flags = admin.map(|admin| ("admin", vec![admin]));
-            return Invocation {
-                command: Command::Top { once },
-                sources: Sources {
-                    file: config,
-                    flags: flags.into_iter().collect(),
-                    ..Sources::default()
-                },
-                reload,
-            };
-        }
-        Subcommands::Advise { admin, time } => {
-            return beside_a_gateway(Command::Advise { admin, time });
-        }
-        Subcommands::Health { admin } => return beside_a_gateway(Command::Health { admin }),
+        Subcommands::Top { gateway, once } => return beside(gateway, Command::Top { once }),
+        Subcommands::Advise { gateway, time } => return beside(gateway, Command::Advise { time }),
+        Subcommands::Health { gateway } => return beside(gateway, Command::Health),
     };
     let mut flags = vec![
         ("listen", common.listen),
@@ -269,19 +306,22 @@ fn invocation(line: CommandLine) -> Invocation {
     }
 }
 
-/// A command that asks a running gateway, and has no configuration of its own.
-fn beside_a_gateway(command: Command) -> Invocation {
+/// A command that asks a running gateway, and needs to know no more than where that is.
+fn beside(gateway: GatewayFlags, command: Command) -> Invocation {
+    let flags = gateway.admin.map(|admin| ("admin", vec![admin]));
     Invocation {
         command,
-        sources: Sources::default(),
+        sources: Sources {
+            file: gateway.config,
+            flags: flags.into_iter().collect(),
+            ..Sources::default()
+        },
         reload: false,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     fn parsed(line: &str) -> Invocation {
@@ -349,28 +389,18 @@ mod tests {
     }
 
     #[test]
-    fn advise_has_an_address_and_a_time() {
-        let admin = |text: &str| text.parse().expect("an address");
-        assert_eq!(
-            parsed("layby advise").command,
-            Command::Advise {
-                admin: admin("127.0.0.1:9180"),
-                time: Duration::from_secs(30)
-            }
-        );
-        assert_eq!(
-            parsed("layby advise --admin 127.0.0.1:7000 --time 2m").command,
-            Command::Advise {
-                admin: admin("127.0.0.1:7000"),
-                time: Duration::from_secs(120)
-            }
-        );
+    fn advise_watches_for_a_time() {
+        let time = |seconds| Command::Advise {
+            time: Duration::from_secs(seconds),
+        };
+        assert_eq!(parsed("layby advise").command, time(30));
+        let line = "layby advise --admin 127.0.0.1:7000 --time 2m";
+        assert_eq!(parsed(line).command, time(120));
         assert_eq!(usage_error("layby advise --time soon"), 2);
-        assert_eq!(usage_error("layby advise --admin here"), 2);
     }
 
     #[test]
-    fn top_finds_the_admin_listener_like_the_gateway_itself() {
+    fn the_admin_listener_is_found_as_the_gateway_itself_finds_it() {
         let admin = |line: &str, file: &str, env: &[(&str, &str)]| {
             let mut sources = parsed(line).sources;
             let folder = tempfile::tempdir().expect("a folder");
@@ -385,20 +415,22 @@ mod tests {
         };
         // The file alone may be no whole configuration, or one of another version.
         let file = "admin = \"0.0.0.0:7001\"\nslots.of_tomorrow = 1";
-        let found = |line, env| admin(line, file, env).expect("it is there");
-        assert_eq!(found("layby top", &[]), "127.0.0.1:7001");
-        assert_eq!(
-            found("layby top", &[("LAYBY_ADMIN", "[::]:7002")]),
-            "[::1]:7002"
-        );
-        assert_eq!(
-            found("layby top --admin 10.0.0.7:7003", &[]),
-            "10.0.0.7:7003"
-        );
+        for command in ["top", "advise", "health"] {
+            let found = |flags: &str, env| {
+                let line = format!("layby {command} {flags}");
+                admin(&line, file, env).expect("it is there")
+            };
+            assert_eq!(found("", &[]), "127.0.0.1:7001");
+            assert_eq!(found("", &[("LAYBY_ADMIN", "[::]:7002")]), "[::1]:7002");
+            assert_eq!(found("--admin 10.0.0.7:7003", &[]), "10.0.0.7:7003");
+        }
         assert_eq!(
             admin("layby top", "", &[]).expect("the default"),
             "127.0.0.1:9180"
         );
+        assert_eq!(Config::default_admin().to_string(), "127.0.0.1:9180");
+        let spoilt = admin("layby health --admin 10.0.0.7:7003", "[slots", &[]);
+        assert_eq!(spoilt.expect("the flag says it"), "10.0.0.7:7003");
         let mistakes = admin("layby top --admin here", "", &[]).expect_err("it is none");
         assert!(mistakes.are_wrong_usage());
         assert!(admin("layby top", "admin = ", &[]).is_err());
@@ -409,16 +441,31 @@ mod tests {
     }
 
     #[test]
-    fn health_has_an_address() {
-        let admin = |text: &str| Command::Health {
-            admin: text.parse().expect("an address"),
-        };
-        assert_eq!(parsed("layby health").command, admin("127.0.0.1:9180"));
+    fn health_takes_its_address_as_a_flag() {
         assert_eq!(
             parsed("layby health --admin [::1]:7000").command,
-            admin("[::1]:7000")
+            Command::Health
         );
         assert_eq!(usage_error("layby health 127.0.0.1:9180"), 2);
+    }
+
+    #[test]
+    fn a_flag_of_another_command_is_told_from_one_of_none() {
+        let said = |line: &str| {
+            let error = CommandLine::try_parse_from(line.split(' ')).expect_err("it is unknown");
+            hinted(error).to_string()
+        };
+        let processes = said("layby serve --processes 2");
+        assert!(
+            processes.contains("--processes is for `layby run` and `layby check`"),
+            "{processes}"
+        );
+        let upstream = said("layby run --upstream=unix:/a");
+        assert!(
+            upstream.contains("--upstream is for `layby serve` and `layby check`"),
+            "{upstream}"
+        );
+        assert!(!said("layby run --proceses 2").contains("is for"));
     }
 
     #[test]

@@ -212,12 +212,16 @@ impl File {
         if let Some((key, value)) = text.split_once('=')
             && no_quotes
         {
-            let (key, value) = (self.full_name(line, key.trim()), masked(value.trim()));
-            if value.is_empty() {
-                return format!("{key}: there is no value");
-            }
-            if !value.contains(['"', '\'', '[', ']', '{', '}', '#', ',']) {
-                return format!("{key}: {value} has no quotes; write {value:?}");
+            let (name, value) = (self.full_name(line, key.trim()), masked(value.trim()));
+            let one = !value.contains(['"', '\'', '[', ']', '{', '}', '#', ',']);
+            // Beside any other name might stand a secret, or a part of one.
+            match keys::find(&name) {
+                Some(_) if value.is_empty() => return format!("{name}: there is no value"),
+                Some(key) if one && key.is_secret() => {
+                    return format!("{name}: the value has no quotes; write it in quotes");
+                }
+                Some(_) if one => return format!("{name}: {value} has no quotes; write {value:?}"),
+                _ => {}
             }
         }
         format!("not TOML: {message}")

@@ -109,12 +109,12 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Address,
         default: Default::Value {
             text: "127.0.0.1:9180",
-            because: "control belongs to the host itself",
+            because: "what requests there are, and where they are, is for the host itself",
         },
         example: "127.0.0.1:9190",
         flag: Some("--admin"),
         restart: true,
-        doc: "Metrics, health, status and control. Never on a public address.",
+        doc: "Metrics, health and status. Never on a public address.",
         ..PLAIN
     },
     Key {
@@ -552,7 +552,8 @@ pub(super) const KEYS: &[Key] = &[
         },
         example: "512MiB",
         doc: "Bytes that running and parked requests may retain in the gateway's memory; beyond it \
-              new requests wait in the queue.",
+              new requests wait in the queue. As much again may be on its way in, of responses to fetches, and \
+              always one `outbound.max_response`: what comes on top fails as too large.",
         ..PLAIN
     },
     Key {
@@ -735,6 +736,19 @@ pub(super) const KEYS: &[Key] = &[
         restart: true,
         doc: "PostgreSQL that the workers use: `slots.count` is computed from it, or checked against it. \
               Never printed.",
+        ..PLAIN
+    },
+    Key {
+        name: "database.share",
+        kind: Kind::Ratio,
+        default: Default::Value {
+            text: "1",
+            because: "one gateway has the database to itself",
+        },
+        example: "0.25",
+        restart: true,
+        doc: "The part of the role's connections that is this gateway's: with four replicas, 0.25. `slots.count = \
+              \"auto\"` takes no more, and a fixed count is checked against it.",
         ..PLAIN
     },
     Key {

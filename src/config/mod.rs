@@ -276,6 +276,8 @@ pub struct Outbound {
     pub allow: Vec<Allow>,
     pub timeout: Duration,
     pub max_response: u64,
+    /// Bytes of responses on their way in, all together: as many as requests may retain, and room for one.
+    pub max_held: u64,
     /// Hosts that get their own metric label; lower case.
     pub label: Vec<String>,
 }
@@ -296,6 +298,8 @@ pub enum Allow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
     pub url: Secret,
+    /// Above 0.
+    pub share: Ratio,
 }
 
 /// What is special about the requests of one place.
@@ -483,6 +487,13 @@ impl Config {
         Ok(admin)
     }
 
+    /// Where it is when nobody says so.
+    #[must_use]
+    pub fn default_admin() -> SocketAddr {
+        let admin = read::admin(Ok(None), &Sources::default());
+        admin.expect("nobody made a mistake")
+    }
+
     /// The configuration that this text alone makes: no environment, no flags.
     ///
     /// # Errors
@@ -557,6 +568,7 @@ impl Config {
                 .as_ref()
                 .map(|database| database.url.clone())
         };
+        let share = |config: &Config| config.database.as_ref().map(|database| database.share);
         [
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
@@ -568,6 +580,10 @@ impl Config {
             ("workers.processes", processes(self) != processes(new)),
             ("outbound.label", self.outbound.label != new.outbound.label),
             ("database.url", url(self) != url(new)),
+            (
+                "database.share",
+                url(self) == url(new) && share(self) != share(new),
+            ),
             (
                 "tracing.otlp_endpoint",
                 self.tracing.endpoint != new.tracing.endpoint,

@@ -85,9 +85,14 @@ pub(super) fn admin(
 ) -> Result<SocketAddr, Mistakes> {
     let (mut reader, _) = Reader::new(file, sources);
     let admin = reader.one("admin");
+    // A file that cannot be read might have said it, unless somebody has.
+    let said = reader.place("admin") != Place::Default;
     reader
         .mistakes
-        .retain(|mistake| mistake.key.as_deref().is_none_or(|key| key == "admin"));
+        .retain(|mistake| match mistake.key.as_deref() {
+            Some(key) => key == "admin",
+            None => !said,
+        });
     match reader.mistakes.is_empty() {
         true => Ok(admin),
         false => Err(Mistakes::new(reader.mistakes)),
@@ -139,7 +144,9 @@ impl Reader {
         mistakes.extend(unreadable);
         let environment = environment::read(&sources.env);
         mistakes.extend(environment.mistakes);
-        let telemetry = telemetry::read(&sources.env);
+        let endpoint = "tracing.otlp_endpoint";
+        let traced = layer.contains_key(endpoint) || environment.layer.contains_key(endpoint);
+        let telemetry = telemetry::read(&sources.env, traced);
         let mut warnings = environment.warnings;
         warnings.extend(telemetry.warnings);
 

@@ -15,7 +15,8 @@ use super::values::{
 };
 use super::{
     AccessLog, App, Bodies, Certificate, Clients, Compression, Config, Count, Database, Listen,
-    OtlpProtocol, Outbound, Recycle, Role, Secret, Slots, Source, Tls, Tracing, Upstream, Workers,
+    OtlpProtocol, Outbound, Ratio, Recycle, Role, Secret, Slots, Source, Tls, Tracing, Upstream,
+    Workers,
 };
 
 const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -89,10 +90,14 @@ impl Reader {
         if let Some(Source::Upstream(server)) = workers.as_ref().map(|it| &it.source) {
             self.check_beside(server);
         }
+        let allow = self.list("outbound.allow");
+        let timeout = self.one("outbound.timeout");
+        let max_response = self.one::<Size>("outbound.max_response").0;
         let outbound = Outbound {
-            allow: self.list("outbound.allow"),
-            timeout: self.one("outbound.timeout"),
-            max_response: self.one::<Size>("outbound.max_response").0,
+            allow,
+            timeout,
+            max_response,
+            max_held: slots.parked_bytes.max(max_response),
             label: self
                 .list("outbound.label")
                 .into_iter()
@@ -100,7 +105,12 @@ impl Reader {
                 .collect(),
         };
         let url: Option<Secret> = self.optional("database.url");
-        let database = url.map(|url| Database { url });
+        let share: Ratio = self.one("database.share");
+        if share.0 == 0.0 {
+            let what = "leaves no connection; write a number above 0";
+            self.blame("database.share", self.sentence("database.share", what));
+        }
+        let database = url.map(|url| Database { url, share });
         let types = self.list("compression.types").into_iter();
         let compression = Compression {
             algorithms: self.list("compression.algorithms"),
@@ -125,7 +135,7 @@ impl Reader {
         }
         if !admin.ip().is_loopback() {
             let text = format!(
-                "{admin} lets other hosts control the gateway; probes is enough for scrapers and kubelets"
+                "{admin} shows other hosts what requests there are; probes is enough for scrapers and kubelets"
             );
             let warning = Mistake::new(self.place("admin"), "admin", text);
             self.warnings.push(warning.to_string());

@@ -22,7 +22,9 @@ pub(super) struct Telemetry {
 #[derive(Clone, Copy)]
 struct Set<'v>(&'static str, &'v str);
 
-pub(super) fn read(variables: &[(OsString, OsString)]) -> Telemetry {
+/// `elsewhere`: another source names a collector. Unless somebody does, how to reach one is the application's
+/// alone.
+pub(super) fn read(variables: &[(OsString, OsString)], elsewhere: bool) -> Telemetry {
     let mut found = Telemetry::default();
     let set = |name: &'static str| {
         let (_, value) = variables.iter().find(|(variable, _)| variable == name)?;
@@ -40,31 +42,29 @@ pub(super) fn read(variables: &[(OsString, OsString)]) -> Telemetry {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
     );
-    let Some(endpoint) = endpoint.filter(|_| !off) else {
-        // Without it, the others are the application's alone.
-        found.name(set("OTEL_SERVICE_NAME"));
-        found.attributes(set("OTEL_RESOURCE_ATTRIBUTES"));
-        return found;
-    };
-    found.take::<HttpUrl>(
-        "tracing.otlp_endpoint",
-        endpoint,
-        vec![endpoint.1.to_owned()],
-    );
-    if let Some(protocol) = either(
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-        "OTEL_EXPORTER_OTLP_PROTOCOL",
-    ) {
-        found.take::<OtlpProtocol>("tracing.protocol", protocol, vec![protocol.1.to_owned()]);
+    // They are about the variables, not about what another source asks for.
+    let endpoint = endpoint.filter(|_| !off);
+    if let Some(endpoint) = endpoint {
+        let url = vec![endpoint.1.to_owned()];
+        found.take::<HttpUrl>("tracing.otlp_endpoint", endpoint, url);
     }
-    if let Some(headers) = either(
-        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-        "OTEL_EXPORTER_OTLP_HEADERS",
-    ) {
-        found.take::<SecretHeader>("tracing.headers", headers, pairs(headers.1));
-    }
-    if let Some(sampler) = set("OTEL_TRACES_SAMPLER") {
-        found.sampler(sampler, set("OTEL_TRACES_SAMPLER_ARG"));
+    if endpoint.is_some() || elsewhere {
+        if let Some(protocol) = either(
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+        ) {
+            let protocols = vec![protocol.1.to_owned()];
+            found.take::<OtlpProtocol>("tracing.protocol", protocol, protocols);
+        }
+        if let Some(headers) = either(
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ) {
+            found.take::<SecretHeader>("tracing.headers", headers, pairs(headers.1));
+        }
+        if let Some(sampler) = set("OTEL_TRACES_SAMPLER") {
+            found.sampler(sampler, set("OTEL_TRACES_SAMPLER_ARG"));
+        }
     }
     found.name(set("OTEL_SERVICE_NAME"));
     found.attributes(set("OTEL_RESOURCE_ATTRIBUTES"));
@@ -254,6 +254,39 @@ mod tests {
         let mut all = all.to_vec();
         all.push(("LAYBY_TRACING_SAMPLE", "0.5"));
         assert_eq!(loaded(file, &all).config.tracing.sample, Ratio(0.5));
+    }
+
+    #[test]
+    fn each_variable_counts_wherever_the_collector_is_named() {
+        let about = [
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                "http://the-applications:4318",
+            ),
+            ("OTEL_TRACES_EXPORTER", "none"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=7f3a"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_TRACES_SAMPLER", "traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ];
+        let file = "tracing.otlp_endpoint = \"http://otel:4318\"";
+        for variables in [&about[..], &about[2..]] {
+            let read = tracing(file, variables);
+            let endpoint = read.endpoint.expect("the file has it");
+            assert_eq!(endpoint.as_str(), "http://otel:4318/");
+            assert_eq!(read.headers.len(), 1, "{:?}", read.headers);
+            assert_eq!(read.protocol, OtlpProtocol::Grpc);
+            assert_eq!(read.sample, Ratio(0.25));
+        }
+        let mut named = about[2..].to_vec();
+        named.push(("LAYBY_TRACING_OTLP_ENDPOINT", "http://otel:4318"));
+        assert_eq!(tracing("", &named).headers.len(), 1);
+
+        // Nobody traces: what only the application can make sense of is no news.
+        let others = [("OTEL_TRACES_SAMPLER", "jaeger_remote")];
+        let quiet = loaded("workers.app = \"a\"", &others);
+        assert!(quiet.warnings.is_empty(), "{:?}", quiet.warnings);
+        assert!(tracing("", &about[2..]).headers.is_empty());
     }
 
     #[test]

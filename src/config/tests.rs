@@ -55,6 +55,7 @@ fn beside(key: &Key) -> &'static str {
     match key.name {
         "workers.app" | "workers.link" | "workers.upstream" => "",
         "tls.listen" => "\nworkers.app = \"base\"\ntls.cert = \"cert\"\ntls.key = \"key\"",
+        "database.share" => "\nworkers.app = \"base\"\ndatabase.url = \"postgres://db/shop\"",
         _ => "\nworkers.app = \"base\"",
     }
 }
@@ -154,10 +155,12 @@ fn the_sample_of_the_contract_is_valid() {
             allow: vec![Allow::Public],
             timeout: Duration::from_secs(30),
             max_response: 32 << 20,
+            max_held: 1 << 30,
             label: vec!["api.stripe.com".to_owned()],
         },
         database: Some(Database {
             url: Secret("postgres://shop:hunter2@db/shop".to_owned()),
+            share: Ratio(1.0),
         }),
         access_log: AccessLog {
             format: AccessFormat::Off,
@@ -819,7 +822,7 @@ fn an_admin_listener_that_others_reach_is_a_warning() {
     assert_eq!(
         loaded.expect("valid").warnings,
         [
-            "layby.toml:1: admin: 0.0.0.0:9180 lets other hosts control the gateway; \
+            "layby.toml:1: admin: 0.0.0.0:9180 shows other hosts what requests there are; \
              probes is enough for scrapers and kubelets"
         ]
     );
@@ -1248,12 +1251,30 @@ fn a_syntax_error_hides_little_but_its_own_line() {
     );
     assert_eq!(
         mistakes("workers.app = \"a\"\n[database]\nurl = postgres://shop:hunter2@db/shop"),
-        "layby.toml:3: database.url: postgres://***@db/shop has no quotes; write \"postgres://***@db/shop\""
+        "layby.toml:3: database.url: the value has no quotes; write it in quotes"
     );
     assert_eq!(
         mistakes("workers.app = \"a\"\nmax_body = 1\nmax_body = 2"),
         "layby.toml:3: not TOML: duplicate key"
     );
+}
+
+#[test]
+fn what_may_be_a_secret_is_not_shown_for_a_line_that_is_not_toml() {
+    for line in [
+        "tracing.headers = x-api-key: hunter2",
+        "[tracing]\nheaders = x-api-key: hunter2",
+        "[tracing]\nheaders = [x-api-key: hunter2]",
+        "[tracing]\nheader = x-api-key: hunter2",
+        "[database]\nurl = postgresql:/u:hunter2@host/db",
+        "[database]\nurll = postgresql:/u:hunter2@host/db",
+        "[database]\nurl =\n  postgres://u:hunter2@host/db?sslmode=require",
+        "database.url = host=db password=hunter2",
+    ] {
+        let said = mistakes(&format!("workers.app = \"a\"\n{line}"));
+        assert!(said.contains("layby.toml:"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
 }
 
 #[test]
@@ -1349,6 +1370,22 @@ fn the_start_up_log_has_a_line_for_each_section() {
 }
 
 #[test]
+fn a_share_of_the_database_is_more_than_nothing() {
+    let text = |share: &str| {
+        format!("workers.app = \"a\"\n[database]\nurl = \"postgres://db/shop\"\nshare = {share}")
+    };
+    let loaded = Config::from_toml(&text("0.25")).expect("valid");
+    let database = loaded.config.database.expect("it has one");
+    assert_eq!(database.share, Ratio(0.25));
+    assert_eq!(
+        mistakes(&text("0")),
+        "layby.toml:4: database.share: 0 leaves no connection; write a number above 0"
+    );
+    let of_four = mistakes(&text("\"1/4\""));
+    assert!(of_four.contains("is not a number from 0 to 1"), "{of_four}");
+}
+
+#[test]
 fn an_upstream_elsewhere_may_have_the_gateways_port() {
     let text = "listen = \"0.0.0.0:8000\"\nworkers.upstream = \"http://10.0.0.7:8000\"";
     Config::from_toml(text).expect("valid");
@@ -1365,6 +1402,18 @@ fn what_a_syntax_error_may_hide_is_not_said_to_be_missing() {
         mistakes(text),
         "layby.toml:2: not TOML: unclosed table, expected `]`"
     );
+}
+
+#[test]
+fn responses_on_their_way_in_have_as_much_room_as_parked_requests_and_one_always_fits() {
+    let held = |keys: &str| {
+        let config = Config::from_toml(&format!("workers.app = \"a\"\n{keys}"));
+        config.expect("valid").config.outbound.max_held
+    };
+    assert_eq!(held(""), 1 << 30);
+    assert_eq!(held("slots.parked_bytes = \"96MiB\""), 96 << 20);
+    let small = "slots.parked_bytes = \"1MiB\"\noutbound.max_response = \"8MiB\"";
+    assert_eq!(held(small), 8 << 20);
 }
 
 #[test]

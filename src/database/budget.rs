@@ -3,11 +3,15 @@
 use std::fmt;
 
 use super::BudgetError;
+use crate::config::Ratio;
 
 /// More slots than this per core help nobody: with a tenth of a step spent in Python and
 /// the rest in the database, ten already keep a core busy. Whoever knows better gives a
 /// number instead of `auto`.
 const SLOTS_PER_CORE: u32 = 16;
+
+/// A gateway that has the database to itself.
+const WHOLE: Ratio = Ratio(1.0);
 
 /// What the head-room is at least: one for a migration or a shell, one for monitoring.
 const LEAST_HEADROOM: u32 = 2;
@@ -34,11 +38,22 @@ pub struct Limits {
 pub struct Budget {
     limits: Limits,
     cores: u32,
+    share: Ratio,
 }
 
 impl Budget {
     pub fn new(limits: Limits, cores: u32) -> Self {
-        Self { limits, cores }
+        Self {
+            limits,
+            cores,
+            share: WHOLE,
+        }
+    }
+
+    /// The part of one gateway among several that share the database.
+    #[must_use]
+    pub fn shared(self, share: Ratio) -> Self {
+        Self { share, ..self }
     }
 
     /// The slots of `slots.count = "auto"`.
@@ -46,7 +61,7 @@ impl Budget {
     /// # Errors
     /// [`BudgetError::NothingLeft`] if the head-room takes all.
     pub fn slots(&self) -> Result<u16, BudgetError> {
-        let slots = self.left().min(self.useful());
+        let slots = self.ours().min(self.useful());
         match u16::try_from(slots).unwrap_or(u16::MAX) {
             0 => Err(BudgetError::NothingLeft(self.clone())),
             slots => Ok(slots),
@@ -57,12 +72,15 @@ impl Budget {
     pub fn check_fixed(&self, slots: u16) -> Option<String> {
         let slots = u32::from(slots);
         let allowed = self.allowed();
+        let ours = self.ours();
         let free = self.server().saturating_sub(self.limits.in_use);
         let wrong = if slots > allowed {
             format!("the database allows {allowed} connections and refuses more")
         } else if slots > self.left() {
             let left = allowed - slots;
             format!("that leaves {left} for migrations, shells and monitoring")
+        } else if slots > ours {
+            format!("this gateway's share is {ours}")
         } else if slots > free {
             let used = self.limits.in_use;
             format!("others (or replicas) use {used} connections now and only {free} are free")
@@ -101,6 +119,12 @@ impl Budget {
         self.allowed().saturating_sub(self.headroom())
     }
 
+    /// This gateway's part of that.
+    fn ours(&self) -> u32 {
+        // 0.29 of 100 is 29, whatever floating point makes of it.
+        (f64::from(self.left()) * self.share.0 + 1e-6) as u32
+    }
+
     fn useful(&self) -> u32 {
         self.cores.saturating_mul(SLOTS_PER_CORE)
     }
@@ -117,7 +141,8 @@ impl Budget {
     }
 
     /// `max_connections 100 − reserved 3 − head-room 10 = 87`, or with limits of role or
-    /// database `max_connections 100 − reserved 3 = 97; role shop: 20; 20 − head-room 2 = 18`.
+    /// database `max_connections 100 − reserved 3 = 97; role shop: 20; 20 − head-room 2 = 18`. With a
+    /// share, and what that comes to: `; share 0.25 = 21`.
     fn sum(&self) -> String {
         let Limits {
             max_connections,
@@ -125,16 +150,20 @@ impl Budget {
             ..
         } = self.limits;
         let (headroom, left) = (self.headroom(), self.left());
+        let share = match self.share {
+            WHOLE => String::new(),
+            Ratio(part) => format!("; share {part} = {}", self.ours()),
+        };
         let server = format!("max_connections {max_connections} − reserved {reserved}");
         let own: Vec<String> = self
             .own_limits()
             .map(|(kind, name, limit)| format!("{kind} {name}: {limit}"))
             .collect();
         if own.is_empty() {
-            return format!("{server} − head-room {headroom} = {left}");
+            return format!("{server} − head-room {headroom} = {left}{share}");
         }
         format!(
-            "{server} = {}; {}; {} − head-room {headroom} = {left}",
+            "{server} = {}; {}; {} − head-room {headroom} = {left}{share}",
             self.server(),
             own.join("; "),
             self.allowed(),
@@ -146,7 +175,7 @@ impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.sum())?;
         let (cores, useful) = (self.cores, self.useful());
-        if self.left() > useful {
+        if self.ours() > useful {
             writeln!(f, "at most {SLOTS_PER_CORE} × {cores} cores = {useful}")?;
         }
         write!(f, "in use by others now: {}", self.limits.in_use)
@@ -229,6 +258,37 @@ mod tests {
         let budget = Budget::new(limits, 2);
         assert_eq!(budget.slots().expect("something is left"), 32);
         assert!(budget.to_string().contains("\nat most 16 × 2 cores = 32\n"));
+    }
+
+    #[test]
+    fn gateways_that_share_a_database_take_no_more_together_than_there_is() {
+        let whole = budget(limits());
+        let share = |part| whole.clone().shared(Ratio(part));
+        let slots = |part| share(part).slots().expect("something is left");
+        assert_eq!(slots(1.0), 87);
+        assert_eq!((slots(0.5), slots(0.25)), (43, 21));
+        assert_eq!(slots(0.333), 28);
+        let hundred = Limits {
+            max_connections: 112,
+            reserved: 0,
+            ..limits()
+        };
+        let exact = budget(hundred).shared(Ratio(0.29));
+        assert_eq!(exact.slots().expect("something is left"), 29);
+        assert_eq!(
+            share(0.25).to_string(),
+            "max_connections 100 − reserved 3 − head-room 10 = 87; share 0.25 = 21\n\
+             in use by others now: 12"
+        );
+
+        assert_eq!(share(0.25).check_fixed(21), None);
+        let over = share(0.25).check_fixed(22).expect("more than its share");
+        assert!(
+            over.contains("slots.count is 22, but this gateway's share is 21"),
+            "{over}"
+        );
+        let none = share(0.01).slots().expect_err("it rounds to nothing");
+        assert!(none.to_string().contains("share 0.01 = 0"), "{none}");
     }
 
     #[test]

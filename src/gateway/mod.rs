@@ -335,7 +335,7 @@ impl Gateway {
         let started = Tracer::start(&config.tracing, &metrics).map_err(cannot("trace"))?;
         let (tracer, exporter) = started.unzip();
         let limits = limits(&config);
-        let slots = Slots::new(count, limits.clone(), metrics.clone());
+        let slots = Slots::new(count, limits.clone(), &metrics);
         let limits = Arc::new(RwLock::new(limits));
         let outbound = Outbound::start(
             &config.outbound,

@@ -7,7 +7,10 @@ use crate::database;
 /// When the database is to decide and cannot be asked; the text says what to do.
 pub async fn slots(config: &Config) -> Result<u16, String> {
     let budget = match &config.database {
-        Some(database) => Some(database::budget(&database.url).await),
+        Some(database) => {
+            let whole = database::budget(&database.url).await;
+            Some(whole.map(|whole| whole.shared(database.share)))
+        }
         None => None,
     };
     match (config.slots.count, budget) {

@@ -85,9 +85,9 @@ impl Upstreams {
         config: &Config,
         limits: &Limits,
     ) -> Arc<Upstream> {
-        let metrics = self.parts.metrics.clone();
+        let metrics = &self.parts.metrics;
         let pool = metrics.upstream_pool(&named.server.to_string());
-        let slots = Slots::counted(named.connections, limits.clone(), metrics, pool);
+        let slots = Slots::counted(named.connections, limits.clone(), pool);
         let parts = self.parts.clone();
         Upstream::start(named.server.clone(), slots, parts, terms(config), false)
     }

@@ -47,6 +47,11 @@ pub const UPSTREAM_QUEUE_LENGTH: Family = gauge(
     &[UPSTREAM],
     "Requests waiting for a connection to the upstream of a `[[route]]`",
 );
+pub const UPSTREAM_REQUESTS_SHED: Family = counter(
+    "layby_upstream_requests_shed_total",
+    &[UPSTREAM, of("reason", ShedReason::MEANINGS)],
+    "Requests for the upstream of a `[[route]]` refused because of load; `layby_requests_shed_total` does not count them",
+);
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
     &[],
@@ -93,7 +98,8 @@ pub const REQUESTS: Family = counter(
         of("method", MethodLabel::MEANINGS),
         open(
             "status",
-            "the code of the answer, 499 if the client left before it; `other` outside 100 to 599",
+            "the code of the answer, 499 if the client left before it; `other` outside 100 to 599. 499, 500, 502, 503 \
+             and 504 to GET, POST, PUT, PATCH and DELETE are there from the start, the others from their first time",
         ),
         open("class", "`1xx` to `5xx`; `other` outside"),
     ],
@@ -117,7 +123,12 @@ pub const QUEUE_WAIT_SECONDS: Family = histogram(
 pub const SLOT_BUSY_SECONDS: Family = histogram(
     "layby_slot_busy_seconds",
     &[],
-    "Time that one step held its slot",
+    "Time that one step held its slot, once it has ended or was killed",
+);
+pub const SLOTS_BUSY_SECONDS: Family = counter(
+    "layby_slots_busy_seconds_total",
+    &[],
+    "Seconds that slots worked, all slots together: steps that still go on are in it, overdue ones too",
 );
 pub const PARK_SECONDS: Family = histogram(
     "layby_park_seconds",
@@ -127,7 +138,7 @@ pub const PARK_SECONDS: Family = histogram(
 pub const REQUESTS_SHED: Family = counter(
     "layby_requests_shed_total",
     &[of("reason", ShedReason::MEANINGS)],
-    "Requests refused because of load, before any work",
+    "Requests for slots refused because of load, before any work",
 );
 pub const REQUESTS_CANCELLED: Family = counter(
     "layby_requests_cancelled_total",
@@ -157,7 +168,7 @@ pub const FETCHES: Family = counter(
 pub const FETCH_SECONDS: Family = histogram(
     "layby_fetch_seconds",
     &[ORIGIN],
-    "Time of a fetch, from its start to the last byte of the response, redirects included",
+    "Time of a fetch, from its start to the last byte of the response, or of a relay to its head; redirects included",
 );
 pub const LEFTOVER_FETCHES: Family = counter(
     "layby_leftover_fetches_total",
@@ -256,6 +267,7 @@ pub const ALL: &[Family] = &[
     PARKED_REQUESTS,
     UPSTREAM_SLOTS,
     UPSTREAM_QUEUE_LENGTH,
+    UPSTREAM_REQUESTS_SHED,
     WAITING_IN_PLACE,
     CONNECTIONS,
     CONNECTIONS_REFUSED,
@@ -269,6 +281,7 @@ pub const ALL: &[Family] = &[
     REQUEST_PHASE_SECONDS,
     QUEUE_WAIT_SECONDS,
     SLOT_BUSY_SECONDS,
+    SLOTS_BUSY_SECONDS,
     PARK_SECONDS,
     REQUESTS_SHED,
     REQUESTS_CANCELLED,

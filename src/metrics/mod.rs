@@ -9,20 +9,23 @@ pub mod families;
 mod labels;
 mod pool;
 mod process;
+mod work;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::Method;
 use prometheus::{
-    Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+    Counter, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
 use families::PerLabel;
 use labels::{MethodLabel, SlotState};
 use process::Process;
+use work::Work;
 
 pub use pool::Pool;
 
@@ -40,6 +43,16 @@ const OTHER: &str = "other";
 /// Status codes with a label value of their own; the rest share one.
 const STATUSES: std::ops::Range<u16> = 100..600;
 
+/// Requests to applications, and answers that say of trouble there or here.
+const WATCHED_METHODS: [MethodLabel; 5] = [
+    MethodLabel::Get,
+    MethodLabel::Post,
+    MethodLabel::Put,
+    MethodLabel::Patch,
+    MethodLabel::Delete,
+];
+const WATCHED_STATUSES: [u16; 5] = [499, 500, 502, 503, 504];
+
 /// All metrics of one gateway. Clones count into the same series.
 #[derive(Clone)]
 pub struct Metrics(Arc<Series>);
@@ -55,6 +68,7 @@ struct Series {
     parked_requests: IntGauge,
     upstream_slots: IntGaugeVec,
     upstream_queue_length: IntGaugeVec,
+    upstream_requests_shed: IntCounterVec,
     waiting_in_place: IntGauge,
     spool_bytes: IntGauge,
     spool_limit_bytes: IntGauge,
@@ -68,6 +82,8 @@ struct Series {
     request_phase_seconds: PerLabel<Stage, Histogram>,
     queue_wait_seconds: Histogram,
     slot_busy_seconds: Histogram,
+    work: Mutex<Work>,
+    slots_busy_seconds: Counter,
     park_seconds: Histogram,
     requests_shed: PerLabel<ShedReason, IntCounter>,
     requests_cancelled: PerLabel<CancelPhase, IntCounter>,
@@ -139,6 +155,7 @@ impl Metrics {
             parked_requests: families::PARKED_REQUESTS.int_gauge(&registry),
             upstream_slots: families::UPSTREAM_SLOTS.int_gauges(&registry),
             upstream_queue_length: families::UPSTREAM_QUEUE_LENGTH.int_gauges(&registry),
+            upstream_requests_shed: families::UPSTREAM_REQUESTS_SHED.int_counters(&registry),
             waiting_in_place: families::WAITING_IN_PLACE.int_gauge(&registry),
             spool_bytes: families::SPOOL_BYTES.int_gauge(&registry),
             spool_limit_bytes: families::SPOOL_LIMIT_BYTES.int_gauge(&registry),
@@ -149,6 +166,8 @@ impl Metrics {
             request_phase_seconds: PerLabel::new(|phase| phases.with_label_values(&[phase])),
             queue_wait_seconds: families::QUEUE_WAIT_SECONDS.histogram(&registry),
             slot_busy_seconds: families::SLOT_BUSY_SECONDS.histogram(&registry),
+            work: Mutex::new(Work::new(Instant::now())),
+            slots_busy_seconds: families::SLOTS_BUSY_SECONDS.counter(&registry),
             park_seconds: families::PARK_SECONDS.histogram(&registry),
             requests_shed: families::REQUESTS_SHED.per_label(&registry),
             requests_cancelled: families::REQUESTS_CANCELLED.per_label(&registry),
@@ -176,6 +195,11 @@ impl Metrics {
     /// How many slots are in which state now.
     pub fn slots(&self, idle: u16, busy: u16, lost: u16) {
         self.0.slots.set(idle, busy, lost);
+    }
+
+    /// How many of them work now, overdue or not.
+    pub fn working(&self, slots: usize) {
+        self.0.work().changes(slots, Instant::now());
     }
 
     pub fn queue_length(&self, jobs: usize) {
@@ -348,6 +372,9 @@ impl Metrics {
         }
         drop(refresh);
         self.0.slots.refresh();
+        let worked = self.0.work().until(Instant::now()).as_secs_f64();
+        let busy = &self.0.slots_busy_seconds;
+        busy.inc_by((worked - busy.get()).max(0.0));
         TextEncoder::new()
             .encode_to_string(&self.0.registry.gather())
             .expect("a family with a valid name and a String to write to cannot fail")
@@ -355,6 +382,12 @@ impl Metrics {
 }
 
 impl Series {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work
+            .lock()
+            .expect("no code that holds this lock panics")
+    }
+
     fn origin(&self, host: &str) -> &Origin {
         self.origins.get(host).unwrap_or(&self.other_origin)
     }
@@ -406,8 +439,14 @@ impl Requests {
             family: families::REQUESTS.int_counters(registry),
             handles: (0..places).map(|_| OnceLock::new()).collect(),
         };
-        // One series from the start, so that the family is on the first page.
+        // So that the family is on the first page.
         requests.of(MethodLabel::Get, 200);
+        // What alerts go by: a rate sees nothing of a series that begins at 1.
+        for method in WATCHED_METHODS {
+            for status in WATCHED_STATUSES {
+                requests.of(method, status);
+            }
+        }
         requests
     }
 
@@ -481,6 +520,9 @@ mod tests {
             "layby_fetches_total{origin=\"other\",outcome=\"ok\"}",
             "layby_fetch_seconds_count{origin=\"pay.example\"}",
             "layby_requests_total{class=\"2xx\",method=\"GET\",status=\"200\"}",
+            "layby_requests_total{class=\"5xx\",method=\"POST\",status=\"503\"}",
+            "layby_requests_total{class=\"4xx\",method=\"DELETE\",status=\"499\"}",
+            "layby_slots_busy_seconds_total",
         ] {
             assert_eq!(value(&metrics, series), Some(0.0), "{series}");
         }
@@ -558,6 +600,18 @@ mod tests {
             (slots("idle"), slots("busy"), slots("lost")),
             (Some(1.0), Some(65535.0), Some(3.0))
         );
+    }
+
+    #[test]
+    fn slots_that_work_are_counted_before_they_are_done() {
+        let metrics = metrics();
+        metrics.main_pool().working(2);
+        let seconds = || value(&metrics, "layby_slots_busy_seconds_total").expect("it is there");
+        let first = seconds();
+        assert!(seconds() > first);
+        metrics.main_pool().working(0);
+        let last = seconds();
+        assert_eq!(seconds(), last);
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! Where a pool of slots is counted: the main one, or that of a route's upstream.
 //!
-//! The gauges of the main one size the gateway, so nothing else may add to them. An upstream's are labelled
+//! What is counted of the main one sizes the gateway, so nothing else may add to it. An upstream's are labelled
 //! with its address; while a reload replaces its pool there are two, which add up.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntGauge};
 
 use super::families::PerLabel;
-use super::labels::SlotState;
+use super::labels::{ShedReason, SlotState};
 use super::{Metrics, gauge_value};
 
 #[derive(Debug)]
@@ -21,6 +21,7 @@ enum Place {
     Upstream {
         slots: PerLabel<SlotState, Share>,
         queue_length: Share,
+        requests_shed: PerLabel<ShedReason, IntCounter>,
     },
 }
 
@@ -41,9 +42,11 @@ impl Metrics {
         let series = &self.0;
         let slots = |state| series.upstream_slots.with_label_values(&[upstream, state]);
         let queue_length = series.upstream_queue_length.with_label_values(&[upstream]);
+        let shed = &series.upstream_requests_shed;
         Pool(Place::Upstream {
             slots: PerLabel::new(|state| Share::of(slots(state))),
             queue_length: Share::of(queue_length),
+            requests_shed: PerLabel::new(|reason| shed.with_label_values(&[upstream, reason])),
         })
     }
 }
@@ -61,6 +64,13 @@ impl Pool {
         }
     }
 
+    /// How many slots work now, overdue or not. What an upstream's do is its own affair.
+    pub fn working(&self, slots: usize) {
+        if let Place::Main(metrics) = &self.0 {
+            metrics.working(slots);
+        }
+    }
+
     pub fn queue_length(&self, jobs: usize) {
         match &self.0 {
             Place::Main(metrics) => metrics.queue_length(jobs),
@@ -72,6 +82,14 @@ impl Pool {
     pub fn parked_requests(&self, requests: usize) {
         if let Place::Main(metrics) = &self.0 {
             metrics.parked_requests(requests);
+        }
+    }
+
+    /// A request was refused because of load.
+    pub fn shed(&self, reason: ShedReason) {
+        match &self.0 {
+            Place::Main(metrics) => metrics.shed(reason),
+            Place::Upstream { requests_shed, .. } => requests_shed.of(reason).inc(),
         }
     }
 
@@ -130,7 +148,13 @@ mod tests {
         shown("layby_slots{state=\"busy\"} 0");
         old.slots(0, 2, 0);
         shown("layby_upstream_slots{state=\"busy\",upstream=\"http://a:80\"} 3");
+        old.shed(ShedReason::QueueFull);
+        new.shed(ShedReason::QueueFull);
+        shown("layby_requests_shed_total{reason=\"queue_full\"} 0");
         drop((old, new));
+        shown(
+            "layby_upstream_requests_shed_total{reason=\"queue_full\",upstream=\"http://a:80\"} 2",
+        );
         shown("layby_upstream_slots{state=\"idle\",upstream=\"http://a:80\"} 0");
         shown("layby_upstream_queue_length{upstream=\"http://a:80\"} 0");
     }

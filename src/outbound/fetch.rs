@@ -21,16 +21,15 @@ use super::redirect::{self, Hop, is_redirect};
 use super::settings::Settings;
 use crate::plan::{FailureKind, Fetch, Outcome, Phase, Response};
 
-/// Bytes of responses on their way into results, over all plans of the process. What
-/// would come on top fails as too large; without a bound the kernel would pick a victim.
-const HELD: u64 = 1 << 30;
-
 /// Room for a body of a known length that is made before its first byte is in.
 const TRUSTED_LENGTH: u64 = 64 << 10;
 
-/// What one plan has of [`HELD`]. Dropping it gives it back.
+/// What one plan has of the bytes of responses on their way into results, over all plans of the process.
+/// What would come on top of the most fails as too large; without a bound the kernel would pick a victim.
+/// Dropping it gives it back.
 pub(super) struct Share<'t> {
     held: &'t AtomicU64,
+    most: u64,
     mine: AtomicU64,
 }
 
@@ -234,14 +233,14 @@ fn vet(url: &mut Url, policy: &Policy, phase: Phase) -> Result<(), Fault> {
 }
 
 impl<'t> Share<'t> {
-    pub(super) fn of(held: &'t AtomicU64) -> Self {
+    pub(super) fn of(held: &'t AtomicU64, most: u64) -> Self {
         let mine = AtomicU64::new(0);
-        Self { held, mine }
+        Self { held, most, mine }
     }
 
     fn take(&self, bytes: u64) -> bool {
         self.mine.fetch_add(bytes, Relaxed);
-        self.held.fetch_add(bytes, Relaxed) + bytes <= HELD
+        self.held.fetch_add(bytes, Relaxed) + bytes <= self.most
     }
 }
 
@@ -258,9 +257,9 @@ mod tests {
     #[test]
     fn plans_share_a_bound_on_bytes_and_give_back_their_part() {
         let held = AtomicU64::new(0);
-        let other = Share::of(&held);
-        assert!(other.take(HELD - 10));
-        let share = Share::of(&held);
+        let other = Share::of(&held, 1000);
+        assert!(other.take(990));
+        let share = Share::of(&held, 1000);
         assert!(share.take(10));
         assert!(!share.take(1));
         drop(share);

@@ -68,8 +68,8 @@ impl Relaying {
         let host = hop.as_ref().ok().and_then(|hop| hop.url.host_str());
         let label = settings.label(host);
         shared.metrics.fetch_begun(label);
-        let count = |outcome, end| {
-            let seconds = started.elapsed().as_secs_f64();
+        let count = |outcome, end, took: Duration| {
+            let seconds = took.as_secs_f64();
             shared.metrics.fetch_ended(label, outcome, seconds);
             if let Some(span) = &fetch.span {
                 span.ended(&fetch, started.into_std(), end);
@@ -78,14 +78,19 @@ impl Relaying {
 
         let responded = tokio::select! {
             biased;
-            () = reply.closed() => return count(FetchOutcome::Aborted, FetchEnd::Aborted),
+            () = reply.closed() => {
+                return count(FetchOutcome::Aborted, FetchEnd::Aborted, started.elapsed());
+            }
             responded = head(&fetch, hop, &settings, until) => responded,
         };
+        // Counted as the origin's: what follows lasts as long as there is something to tell, and as long as
+        // the client takes to read it.
+        let took = started.elapsed();
         let mut response = match responded {
             Ok(response) => response,
             Err(failure) => {
                 let end = FetchEnd::Failed(failure.kind.as_str());
-                count(counted_failure(failure.kind), end);
+                count(counted_failure(failure.kind), end, took);
                 // Nobody may wait any more.
                 let _ = reply.send(Err(failure));
                 return;
@@ -102,7 +107,7 @@ impl Relaying {
             end,
         };
         if reply.send(Ok(relayed)).is_err() {
-            return count(FetchOutcome::Aborted, FetchEnd::Aborted);
+            return count(FetchOutcome::Aborted, FetchEnd::Aborted, took);
         }
         let mut captured = Capture::new(capture);
         let passed = pass(response, writer, &mut captured, patience).await;
@@ -120,7 +125,7 @@ impl Relaying {
                 (counted_failure(fault.kind), end)
             }
         };
-        count(outcome, end);
+        count(outcome, end, took);
         // The request may be gone with the gateway.
         let _ = ended.send(Captured {
             status: Some(status),

@@ -76,7 +76,7 @@ impl Run {
             return;
         }
         let started = Instant::now();
-        let share = Share::of(&shared.held);
+        let share = Share::of(&shared.held, settings.max_held);
         let mut joining = Joining::new(&plan.root);
         let mut waits = Waits::new(&*shared.metrics, started);
         let mut running = FuturesUnordered::new();
@@ -262,11 +262,12 @@ mod tests {
             allow: vec![Allow::Public],
             timeout: Duration::from_secs(1),
             max_response: 0,
+            max_held: 0,
             label: Vec::new(),
         };
         let settings = Settings::new(&config, resolve::system()).expect("good settings");
         let held = AtomicU64::new(0);
-        let share = Share::of(&held);
+        let share = Share::of(&held, 0);
         let fetch = Fetch {
             method: Method::GET,
             url: "http://a.example/".to_owned(),

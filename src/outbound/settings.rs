@@ -20,6 +20,8 @@ pub(super) struct Settings {
     /// Of a fetch that has none of its own.
     pub(super) timeout: Duration,
     pub(super) max_response: u64,
+    /// Over all plans.
+    pub(super) max_held: u64,
     labels: HashSet<String>,
 }
 
@@ -33,6 +35,7 @@ impl Settings {
             policy,
             timeout: config.timeout,
             max_response: config.max_response,
+            max_held: config.max_held,
             labels: config.label.iter().cloned().collect(),
         })
     }

@@ -103,7 +103,6 @@ struct Inner<J, S> {
 #[derive(Debug)]
 pub struct Slots<J, S> {
     inner: Mutex<Inner<J, S>>,
-    metrics: Metrics,
     pool: Pool,
 }
 
@@ -112,20 +111,18 @@ pub const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 impl<J, S> Slots<J, S> {
     /// The slots of the whole gateway.
-    pub fn new(count: u16, limits: Limits, metrics: Metrics) -> Arc<Self> {
-        let pool = metrics.main_pool();
-        Self::counted(count, limits, metrics, pool)
+    pub fn new(count: u16, limits: Limits, metrics: &Metrics) -> Arc<Self> {
+        Self::counted(count, limits, metrics.main_pool())
     }
 
     /// Slots that are counted in this place.
-    pub fn counted(count: u16, limits: Limits, metrics: Metrics, pool: Pool) -> Arc<Self> {
+    pub fn counted(count: u16, limits: Limits, pool: Pool) -> Arc<Self> {
         let ports = (0..count).map(|_| None).collect();
         let slots = Self {
             inner: Mutex::new(Inner {
                 scheduler: Scheduler::new(count, limits),
                 ports,
             }),
-            metrics,
             pool,
         };
         slots.publish(&slots.lock());
@@ -154,7 +151,7 @@ impl<J, S> Slots<J, S> {
                 Ok((id, turn))
             }
             Err((_, shed)) => {
-                self.metrics.shed(shed.into());
+                self.pool.shed(shed.into());
                 Err(shed)
             }
         }
@@ -272,7 +269,7 @@ impl<J, S> Slots<J, S> {
     }
 
     fn shed(&self, ticket: Ticket<J, S>, shed: Shed) {
-        self.metrics.shed(shed.into());
+        self.pool.shed(shed.into());
         // A request that no longer listens has been answered otherwise.
         let _ = ticket.reply.send(Err(NoTurn::Shed(shed)));
     }
@@ -390,6 +387,7 @@ impl<J, S> Slots<J, S> {
     fn publish(&self, inner: &Inner<J, S>) {
         let Count { idle, busy, lost } = inner.scheduler.count();
         self.pool.slots(idle, busy, lost);
+        self.pool.working(inner.scheduler.working());
         self.pool.queue_length(inner.scheduler.queued());
         self.pool.parked_requests(inner.scheduler.parked_now());
     }

@@ -878,6 +878,12 @@ impl<J> Scheduler<J> {
         count
     }
 
+    /// Slots that run something, overdue or not.
+    pub fn working(&self) -> usize {
+        let all: usize = self.processes.values().map(|process| process.slots).sum();
+        all - self.idle.len()
+    }
+
     pub fn queued(&self) -> usize {
         self.queue.len()
     }

@@ -600,6 +600,7 @@ impl Model {
         );
         let busy = self.busy();
         assert_eq!(usize::from(count.idle), self.slots.len() - busy.len());
+        assert_eq!(self.scheduler.working(), busy.len());
         assert_eq!(self.scheduler.queued(), self.queue.len());
         assert_eq!(
             self.scheduler.requests(),
@@ -1054,7 +1055,7 @@ fn an_overdue_slot_counts_as_lost_until_it_is_ready() {
 /// A slot that is taken back while a resume is on its way to it must neither drop that one nor get another.
 #[test]
 fn a_slot_that_is_closed_loses_no_job() {
-    let slots = Slots::<&str, ()>::new(1, roomy(), Metrics::new(&[]));
+    let slots = Slots::<&str, ()>::new(1, roomy(), &Metrics::new(&[]));
     slots.add_process(ProcessId(1));
     let mut port = slots.open(SlotId(0), ProcessId(1));
     let (_, _turn) = slots.submit("on its way", 0).expect("there is room");
@@ -1071,10 +1072,29 @@ fn a_slot_that_is_closed_loses_no_job() {
     assert_eq!(slots.withdraw(late), Some("late"), "it waits in the queue");
 }
 
+/// Its sheds would size the gateway's own slots.
+#[test]
+fn what_an_upstream_sheds_is_counted_apart() {
+    let metrics = Metrics::new(&[]);
+    let none = Limits {
+        queue: 0,
+        ..roomy()
+    };
+    let pool = metrics.upstream_pool("http://a:80");
+    let slots = Slots::<&str, ()>::counted(1, none, pool);
+    let refused = slots.submit("nowhere to wait", 0);
+    assert_eq!(refused.expect_err("there is no slot"), Shed::QueueFull);
+    let page = metrics.render();
+    let counted =
+        "layby_upstream_requests_shed_total{reason=\"queue_full\",upstream=\"http://a:80\"} 1";
+    assert!(page.contains(counted), "{page}");
+    assert!(page.contains("layby_requests_shed_total{reason=\"queue_full\"} 0"));
+}
+
 /// Its worker died before it was looked at.
 #[tokio::test]
 async fn a_job_that_never_left_the_gateway_goes_to_another_worker() {
-    let slots = Slots::<&str, ()>::new(2, roomy(), Metrics::new(&[]));
+    let slots = Slots::<&str, ()>::new(2, roomy(), &Metrics::new(&[]));
     slots.add_process(ProcessId(1));
     let port = slots.open(SlotId(0), ProcessId(1));
     let (id, mut turn) = slots.submit("first", 0).expect("there is room");
@@ -1096,7 +1116,7 @@ async fn a_job_that_never_left_the_gateway_goes_to_another_worker() {
 
 #[test]
 fn a_resume_whose_worker_died_is_told_so() {
-    let slots = Slots::<&str, ()>::new(1, roomy(), Metrics::new(&[]));
+    let slots = Slots::<&str, ()>::new(1, roomy(), &Metrics::new(&[]));
     slots.add_process(ProcessId(1));
     let mut port = slots.open(SlotId(0), ProcessId(1));
     let (id, _turn) = slots.submit("first", 0).expect("there is room");
@@ -1109,7 +1129,7 @@ fn a_resume_whose_worker_died_is_told_so() {
 
 #[test]
 fn a_slot_is_not_closed_before_what_is_pinned_to_it_is_over() {
-    let slots = Slots::<&str, ()>::new(1, roomy(), Metrics::new(&[]));
+    let slots = Slots::<&str, ()>::new(1, roomy(), &Metrics::new(&[]));
     slots.add_process(ProcessId(1));
     let mut port = slots.open(SlotId(0), ProcessId(1));
     let (id, _turn) = slots.submit("first", 0).expect("there is room");

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::metrics::Readings;
+use super::out::{complain, say};
 
 /// So many of a hundred steps shall get a slot within [`SHORT`].
 const PROMPT: f64 = 0.95;
@@ -28,14 +29,11 @@ const MOST: u32 = 1024;
 /// Watches the gateway for so long, and prints the advice. The exit status is that of the process.
 pub fn run(admin: SocketAddr, time: Duration) -> ExitCode {
     match watch(admin, time) {
-        Ok(traffic) => {
-            print!("{}", Advice::of(&traffic));
-            ExitCode::SUCCESS
-        }
+        Ok(traffic) => say(&Advice::of(&traffic).to_string()),
         Err(error) => {
-            eprintln!(
+            complain(format_args!(
                 "cannot read the metrics at {admin}: {error}; --admin says where the gateway has them"
-            );
+            ));
             ExitCode::FAILURE
         }
     }
@@ -50,7 +48,7 @@ struct Traffic {
     requests: f64,
     shed: f64,
     steps: f64,
-    /// Slot seconds that they took.
+    /// Slot seconds that these took, and those that have not ended.
     busy: f64,
     /// Slots held by requests that wait in place, in the mean.
     held: f64,
@@ -84,7 +82,7 @@ fn watch(admin: SocketAddr, time: Duration) -> std::io::Result<Traffic> {
         requests: more("layby_requests_total"),
         shed: more("layby_requests_shed_total"),
         steps: more("layby_slot_busy_seconds_count"),
-        busy: more("layby_slot_busy_seconds_sum"),
+        busy: more("layby_slots_busy_seconds_total"),
         held: held / looks,
         placed: more("layby_queue_wait_seconds_count"),
         waited: more("layby_queue_wait_seconds_sum"),
@@ -149,13 +147,20 @@ impl fmt::Display for Advice {
             per_second(it.requests),
             per_second(it.steps)
         )?;
+        let in_use = it.busy / it.seconds;
         let Some(load) = self.load else {
+            if in_use > 0.5 * it.slots {
+                writeln!(
+                    f,
+                    "But {in_use:.1} of {:.0} slots were in use: steps do not end. See layby top, and the log.",
+                    it.slots
+                )?;
+            }
             return writeln!(
                 f,
                 "That is too little to say anything. Look for longer (--time 10m), in a busy hour."
             );
         };
-        let in_use = it.busy / it.seconds;
         writeln!(
             f,
             "A step held its slot for {:.1} ms in the mean, so {in_use:.1} of {:.0} slots were in use.",
@@ -287,6 +292,17 @@ mod tests {
             ..quiet
         };
         assert!(Advice::of(&none).to_string().contains("too little"));
+    }
+
+    #[test]
+    fn slots_that_are_stuck_are_in_use() {
+        let stuck = Traffic {
+            steps: 0.0,
+            placed: 0.0,
+            ..traffic(8.0, 8.0)
+        };
+        let said = Advice::of(&stuck).to_string();
+        assert!(said.contains("8.0 of 8 slots were in use"), "{said}");
     }
 
     proptest! {

@@ -3,4 +3,5 @@
 pub mod advise;
 pub mod health;
 mod metrics;
+pub mod out;
 pub mod top;

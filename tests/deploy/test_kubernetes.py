@@ -194,6 +194,22 @@ def test_the_spool_has_room_for_what_the_gateway_may_put_there(
     assert room > int(config["spool_limit"].removesuffix("GiB"))
 
 
+def test_the_memory_has_room_for_what_the_gateway_may_keep_there(
+    pod: dict[str, Any], config: dict[str, Any]
+) -> None:
+    def mebibytes(text: str) -> int:
+        return int(text.removesuffix("MiB"))
+
+    (gateway,) = pod["spec"]["containers"]
+    limit = int(gateway["resources"]["limits"]["memory"].removesuffix("Mi"))
+    parked = mebibytes(config["slots"]["parked_bytes"])
+    # Responses on their way in have as much room as what requests retain, and one always fits.
+    assert mebibytes(config["outbound"]["max_response"]) <= parked
+    bodies = mebibytes(config["memory_limit"]) + 2 * parked
+    # The rest is for connections, TLS, and what an allocator does not give back at once.
+    assert bodies <= limit / 2
+
+
 def test_each_pod_is_scraped_where_its_metrics_are(pod: dict[str, Any]) -> None:
     monitor = only("PodMonitor", KUBERNETES / "monitoring")
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"

@@ -58,6 +58,7 @@ class Alarm:
 
 QUEUE = frozenset({"LaybyQueueBudgetBurnsFast", "LaybyQueueBudgetBurnsSlowly"})
 LOST = frozenset({"LaybySlotsLost"})
+ERRORS = frozenset({"LaybyServerErrors"})
 
 
 @asynccontextmanager
@@ -125,6 +126,39 @@ async def short_of_descriptors(scene: Scene) -> AsyncIterator[None]:
 async def not_renewed(scene: Scene) -> AsyncIterator[None]:
     await asyncio.to_thread(certificate, scene.folder, 3)
     yield
+
+
+@asynccontextmanager
+async def broken_file(scene: Scene) -> AsyncIterator[None]:
+    file = scene.gateway.configuration
+    before = file.read_text()
+    file.write_text(before.replace("[slots]", "[slot]"))
+    scene.gateway.signal(signal.SIGHUP)
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+@asynccontextmanager
+async def broken_view(scene: Scene) -> AsyncIterator[None]:
+    """A new version of a view does not find what it needs."""
+
+    async def ask() -> None:
+        while True:
+            connection = await Connection.open(scene.gateway.address)
+            await connection.ask("GET", "/lab/fetch")
+            connection.close()
+            await asyncio.sleep(0.2)
+
+    async with behind(ask()):
+        yield
+
+
+@asynccontextmanager
+async def server_away(scene: Scene) -> AsyncIterator[None]:
+    async with behind(*(asking(scene, "/elsewhere") for _ in range(3))):
+        yield
 
 
 # The database and the slots --------------------------------------------------------------------
@@ -205,6 +239,12 @@ async def resetting(scene: Scene) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def answering_errors(scene: Scene) -> AsyncIterator[None]:
+    scene.stub.set(status=503)
+    yield
+
+
+@asynccontextmanager
 async def slow(scene: Scene) -> AsyncIterator[None]:
     scene.stub.set(latency=12_000)
     path = from_stub(scene, "/lab/slow")
@@ -272,6 +312,7 @@ async def uploads(scene: Scene) -> AsyncIterator[None]:
 CERTIFICATE = (
     '[tls]\nlisten = "127.0.0.1:0"\ncert = "{folder}/cert.pem"\nkey = "{folder}/key.pem"\n'
 )
+# Every alert but LaybyGone, for which there must be no gateway to break.
 ALARMS = [
     Alarm(
         "the gateway is stopped (SIGSTOP)",
@@ -280,11 +321,17 @@ ALARMS = [
         ("overview", "Gateways", "up"),
     ),
     Alarm(
+        "a view raises an exception",
+        "LaybyServerErrors",
+        broken_view,
+        ("overview", "Server errors", "5xx"),
+    ),
+    Alarm(
         "a table that every page reads is locked",
         "LaybyQueueBudgetBurnsFast",
         locked,
         ("overview", "Shed", "queue_timeout"),
-        follows=frozenset({"LaybyQueueBudgetBurnsSlowly"}),
+        follows=frozenset({"LaybyQueueBudgetBurnsSlowly"}) | ERRORS,
         slots='queue_timeout = "2s"',
     ),
     Alarm(
@@ -298,7 +345,7 @@ ALARMS = [
         "LaybySlotsLost",
         in_slots("/lab/stuck?seconds=600"),
         ("overview", "Slots lost", "lost"),
-        follows=QUEUE,
+        follows=QUEUE | ERRORS,
         slots='request_timeout = "3s"\noverdue_grace = "300s"',
     ),
     Alarm(
@@ -306,7 +353,7 @@ ALARMS = [
         "LaybyWorkersOverdue",
         in_slots("/lab/stuck?seconds=600"),
         ("workers", "Worker processes started again", "overdue"),
-        follows=LOST | QUEUE,
+        follows=LOST | QUEUE | ERRORS,
         slots='request_timeout = "3s"\noverdue_grace = "1s"',
     ),
     Alarm(
@@ -322,6 +369,14 @@ ALARMS = [
         "LaybyOriginFailing",
         resetting,
         ("services", "Fetches that fail", "127.0.0.1"),
+        follows=ERRORS,
+    ),
+    Alarm(
+        "every service answers 503 to everything",
+        "LaybyOriginRefusing",
+        answering_errors,
+        ("services", "Responses that are errors", "127.0.0.1"),
+        follows=ERRORS,
     ),
     Alarm(
         "every service takes 12 s",
@@ -334,15 +389,24 @@ ALARMS = [
         "LaybyParkedNearBound",
         many_parked,
         ("overview", "Shed", "parked_full"),
-        follows=QUEUE,
+        follows=QUEUE | ERRORS,
         slots='parked = 30\nqueue_timeout = "1s"',
+    ),
+    Alarm(
+        "the server of a route is away",
+        "LaybyUpstreamSheds",
+        server_away,
+        ("slots", "Shed by upstreams of routes", "http://127.0.0.1:9"),
+        follows=ERRORS,
+        keys='[[route]]\npath = "/elsewhere"\nupstream = "http://127.0.0.1:9"',
+        slots='queue_timeout = "1s"',
     ),
     Alarm(
         "workers are killed again and again",
         "LaybyWorkerCrashLoop",
         killed,
         ("workers", "Worker processes started again", "crash"),
-        follows=LOST | QUEUE,
+        follows=LOST | QUEUE | ERRORS,
         processes=4,
     ),
     Alarm(
@@ -363,7 +427,14 @@ ALARMS = [
         "LaybySpoolFull",
         uploads,
         ("workers", "Bodies that found no room", "spool_limit"),
+        follows=ERRORS,
         keys='spool_limit = "4MiB"',
+    ),
+    Alarm(
+        "a reload finds a mistake in the file",
+        "LaybyReloadRefused",
+        broken_file,
+        ("workers", "Reloads refused", "refused"),
     ),
     Alarm(
         "a certificate with three days left is put in place",

@@ -37,6 +37,7 @@ from support.certificates import certificate  # noqa: E402
 from support.client import Connection  # noqa: E402
 from support.gateway import Gateway  # noqa: E402
 from support.places import REPOSITORY  # noqa: E402
+from support.program import until  # noqa: E402
 from support.prometheus import RULES, Prometheus, Query, asked, queries  # noqa: E402
 from world import SLOTS, World, world  # noqa: E402
 
@@ -161,6 +162,13 @@ async def scene(it: World, number: int, alarm: Alarm | None) -> AsyncIterator[Sc
         await asyncio.to_thread(gateway.wait_ready)
         prometheus = await asyncio.to_thread(Prometheus, gateway, folder, rules)
         try:
+            # It looks for its targets after 5 s, which are not hastened: LaybyGone fires.
+            await asyncio.to_thread(
+                until,
+                "Prometheus does not find the gateway",
+                lambda: prometheus.values("up") == [1.0] and not prometheus.firing(),
+                20,
+            )
             yield Scene(folder, it.postgres, it.shop, it.stub, gateway, prometheus)
         finally:
             await asyncio.to_thread(prometheus.end)
@@ -275,7 +283,8 @@ fires, at its furthest from that.
 An alert in the column *also fired* is of the same fault, seen from another side. Any other fails
 the run, as does one that fires before its fault has begun. Where the machine has too much other
 work, requests wait for its cores, and the queue's alerts fire beside any other: such a row is to be
-run again. What to do about an alert is in the [runbooks](dashboards.md#alerts).
+run again. `LaybyGone` is not here, since it takes a Prometheus that finds no gateway. What to do
+about an alert is in the [runbooks](dashboards.md#alerts).
 """
 
 

@@ -27,6 +27,10 @@ count = 8
 allow = ["127.0.0.1"]
 label = ["127.0.0.1"]
 
+[[route]]
+path = "/services"
+upstream = "{services}"
+
 [tls]
 listen = "127.0.0.1:0"
 cert = "{folder}/cert.pem"
@@ -35,11 +39,13 @@ key = "{folder}/key.pem"
 
 
 @pytest.fixture
-def prometheus(start: Starter, tmp_path: Path) -> Iterator[tuple[Gateway, Prometheus]]:
+def prometheus(
+    start: Starter, stub: Services, tmp_path: Path
+) -> Iterator[tuple[Gateway, Prometheus]]:
     folder = tmp_path / "prometheus"
     folder.mkdir()
     certificate(folder, days=90)
-    gateway = start(CONFIGURATION.format(folder=folder))
+    gateway = start(CONFIGURATION.format(folder=folder, services=stub.url))
     running = Prometheus(gateway, folder)
     yield gateway, running
     running.end()

@@ -1,5 +1,7 @@
 //! Starting, reloading, draining, and what the admin listener says meanwhile.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -335,7 +337,7 @@ async fn the_command_for_health_checks_says_what_the_gateway_says() {
             unreachable!("the admin listener is no Unix socket");
         };
         let mut layby = tokio::process::Command::new(env!("CARGO_BIN_EXE_layby"));
-        layby.args(["health", "--admin", &admin.to_string()]);
+        layby.arg("health").env("LAYBY_ADMIN", admin.to_string());
         let ended = within("the answer", layby.output()).await.expect("it runs");
         let said = [ended.stdout, ended.stderr].concat();
         (
@@ -355,6 +357,25 @@ async fn the_command_for_health_checks_says_what_the_gateway_says() {
     let (status, said) = asked(&gateway).await;
     assert_eq!(status, Some(1));
     assert!(said.starts_with("no gateway at 127.0.0.1:"), "{said}");
+}
+
+/// As of `grep -q`, which leaves with the first line that it looks for.
+#[tokio::test]
+async fn a_command_whose_reader_has_left_ends_as_if_it_had_been_read() {
+    let nobody = || {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        drop(ours);
+        OwnedFd::from(theirs)
+    };
+    let ended = async |slots: &str| {
+        let mut layby = tokio::process::Command::new(env!("CARGO_BIN_EXE_layby"));
+        layby.args(["check", "mysite.wsgi", "--slots", slots]);
+        layby.stdout(nobody()).stderr(nobody());
+        let status = within("the check", layby.status()).await;
+        status.expect("it runs").code()
+    };
+    assert_eq!(ended("8").await, Some(0));
+    assert_eq!(ended("none").await, Some(1));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -110,6 +110,31 @@ async fn relaying(builder: gateway::Builder, relay: Value) -> (Gateway, Worker, 
         .run(&gateway)
         .await;
     (gateway, worker, Ends(ends))
+}
+
+/// How long that takes is up to what it says and to who reads it.
+#[tokio::test]
+async fn a_relays_time_is_the_origins_to_its_head() {
+    let origin = Streaming::start().await;
+    let allowed = gateway::new(1).set("outbound.allow", "127.0.0.1");
+    let (gateway, _worker, _) = relaying(allowed, get(&origin.url())).await;
+    let asked = Instant::now();
+    let mut client = gateway.connect().await;
+    client.send("GET /relay HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut exchange = origin.request().await;
+    exchange.begin().await;
+    exchange.chunk("first").await;
+    let head = client.head().await;
+    let (to_head, begun) = (asked.elapsed(), Instant::now());
+    while begun.elapsed() < 2 * to_head {
+        tokio::time::sleep(to_head).await;
+    }
+    exchange.end().await;
+    client.body(&head, "GET").await;
+    let series = |of: &str| format!("layby_fetch_seconds_{of}{{origin=\"other\"}}");
+    gateway.until_metric(&series("count"), |n| n == 1.0).await;
+    let seconds = gateway.metric(&series("sum")).await;
+    assert!(seconds <= to_head.as_secs_f64(), "{seconds} s");
 }
 
 struct Ends(UnboundedReceiver<(Value, String)>);

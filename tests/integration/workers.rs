@@ -632,3 +632,28 @@ async fn a_slot_is_free_only_when_its_worker_says_so() {
     assert_eq!(ping.await.ok(), "pong");
     gateway.rests().await;
 }
+
+/// Else a gateway whose every slot is stuck would seem idle.
+#[tokio::test]
+async fn a_step_that_does_not_end_or_is_killed_has_kept_its_slot_busy() {
+    let gate = Gate::new();
+    let gateway = gateway::new(1).run().await;
+    let worker = worker::new(1).waits("/stuck", &gate).run(&gateway).await;
+    let busy = "layby_slots_busy_seconds_total";
+    assert_eq!(gateway.metric(busy).await, 0.0);
+    let lost = gateway.get("/stuck").spawn();
+    gate.reached(1).await;
+    gateway.until_metric(busy, |seconds| seconds > 0.0).await;
+    assert_eq!(gateway.metric("layby_slot_busy_seconds_count").await, 0.0);
+    worker.kill().await;
+    assert_eq!(lost.await.status(), 502);
+    gateway
+        .until_metric("layby_slot_busy_seconds_count", |steps| steps == 1.0)
+        .await;
+    gateway
+        .until("the worker's end", |s| s.processes == 0)
+        .await;
+    let total = gateway.metric(busy).await;
+    assert!(gateway.metric("layby_slot_busy_seconds_sum").await > 0.0);
+    assert_eq!(gateway.metric(busy).await, total, "nothing works any more");
+}

@@ -159,6 +159,7 @@ fn settings(allow: &[&str]) -> config::Outbound {
         allow: allow.iter().map(entry).collect(),
         timeout: LONG,
         max_response: 1 << 20,
+        max_held: 1 << 30,
         label: vec!["127.0.0.1".to_owned()],
     }
 }

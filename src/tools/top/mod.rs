@@ -10,7 +10,7 @@ mod screen;
 mod status;
 mod view;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::screen::Look;
 use self::status::Reading;
 use self::view::{Key, View};
+use super::out::{complain, say};
 
 /// Between two looks at the gateway.
 const LOOK: Duration = Duration::from_secs(1);
@@ -61,22 +62,13 @@ fn print(admin: SocketAddr) -> ExitCode {
     let reading = match Reading::take(admin) {
         Ok(reading) => reading,
         Err(error) => {
-            eprintln!(
+            complain(format_args!(
                 "cannot read the status at {admin}: {error}; --admin says where the gateway has it"
-            );
+            ));
             return ExitCode::FAILURE;
         }
     };
-    let page = plain::page(admin, &reading.status);
-    match io::stdout().write_all(page.as_bytes()) {
-        // Who reads has seen enough, as `head` does.
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cannot write: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    say(&plain::page(admin, &reading.status))
 }
 
 fn watch(admin: SocketAddr) -> io::Result<()> {

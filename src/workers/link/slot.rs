@@ -148,12 +148,16 @@ impl SlotTask {
             }
             let left = tokio::select! {
                 biased; // The usual end first; a process that is gone ends the rest.
-                left = self.step(taken) => left?,
-                () = gone.cancelled() => return Err(Broken::Closed),
+                left = self.step(taken) => left,
+                () = gone.cancelled() => Err(Broken::Closed),
             };
+            // Also of a step that was killed; a job that never reached the worker was none.
+            if !matches!(left, Err(Broken::Unsent)) {
+                self.metrics.slot_busy(begun.elapsed());
+            }
+            let left = left?;
             self.board.set(slot, None);
             self.locals.ends(slot);
-            self.metrics.slot_busy(begun.elapsed());
             if let Some(record) = traced {
                 let (at, pid) = (Instant::now(), self.process.pid);
                 record.tell(|spans| match calls {
