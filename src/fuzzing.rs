@@ -14,9 +14,10 @@ use crate::downstream::proxy::{self, Parsed};
 use crate::downstream::way::Way;
 use crate::downstream::{answers, forwarded, framing, head as heads};
 use crate::message;
+use crate::metrics::Metrics;
 use crate::plan::{Gather, Thing, decode, decode_relay};
 use crate::record::{Id, Record};
-use crate::spool::Body;
+use crate::spool::{Body, Limit};
 use crate::workers::http::reference;
 use crate::workers::link::wire::{self, Frame, Kind, WireError};
 use crate::workers::link::{answer, environ};
@@ -217,7 +218,8 @@ pub fn answer(bytes: &[u8]) {
         headers,
         body: message::AnswerBody::Whole(body.clone()),
     };
-    let Ok((response, _)) = answers::passed_on(answer, &method) else {
+    let memory = Limit::new(Metrics::new(&[]).body_memory_bytes());
+    let Ok((response, _)) = answers::passed_on(answer, &method, &memory) else {
         return;
     };
     let sent = sent(method.clone(), response);

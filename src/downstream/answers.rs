@@ -26,7 +26,7 @@ use crate::metrics::ShedReason;
 use crate::plan::FailureKind;
 use crate::record::Id;
 use crate::slots::Shed;
-use crate::spool::{AnswerReader, FilePart, RelayReader};
+use crate::spool::{AnswerReader, FilePart, Limit, RelayReader};
 use crate::tunnel::Tunnel;
 
 /// Why a request is not answered by the application.
@@ -191,13 +191,15 @@ pub fn wants_json(headers: &HeaderMap) -> bool {
     accept.windows(b"json".len()).any(|part| part == b"json")
 }
 
-/// A worker's answer as a response, and what the connection becomes with it, if that is something else.
+/// A worker's answer as a response, and what the connection becomes with it, if that is something else. What is
+/// read of a file on its way counts against `memory`.
 ///
 /// # Errors
 /// When its headers contradict each other or its body.
 pub fn passed_on(
     answer: Answer,
     method: &Method,
+    memory: &Limit,
 ) -> Result<(Response<Body>, Option<Tunnel>), Trouble> {
     let Answer {
         status,
@@ -239,7 +241,7 @@ pub fn passed_on(
         AnswerBody::File(part) => {
             let len = part.len();
             same(len)?;
-            Body::read(Reader::File(part), Some(len))
+            Body::read(Reader::File(part.counted(memory)), Some(len))
         }
         AnswerBody::Spooled(reader) => Body::read(Reader::Spooled(reader), length),
         AnswerBody::Relayed(reader) => Body::read(Reader::Relayed(reader), length),
@@ -386,6 +388,29 @@ impl Body {
             Source::Whole(bytes) => Some(bytes),
             Source::Read { .. } => None,
         }
+    }
+
+    /// What is read from a file comes in pieces no larger than this.
+    pub fn read_in(&mut self, piece: usize) {
+        if let Source::Read {
+            reader: Some(reader),
+            ..
+        } = &mut self.source
+        {
+            match reader {
+                Reader::Spooled(reader) => reader.read_in(piece),
+                Reader::File(part) => part.read_in(piece),
+                Reader::Relayed(_) | Reader::Coded(_) => {}
+            }
+        }
+    }
+
+    /// There is more of it, and it has not been read from its file.
+    pub fn lies_in_file(&self) -> bool {
+        matches!(
+            &self.source,
+            Source::Read { reader: Some(Reader::File(part)), .. } if part.len() > 0
+        )
     }
 
     /// The same body, of which nothing has been read, through a coding. One that is at hand stays as it is.

@@ -11,8 +11,8 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap,
-    HeaderValue, VARY,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    ETAG, HeaderMap, HeaderValue, VARY,
 };
 use http::{Method, Response, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -30,13 +30,12 @@ const IN_PLACE: usize = 4 * 1024;
 static STREAMS: Semaphore = Semaphore::const_new(100);
 
 /// Headers that tell of the bytes as they are, beside those that tell that they are coded already.
-const TELLING: [&str; 6] = [
+const TELLING: [&str; 5] = [
     "content-md5",
     "digest",
     "content-digest",
     "repr-digest",
     "content-encoding",
-    "content-range",
 ];
 
 /// Compresses the answer if its client takes it and it is worth it; for who has chosen algorithms.
@@ -52,14 +51,15 @@ pub async fn compressed(
         varies(response.headers_mut());
         return response;
     }
-    let codable = !matches!(
-        status,
-        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::PARTIAL_CONTENT
-    );
+    let codable = !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT);
     if status.is_informational() || !codable || !is_of(&how.types, response.headers()) {
         return response;
     }
     varies(response.headers_mut());
+    // A part is of the bytes as they are, but says what the whole would (RFC 9110 section 15.3.7).
+    if status == StatusCode::PARTIAL_CONTENT || response.headers().contains_key(CONTENT_RANGE) {
+        return response;
+    }
     let small = size(&response).is_some_and(|size| size < how.min_size);
     let Some(coding) = accepted.codings.first().copied() else {
         return response;

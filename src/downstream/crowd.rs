@@ -172,7 +172,7 @@ impl Shared {
     }
 
     fn count(&self, metrics: &Metrics) {
-        let mut counts = [0; 4];
+        let mut counts = [0; 5];
         for (_, member) in self.state().members.iter() {
             counts[member.watch.activity() as usize] += 1;
         }
@@ -181,6 +181,7 @@ impl Shared {
             (Activity::Reading, ConnectionState::Reading),
             (Activity::Waiting, ConnectionState::Waiting),
             (Activity::Writing, ConnectionState::Writing),
+            (Activity::Tunnel, ConnectionState::Tunnel),
         ] {
             metrics.connections(state, counts[activity as usize]);
         }

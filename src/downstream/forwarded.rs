@@ -227,18 +227,22 @@ fn bad(why: &'static str) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, why)
 }
 
+/// Some proxies name a WebSocket's scheme as browsers do.
+fn scheme(proto: &str) -> Scheme {
+    match proto.to_ascii_lowercase().as_str() {
+        "https" | "wss" => Scheme::Https,
+        _ => Scheme::Http,
+    }
+}
+
 // X-Forwarded-* ------------------------------------------------------------------------
 
 fn x_forwarded<'a>(peer: Peer, trusted: &[Trusted], headers: &'a HeaderMap) -> Claims<'a> {
-    let secure = |proto: &str| match proto.eq_ignore_ascii_case("https") {
-        true => Scheme::Https,
-        false => Scheme::Http,
-    };
     Claims {
         client: headers
             .contains_key(&FOR)
             .then(|| origin(peer.hop(), trusted, headers)),
-        scheme: last(headers, &PROTO).map(secure),
+        scheme: last(headers, &PROTO).map(scheme),
         host: last(headers, &FORWARDED_HOST).map(Cow::Borrowed),
         port: last(headers, &PORT).and_then(|port| port.parse().ok()),
     }
@@ -319,11 +323,7 @@ fn forwarded<'a>(
             break;
         }
         // The outermost trusted proxy has seen what the client asked for.
-        claims.scheme = match element.proto {
-            Some(proto) if proto.eq_ignore_ascii_case("https") => Some(Scheme::Https),
-            Some(_) => Some(Scheme::Http),
-            None => claims.scheme,
-        };
+        claims.scheme = element.proto.as_deref().map(scheme).or(claims.scheme);
         claims.host = element.host.or(claims.host);
         // A hidden client (`unknown`, `_name`) ends the chain at the proxy that hides it.
         let Some(hop) = element.client.as_deref().and_then(parse_node) else {
@@ -496,6 +496,18 @@ mod tests {
         assert_eq!((client.scheme, client.server_port), (Scheme::Http, 8000));
         assert_eq!(client.server_name, "shop.example");
         assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn the_scheme_of_a_websocket_is_that_of_its_connection() {
+        for (said, scheme) in [
+            ("wss", Scheme::Https),
+            ("WSS", Scheme::Https),
+            ("ws", Scheme::Http),
+            ("ftp", Scheme::Http),
+        ] {
+            assert_eq!(super::scheme(said), scheme, "{said}");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode, Version};
 
+use super::framing::escaped;
+
 /// Why a request is refused before anything else happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal(pub StatusCode, pub &'static str);
@@ -152,18 +154,21 @@ fn target(parts: &Parts) -> Result<Target, Refusal> {
         return Err(bad("target * is for OPTIONS only"));
     }
     let raw = uri.path_and_query().map_or("/", |target| target.as_str());
-    if !raw.is_ascii() {
-        // In HTTP/1 it has been escaped.
-        return Err(bad("an invalid request target"));
-    }
+    let raw = match parts.version {
+        Version::HTTP_2 => escaped(raw),
+        // It has been escaped.
+        _ if raw.is_ascii() => raw.to_owned(),
+        _ => return Err(bad("an invalid request target")),
+    };
+    let query = raw.split_once('?').map_or("", |(_, query)| query);
     Ok(Target {
+        path: path(uri.path().as_bytes())?,
+        query: query.to_owned(),
         raw: if raw.starts_with('?') {
             format!("/{raw}")
         } else {
-            raw.to_owned()
+            raw
         },
-        path: path(uri.path().as_bytes())?,
-        query: uri.query().unwrap_or_default().to_owned(),
     })
 }
 
@@ -381,6 +386,16 @@ mod tests {
             panic!("passed")
         };
         assert_eq!(refusal.0, 405);
+    }
+
+    #[test]
+    fn what_no_uri_may_hold_is_escaped_in_http_2_too() {
+        let raw = "https://shop.example/caf\u{e9}?q=\u{e9}";
+        let request = Request::get(raw).version(Version::HTTP_2);
+        let (target, _) = vetted(request).expect("passes");
+        assert_eq!(target.raw, "/caf%C3%A9?q=%C3%A9");
+        assert_eq!(target.path, "/caf\u{e9}".as_bytes());
+        assert_eq!(target.query, "q=%C3%A9");
     }
 
     #[test]

@@ -171,8 +171,8 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// The line below, whatever is spoken over it.
     fn line(&self) -> BorrowedFd<'_>;
 
-    /// Its end cannot be taken for a regular one by the client.
-    fn reset(&self);
+    /// Its end cannot be taken for a regular one by the client. False where the line knows no other.
+    fn reset(&self) -> bool;
 }
 
 impl Stream for TcpStream {
@@ -180,9 +180,10 @@ impl Stream for TcpStream {
         self.as_fd()
     }
 
-    fn reset(&self) {
+    fn reset(&self) -> bool {
         // It may be gone already; then nobody can mistake anything.
         let _ = self.set_zero_linger();
+        true
     }
 }
 
@@ -192,7 +193,9 @@ impl Stream for UnixStream {
     }
 
     /// Unix sockets know no reset.
-    fn reset(&self) {}
+    fn reset(&self) -> bool {
+        false
+    }
 }
 
 impl<S: Stream> Stream for Resumed<S> {
@@ -200,8 +203,8 @@ impl<S: Stream> Stream for Resumed<S> {
         self.line.line()
     }
 
-    fn reset(&self) {
-        self.line.reset();
+    fn reset(&self) -> bool {
+        self.line.reset()
     }
 }
 
@@ -211,8 +214,9 @@ impl<S: Stream> Stream for TlsStream<S> {
         self.get_ref().0.line()
     }
 
-    fn reset(&self) {
+    fn reset(&self) -> bool {
         self.get_ref().0.reset();
+        true
     }
 }
 
@@ -221,8 +225,8 @@ impl Stream for Box<dyn Stream> {
         (**self).line()
     }
 
-    fn reset(&self) {
-        (**self).reset();
+    fn reset(&self) -> bool {
+        (**self).reset()
     }
 }
 

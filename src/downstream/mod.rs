@@ -27,18 +27,19 @@ mod watch;
 pub(crate) mod way;
 
 use std::pin::Pin;
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Once, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
@@ -53,7 +54,7 @@ use self::way::Way;
 use crate::coding::Accepted;
 use crate::config::{BodyMode, Compression, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
-use crate::files::{Conditions, Files};
+use crate::files::{self, Conditions, Files};
 use crate::layers::Resumed;
 use crate::message::{self, Client, LaterBody, NoBody, RequestBody};
 use crate::metrics::Metrics;
@@ -82,6 +83,9 @@ const LAST_ARRIVALS: Duration = Duration::from_millis(50);
 /// What a client still sends after an answer that it did not wait for is read for so long, and so far.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
+
+/// The log is told once of an answer whose client cannot see that it was cut.
+static UNSEEN: Once = Once::new();
 
 /// What a reload may change.
 #[derive(Debug, Clone)]
@@ -193,7 +197,9 @@ impl Downstream {
         let resumed = Resumed { read, line: stream };
         let watched = Watched::new(resumed, Arc::clone(&watch));
         let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
-        let service = service_fn(|request| {
+        let knows_no_chunks = AtomicBool::new(false);
+        let service = service_fn(|request: Request<_>| {
+            knows_no_chunks.store(request.version() == Version::HTTP_10, Relaxed);
             let refused = heads.next_request();
             let answered =
                 Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch));
@@ -210,6 +216,8 @@ impl Downstream {
         let mut http = hyper::server::conn::http1::Builder::new();
         // `Framed` has the bound; what it has escaped may be longer than what came.
         http.max_header_size(2 * MAX_HEAD);
+        // Both ways: of an answer, too, no more is taken before its client does than a head may need.
+        http.max_buf_size(2 * MAX_HEAD);
         let mut connection = http.serve_connection(io, service);
         let drain = self.drain_begun();
         tokio::pin!(drain);
@@ -269,7 +277,13 @@ impl Downstream {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
             let watched = connection.into_parts().io.into_inner().stream;
-            watched.stream.reset();
+            if !watched.stream.reset() && knows_no_chunks.load(Relaxed) {
+                UNSEEN.call_once(|| {
+                    tracing::warn!(
+                        "an answer was cut that an HTTP/1.0 client on a Unix socket may take for whole; HTTP/1.1 tells"
+                    );
+                });
+            }
         }
         None
     }
@@ -304,14 +318,24 @@ impl Downstream {
                 && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
             {
                 visit.record.tell(|spans| spans.takes(&mount.path));
-                let (response, _) = answers::passed_on(answer, &parts.method)?;
+                let answer = files::counted(answer, &self.spool);
+                let (response, _) = answers::passed_on(answer, &parts.method, self.spool.memory())?;
                 return Ok(Some(response));
             }
             let (request, later, exchange) = self
                 .receive(parts, target, body, &mut visit, &watch, &settings)
                 .await?;
             let wish = visit.wish.take();
-            pass(exchange, request, later, wish, &watch, &settings).await
+            pass(
+                exchange,
+                request,
+                later,
+                wish,
+                &watch,
+                &settings,
+                &self.spool,
+            )
+            .await
         };
         match answered.await {
             Ok(Some(response)) => {
@@ -483,6 +507,7 @@ async fn pass(
     wish: Option<Box<Conditions>>,
     watch: &Watch,
     settings: &Settings,
+    spool: &Spool,
 ) -> Result<Option<Response<Body>>, Trouble> {
     watch.in_hand();
     let method = request.method.clone();
@@ -499,9 +524,9 @@ async fn pass(
     };
     let mut answer = answer.map_err(Trouble::Exchange)?;
     if settings.files.hands_off() {
-        answer = Box::pin(settings.files.hand_off(answer, wish)).await?;
+        answer = Box::pin(settings.files.hand_off(answer, wish, spool)).await?;
     }
-    let (response, tunnel) = answers::passed_on(answer, &method)?;
+    let (response, tunnel) = answers::passed_on(answer, &method, spool.memory())?;
     if let Some(tunnel) = tunnel {
         watch.set_tunnel(tunnel);
     }
@@ -584,6 +609,8 @@ async fn linger(mut stream: impl Stream) {
     let mut room = vec![0; 64 * 1024];
     let mut left = LINGER_BYTES;
     let reading = async {
+        // A client that reads to the end has its end now. It may have it already.
+        let _ = stream.shutdown().await;
         while let Ok(count @ 1..) = stream.read(&mut room).await
             && left > count
         {

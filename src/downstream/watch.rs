@@ -47,7 +47,7 @@ pub struct Bounds {
 /// What a connection is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Between requests, or the last answer's end is still on its way. → Head, InHand
+    /// Between requests, or the last answer's end is still on its way. → Head, InHand, Tunnel
     Idle,
     /// → InHand
     Head,
@@ -55,6 +55,8 @@ enum Phase {
     InHand,
     /// → Idle
     Sending,
+    /// It carries another protocol, to its end.
+    Tunnel,
 }
 
 /// What a connection is about, for people.
@@ -64,6 +66,7 @@ pub enum Activity {
     Reading,
     Waiting,
     Writing,
+    Tunnel,
 }
 
 #[derive(Debug)]
@@ -237,6 +240,7 @@ impl Watch {
     pub fn activity(&self) -> Activity {
         let state = self.state();
         match state.phase {
+            Phase::Tunnel => Activity::Tunnel,
             _ if state.is_behind() => Activity::Writing,
             Phase::Idle => Activity::Idle,
             Phase::Head => Activity::Reading,
@@ -298,8 +302,15 @@ impl Watch {
         *self.tunnel() = Some(tunnel);
     }
 
+    /// What the connection is from here on, if its last answer has changed the protocol. It is never idle again.
     pub fn take_tunnel(&self) -> Option<Tunnel> {
-        self.tunnel().take()
+        let tunnel = self.tunnel().take()?;
+        self.change(|state| {
+            state.phase = Phase::Tunnel;
+            state.until = None;
+            state.rest = None;
+        });
+        Some(tunnel)
     }
 
     fn tunnel(&self) -> MutexGuard<'_, Option<Tunnel>> {

@@ -15,8 +15,9 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use percent_encoding::percent_decode;
 
 use super::open::{self, Inside, Opened};
-use super::{Conditions, Files, Found, NoFile, below, names, not_opened, reading};
+use super::{Conditions, Files, Found, NoFile, below, counted, names, not_opened, reading};
 use crate::message::{Answer, AnswerBody};
+use crate::spool::Spool;
 
 const X_SENDFILE: HeaderName = HeaderName::from_static("x-sendfile");
 const X_ACCEL_REDIRECT: HeaderName = HeaderName::from_static("x-accel-redirect");
@@ -55,6 +56,7 @@ impl Files {
         &self,
         mut answer: Answer,
         wish: Option<Box<Conditions>>,
+        spool: &Spool,
     ) -> Result<Answer, NotHandedOff> {
         let Some(places) = self.named(&mut answer.headers)? else {
             return Ok(answer);
@@ -87,7 +89,7 @@ impl Files {
         if answer.status == status {
             answer.reason = reason;
         }
-        Ok(answer)
+        Ok(counted(answer, spool))
     }
 
     /// Where the file may be that the answer names; takes what we obey out of its headers.

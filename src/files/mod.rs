@@ -35,7 +35,7 @@ use self::open::{Inside, NotOpened, Opened};
 use crate::coding::Accepted;
 use crate::config::{Coding, Immutable, Mount};
 use crate::message::{Answer, AnswerBody};
-use crate::spool::{FilePart, off_runtime};
+use crate::spool::{FilePart, Spool, off_runtime};
 
 /// A part of a file up to this size is read when the file is opened: one hop to a blocking thread, not two.
 const AT_ONCE: u64 = 64 * 1024;
@@ -351,6 +351,14 @@ impl Found {
         self.file.read_exact_at(&mut bytes, part.start)?;
         Ok(AnswerBody::Whole(bytes.into()))
     }
+}
+
+/// The same answer. What has been read of its file counts as memory of bodies until it has been sent.
+pub fn counted(mut answer: Answer, spool: &Spool) -> Answer {
+    if let AnswerBody::Whole(bytes) = answer.body {
+        answer.body = AnswerBody::Whole(spool.held(bytes));
+    }
+    answer
 }
 
 fn value(text: &str) -> HeaderValue {

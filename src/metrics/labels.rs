@@ -90,6 +90,7 @@ label_set! {
         Reading = "reading": "a request, or its body, is on its way in",
         Waiting = "waiting": "the request is in the queue, with the application, or parked",
         Writing = "writing": "an answer is on its way out",
+        Tunnel = "tunnel": "it was upgraded, and carries another protocol",
     }
 }
 

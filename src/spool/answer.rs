@@ -10,16 +10,25 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
+use super::ahead::Ahead;
 use super::{Held, Spool, off_runtime};
 
 /// Per answer, in memory.
 const MEMORY: usize = 256 * 1024;
 
-/// Read from the file at a time.
-const READ: u64 = 128 * 1024;
+/// Past that, so much is gathered before it is written to the file, to spare hops between threads. A reader
+/// who has come so far does not wait for it.
+const WRITE: usize = 64 * 1024;
+
+/// Chunks that wait for their reader are put together up to this size: each by itself may take a hundred times
+/// its bytes.
+const JOINED: usize = 16 * 1024;
+
+/// What a segment takes beside its bytes, about.
+const OVERHEAD: u64 = 256;
 
 /// Nobody reads this answer any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +36,24 @@ pub struct Gone;
 
 #[derive(Debug)]
 enum Segment {
-    Memory(Bytes),
-    File { offset: u64, len: u64 },
+    /// A chunk as it came.
+    Chunk(Bytes, Held),
+    /// Small ones, put together.
+    Joined(BytesMut, Held),
+    File {
+        offset: u64,
+        len: u64,
+    },
+}
+
+/// What a reader finds.
+enum Next {
+    Bytes(Bytes),
+    /// So much in the file.
+    File(u64),
+    /// There is no more yet.
+    Nothing,
+    End,
 }
 
 #[derive(Debug)]
@@ -41,7 +66,11 @@ enum End {
 #[derive(Debug)]
 struct State {
     segments: VecDeque<Segment>,
+    /// Bytes of segments in memory.
     memory: usize,
+    /// What comes behind all segments, and is to be written with what follows.
+    gathered: BytesMut,
+    gathered_held: Held,
     /// Bytes of file segments not yet read, and where the next one goes.
     disk: u64,
     file_end: u64,
@@ -57,9 +86,17 @@ struct State {
 #[derive(Debug)]
 enum Place {
     Memory,
-    Disk(u64),
+    Disk(Write),
     /// There is no room before the reader has taken something.
     Later,
+}
+
+/// What goes to disk before a chunk, and where.
+#[derive(Debug)]
+struct Write {
+    offset: u64,
+    gathered: Bytes,
+    held: Held,
 }
 
 #[derive(Debug)]
@@ -72,10 +109,45 @@ struct Pipe {
 }
 
 impl State {
-    fn remember(&mut self, chunk: Bytes) {
-        self.memory += chunk.len();
-        self.segments.push_back(Segment::Memory(chunk));
+    /// What a chunk in memory takes.
+    fn takes(&self, chunk: &Bytes) -> u64 {
+        let overhead = match self.segments.back() {
+            Some(Segment::Joined(bytes, _)) if joins(bytes, chunk) => 0,
+            _ => OVERHEAD,
+        };
+        chunk.len() as u64 + overhead
     }
+
+    fn remember(&mut self, chunk: Bytes, held: Held) {
+        self.memory += chunk.len();
+        match self.segments.back_mut() {
+            Some(Segment::Joined(bytes, all)) if joins(bytes, &chunk) => {
+                bytes.extend_from_slice(&chunk);
+                all.join(held);
+            }
+            // The reader is behind: more will wait.
+            Some(_) if chunk.len() < JOINED => {
+                let joined = BytesMut::from(&chunk[..]);
+                self.segments.push_back(Segment::Joined(joined, held));
+            }
+            _ => self.segments.push_back(Segment::Chunk(chunk, held)),
+        }
+    }
+
+    /// So much is in the file.
+    fn wrote(&mut self, at: u64, more: u64) {
+        match self.segments.back_mut() {
+            Some(Segment::File { offset, len }) if *offset + *len == at => *len += more,
+            _ => self.segments.push_back(Segment::File {
+                offset: at,
+                len: more,
+            }),
+        }
+    }
+}
+
+fn joins(bytes: &BytesMut, chunk: &Bytes) -> bool {
+    bytes.len() + chunk.len() <= JOINED
 }
 
 impl Pipe {
@@ -103,6 +175,8 @@ pub fn answer(spool: &Spool) -> (AnswerWriter, AnswerReader) {
         state: Mutex::new(State {
             segments: VecDeque::new(),
             memory: 0,
+            gathered: BytesMut::new(),
+            gathered_held: spool.0.memory.hold(),
             disk: 0,
             file_end: 0,
             file: None,
@@ -119,7 +193,8 @@ pub fn answer(spool: &Spool) -> (AnswerWriter, AnswerReader) {
         pipe: Arc::clone(&pipe),
         spool: spool.clone(),
     };
-    (writer, AnswerReader { pipe })
+    let ahead = Ahead::new(&spool.0.memory);
+    (writer, AnswerReader { pipe, ahead })
 }
 
 /// The worker's end. Dropping it without [`AnswerWriter::finish`] cuts the body.
@@ -140,8 +215,8 @@ impl AnswerWriter {
         loop {
             match self.place(&chunk, disk_fails)? {
                 Place::Memory => return Ok(()),
-                Place::Disk(offset) => {
-                    if self.write(&chunk, offset).await {
+                Place::Disk(write) => {
+                    if self.write(&chunk, write).await {
                         return Ok(());
                     }
                     disk_fails = true;
@@ -164,22 +239,32 @@ impl AnswerWriter {
         if state.reader_gone {
             return Err(Gone);
         }
-        let len = chunk.len() as u64;
-        if len == 0 {
+        if chunk.is_empty() {
             return Ok(Place::Memory);
         }
-        // Memory again only once the file has been read out, to keep the order.
-        let in_order = state.disk == 0;
+        // Memory again only once all that is past it has been read, to keep the order.
+        let in_order = state.disk == 0 && state.gathered.is_empty();
         let fits = state.memory == 0 || state.memory + chunk.len() <= MEMORY;
+        let takes = state.takes(chunk);
         let mut held = self.spool.0.memory.hold();
-        if in_order && fits && self.spool.remembers(&mut held, len) {
-            state.remember(held.around(chunk.clone()));
+        if in_order && fits {
+            if self.spool.remembers(&mut held, takes) {
+                state.remember(chunk.clone(), held);
+                self.pipe.filled.notify_one();
+                return Ok(Place::Memory);
+            }
+        } else if state.gathered.len() + chunk.len() <= WRITE
+            && self.spool.remembers(&mut held, chunk.len() as u64)
+        {
+            state.gathered.extend_from_slice(chunk);
+            state.gathered_held.join(held);
             self.pipe.filled.notify_one();
             return Ok(Place::Memory);
         }
-        if in_order {
+        if state.disk == 0 {
             state.file_end = 0;
         }
+        let len = (state.gathered.len() + chunk.len()) as u64;
         let end = state.file_end + len;
         if !disk_fails && end <= self.spool.answer_most() {
             let growth = end.saturating_sub(state.longest);
@@ -187,13 +272,18 @@ impl AnswerWriter {
                 state.longest = state.longest.max(end);
                 let offset = std::mem::replace(&mut state.file_end, end);
                 state.disk += len;
-                return Ok(Place::Disk(offset));
+                let nothing = self.spool.0.memory.hold();
+                return Ok(Place::Disk(Write {
+                    offset,
+                    gathered: state.gathered.split().freeze(),
+                    held: std::mem::replace(&mut state.gathered_held, nothing),
+                }));
             }
         }
         if state.segments.is_empty() && in_order && state.memory == 0 {
             // The reader waits for it. One chunk for each answer is bounded by the number of those.
-            held.grow(len);
-            state.remember(held.around(chunk.clone()));
+            held.grow(takes);
+            state.remember(chunk.clone(), held);
             self.pipe.filled.notify_one();
             return Ok(Place::Memory);
         }
@@ -201,22 +291,34 @@ impl AnswerWriter {
     }
 
     /// False if the disk takes no more; then nothing has happened.
-    async fn write(&self, chunk: &Bytes, offset: u64) -> bool {
-        let (bytes, len) = (chunk.clone(), chunk.len() as u64);
+    async fn write(&self, chunk: &Bytes, write: Write) -> bool {
+        let Write {
+            offset,
+            gathered,
+            held,
+        } = write;
+        let len = (gathered.len() + chunk.len()) as u64;
+        let (first, then) = (gathered.clone(), chunk.clone());
         let file = self.pipe.state().file.clone();
-        let write = move |file: &File| file.write_all_at(&bytes, offset);
+        let write = move |file: &File| {
+            file.write_all_at(&first, offset)?;
+            file.write_all_at(&then, offset + first.len() as u64)
+        };
         let written = self.spool.write(file, write).await;
         let mut state = self.pipe.state();
         match written {
             Ok(file) => {
                 state.file = Some(file);
-                state.segments.push_back(Segment::File { offset, len });
+                state.wrote(offset, len);
                 self.pipe.filled.notify_one();
                 true
             }
             Err(_) => {
                 state.file_end = offset;
                 state.disk -= len;
+                state.gathered.extend_from_slice(&gathered);
+                state.gathered_held = held;
+                self.pipe.filled.notify_one();
                 false
             }
         }
@@ -260,6 +362,7 @@ impl AnswerWatch {
 #[derive(Debug)]
 pub struct AnswerReader {
     pipe: Arc<Pipe>,
+    ahead: Ahead,
 }
 
 impl AnswerReader {
@@ -269,67 +372,87 @@ impl AnswerReader {
         }
     }
 
+    /// What is read from the file comes in pieces no larger than this.
+    pub fn read_in(&mut self, piece: usize) {
+        self.ahead.at_most(piece as u64);
+    }
+
     /// The next chunk; None at the end of a whole body. Cancel safe only between chunks.
     ///
     /// # Errors
     /// When the body was cut, or the spool file cannot be read.
     pub async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            if let Some(segment) = self.pop()? {
-                return match segment {
-                    Segment::Memory(bytes) => Ok(Some(bytes)),
-                    Segment::File { offset, len } => self.read(offset, len).await.map(Some),
-                };
+            match self.pop()? {
+                Next::Bytes(bytes) => return Ok(Some(bytes)),
+                Next::File(len) => return self.read(len).await.map(Some),
+                Next::End => return Ok(None),
+                Next::Nothing => self.pipe.filled.notified().await,
             }
-            if matches!(self.pipe.state().end, Some(End::Whole))
-                && self.pipe.state().segments.is_empty()
-            {
-                return Ok(None);
-            }
-            self.pipe.filled.notified().await;
         }
     }
 
     /// # Errors
     /// When nothing is left of a cut body.
-    fn pop(&mut self) -> io::Result<Option<Segment>> {
+    fn pop(&mut self) -> io::Result<Next> {
         let mut state = self.pipe.state();
-        match state.segments.pop_front() {
-            Some(Segment::Memory(bytes)) => {
-                state.memory -= bytes.len();
-                self.pipe.drained.notify_one();
-                Ok(Some(Segment::Memory(bytes)))
-            }
-            Some(Segment::File { offset, len }) if len > READ => {
-                state.segments.push_front(Segment::File {
-                    offset: offset + READ,
-                    len: len - READ,
-                });
-                Ok(Some(Segment::File { offset, len: READ }))
-            }
-            None if matches!(state.end, Some(End::Cut)) => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the worker did not finish its answer",
-            )),
-            segment => Ok(segment),
+        if let Some(Segment::File { len, .. }) = state.segments.front() {
+            return Ok(Next::File(*len));
         }
+        let (bytes, held) = match state.segments.pop_front() {
+            Some(Segment::Chunk(bytes, held)) => (bytes, held),
+            Some(Segment::Joined(bytes, held)) => (bytes.freeze(), held),
+            Some(Segment::File { .. }) => unreachable!("just looked at"),
+            None if !state.gathered.is_empty() => {
+                let mut held = state.gathered_held.limit().hold();
+                std::mem::swap(&mut held, &mut state.gathered_held);
+                self.pipe.drained.notify_one();
+                return Ok(Next::Bytes(held.around(state.gathered.split().freeze())));
+            }
+            None => {
+                return match state.end {
+                    Some(End::Whole) => Ok(Next::End),
+                    None => Ok(Next::Nothing),
+                    Some(End::Cut) => Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the worker did not finish its answer",
+                    )),
+                };
+            }
+        };
+        state.memory -= bytes.len();
+        self.pipe.drained.notify_one();
+        Ok(Next::Bytes(held.around(bytes)))
     }
 
-    async fn read(&mut self, offset: u64, len: u64) -> io::Result<Bytes> {
-        let file = match &self.pipe.state().file {
-            Some(file) => Arc::clone(file),
-            None => unreachable!("a file segment is pushed after its file"),
+    /// Reads on in the file, where so much waits.
+    async fn read(&mut self, waits: u64) -> io::Result<Bytes> {
+        let room = self.ahead.room(waits).await;
+        let (file, at) = {
+            let mut state = self.pipe.state();
+            let Some(Segment::File { offset, len }) = state.segments.front_mut() else {
+                unreachable!("nobody else takes it");
+            };
+            let at = *offset;
+            *offset += room.len;
+            *len -= room.len;
+            if *len == 0 {
+                state.segments.pop_front();
+            }
+            let file = state.file.clone();
+            (file.expect("a file segment is pushed after its file"), at)
         };
+        let len = room.len;
         let bytes = off_runtime(move || {
             let mut bytes = vec![0; len as usize];
-            file.read_exact_at(&mut bytes, offset)?;
+            file.read_exact_at(&mut bytes, at)?;
             Ok(bytes)
         })
         .await?;
         // Only now may the writer start the file anew.
         self.pipe.state().disk -= len;
         self.pipe.drained.notify_one();
-        Ok(bytes.into())
+        Ok(room.around(bytes))
     }
 }
 
@@ -338,6 +461,8 @@ impl Drop for AnswerReader {
         let mut state = self.pipe.state();
         state.reader_gone = true;
         state.segments.clear();
+        state.gathered.clear();
+        state.gathered_held.clear();
         self.pipe.drained.notify_one();
         self.pipe.left.notify_waiters();
     }
@@ -376,6 +501,15 @@ mod tests {
         assert!(chunk.len() == CHUNK && chunk.iter().all(|byte| *byte == number));
     }
 
+    /// To its end, however it is cut into parts.
+    async fn rest(reader: &mut AnswerReader) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(part) = reader.next().await.expect("no error") {
+            all.extend_from_slice(&part);
+        }
+        all
+    }
+
     #[tokio::test]
     async fn what_has_no_place_in_memory_goes_to_disk_and_keeps_its_order() {
         let spool = spool(150_000, u64::MAX);
@@ -386,10 +520,8 @@ mod tests {
         read(&mut reader, 0).await;
         writer.push(chunk(5)).await.expect("there is room");
         writer.finish();
-        for number in 1..6 {
-            read(&mut reader, number).await;
-        }
-        assert_eq!(reader.next().await.expect("no error"), None);
+        let all: Vec<u8> = (1..6).flat_map(chunk).collect();
+        assert!(rest(&mut reader).await == all);
     }
 
     #[tokio::test]
@@ -408,6 +540,49 @@ mod tests {
         writer.finish();
         read(&mut reader, 3).await;
         assert_eq!(reader.next().await.expect("no error"), None);
+    }
+
+    #[tokio::test]
+    async fn small_chunks_take_little_more_than_their_bytes() {
+        let metrics = Metrics::new(&[]);
+        let spool = Spool::new(std::env::temp_dir(), metrics.clone()).expect("a folder");
+        let (mut writer, mut reader) = answer(&spool);
+        let mut pushed = Vec::new();
+        for number in 0..10_000 {
+            let chunk = vec![number as u8; 1 + number % 80];
+            pushed.extend_from_slice(&chunk);
+            writer.push(chunk.into()).await.expect("there is room");
+        }
+        let segments = writer.pipe.state().segments.len();
+        // Memory, and what went past it: one stretch of the file, though in several writes.
+        assert!(segments <= MEMORY / JOINED + 4, "{segments} segments");
+        let memory = metrics.body_memory_bytes().get() as usize;
+        assert!(memory <= MEMORY + WRITE + segments * OVERHEAD as usize);
+        let on_disk = metrics.spool_bytes().get() as usize;
+        assert!(on_disk > 0 && on_disk + memory >= pushed.len());
+        writer.finish();
+        assert!(rest(&mut reader).await == pushed);
+        assert_eq!(metrics.body_memory_bytes().get(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_gathered_for_the_disk_keeps_no_reader_waiting() {
+        let metrics = Metrics::new(&[]);
+        let spool = Spool::new(std::env::temp_dir(), metrics.clone()).expect("a folder");
+        let (mut writer, mut reader) = answer(&spool);
+        for number in 0..2 {
+            writer.push(chunk(number)).await.expect("there is room");
+        }
+        let small = Bytes::from_static(&[7; 63_000]);
+        writer.push(small.clone()).await.expect("there is room");
+        assert_eq!(metrics.spool_bytes().get(), 0);
+        for number in 0..2 {
+            read(&mut reader, number).await;
+        }
+        let came = reader.next().now_or_never().expect("it is there");
+        assert_eq!(came.expect("no error"), Some(small));
+        writer.push(chunk(3)).await.expect("there is room");
+        read(&mut reader, 3).await;
     }
 
     #[tokio::test]
@@ -438,7 +613,8 @@ mod tests {
         for number in 0..5 {
             writer.push(chunk(number)).await.expect("there is room");
         }
-        assert_eq!(metrics.body_memory_bytes().get(), 2 * CHUNK as i64);
+        let memory = 2 * (CHUNK as u64 + OVERHEAD);
+        assert_eq!(metrics.body_memory_bytes().get() as u64, memory);
         assert_eq!(metrics.spool_bytes().get(), 3 * CHUNK as i64);
         drop(writer);
         drop(reader);

@@ -81,8 +81,17 @@ impl Held {
         self.limit.add(bytes);
     }
 
+    /// What somebody else held of the same.
+    pub fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    pub fn limit(&self) -> &Limit {
+        &self.limit
     }
 
     /// Lets go of all.

@@ -8,6 +8,7 @@
 //! All bodies together have a limit in memory and one on disk. Without memory a body goes to disk
 //! however small it is; without disk an upload is refused, and an answer goes on at its reader's speed.
 
+mod ahead;
 mod answer;
 mod limit;
 mod part;

@@ -1,7 +1,7 @@
 //! A part of a file of the application's, on its way out.
 //!
 //! The file belongs to the worker, who opened it and promises not to change it. It is read off the
-//! runtime, a piece at a time, as the client takes it: neither memory nor the spool holds it.
+//! runtime, a piece at a time, as the client takes it: memory holds a few pieces, the spool nothing.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +12,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::{OFlags, fcntl_getfl};
 
-use super::off_runtime;
-
-/// Read at a time.
-const PIECE: u64 = 256 * 1024;
+use super::ahead::{Ahead, PIECE};
+use super::{Limit, off_runtime};
 
 /// Bytes of a file that are still to be read.
 #[derive(Debug)]
@@ -23,6 +21,8 @@ pub struct FilePart {
     file: Arc<File>,
     offset: u64,
     left: u64,
+    /// None where what is read does not count.
+    ahead: Option<Ahead>,
 }
 
 impl FilePart {
@@ -40,6 +40,7 @@ impl FilePart {
                 file: Arc::new(file),
                 offset,
                 left: len,
+                ahead: None,
             }),
             Ok((false, ..)) => Err("its body's descriptor is not that of a regular file"),
             Ok((true, false, _)) => Err("its body's descriptor is not open for reading"),
@@ -53,6 +54,20 @@ impl FilePart {
             file: file.into(),
             offset,
             left: len,
+            ahead: None,
+        }
+    }
+
+    /// The same part, of which what has been read and not taken counts against `memory`.
+    pub fn counted(mut self, memory: &Limit) -> Self {
+        self.ahead = Some(Ahead::new(memory));
+        self
+    }
+
+    /// Pieces are no larger than this. For one that is counted.
+    pub fn read_in(&mut self, piece: usize) {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.at_most(piece as u64);
         }
     }
 
@@ -68,7 +83,12 @@ impl FilePart {
         if self.left == 0 {
             return Ok(None);
         }
-        let (file, offset, len) = (Arc::clone(&self.file), self.offset, self.left.min(PIECE));
+        let room = match &self.ahead {
+            Some(ahead) => Some(ahead.room(self.left).await),
+            None => None,
+        };
+        let len = room.as_ref().map_or(self.left.min(PIECE), |room| room.len);
+        let (file, offset) = (Arc::clone(&self.file), self.offset);
         let piece = off_runtime(move || {
             let mut piece = vec![0; len as usize];
             file.read_exact_at(&mut piece, offset)?;
@@ -77,7 +97,10 @@ impl FilePart {
         .await?;
         self.offset += len;
         self.left -= len;
-        Ok(Some(piece.into()))
+        Ok(Some(match room {
+            Some(room) => room.around(piece),
+            None => piece.into(),
+        }))
     }
 }
 
@@ -86,6 +109,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::metrics::Metrics;
 
     fn file(bytes: &[u8]) -> OwnedFd {
         let mut file = tempfile::tempfile().expect("a file");
@@ -110,6 +134,22 @@ mod tests {
         assert_eq!(part.len(), PIECE * 2 + 3);
         let all = read(part).await.expect("it is all there");
         assert!(all == bytes[7..bytes.len() - 10]);
+    }
+
+    #[tokio::test]
+    async fn what_is_read_counts_until_it_is_taken() {
+        let metrics = Metrics::new(&[]);
+        let memory = Limit::new(metrics.body_memory_bytes());
+        let part = FilePart::new(file(&[7; 50_000]), 0, 50_000).await;
+        let mut part = part.expect("a file").counted(&memory);
+        part.read_in(16 * 1024);
+        let piece = part.next().await.expect("it is there").expect("a piece");
+        assert_eq!((piece.len(), part.len()), (16 * 1024, 50_000 - 16 * 1024));
+        assert_eq!(metrics.body_memory_bytes().get(), 16 * 1024);
+        drop(piece);
+        let rest = read(part).await.expect("it is all there");
+        assert_eq!(rest.len(), 50_000 - 16 * 1024);
+        assert_eq!(metrics.body_memory_bytes().get(), 0);
     }
 
     #[tokio::test]

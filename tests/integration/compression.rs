@@ -247,4 +247,5 @@ async fn a_large_file_is_compressed_as_it_is_read() {
     let part = part.header("Range", "bytes=0-9").await;
     assert_eq!((part.status(), part.text()), (206, "<p>One lin"));
     assert_eq!(part.header("content-encoding"), None);
+    assert_eq!(part.header("vary"), Some("accept-encoding"));
 }

@@ -1,6 +1,8 @@
 //! Request heads, byte by byte: what can be read in two ways is refused, and what reaches the worker
 //! is what the gateway vouches for.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use crate::support::gateway::{self, Gateway};
@@ -176,6 +178,16 @@ async fn targets_that_are_no_path_are_refused() {
 #[tokio::test]
 async fn tunnels_are_not_dug_here() {
     refused(405, &["CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"]).await;
+    // Nor is the client left to wait for the end of a connection of which something is unread.
+    let (gateway, _worker) = serving().await;
+    let begun = Instant::now();
+    let mut client = gateway.connect().await;
+    client
+        .send("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nContent-Length: 5\r\n\r\n")
+        .await;
+    assert_eq!(client.response().await.status(), 405);
+    client.closed().await;
+    assert!(begun.elapsed() < Duration::from_millis(1500));
 }
 
 #[tokio::test]

@@ -147,6 +147,10 @@ async fn the_head_is_that_of_a_request_over_http_1() {
     let environ = whole(answer).await.expect("an answer").json();
     assert_eq!(environ["HTTP_COOKIE"], "a=1; b=2");
     assert_eq!(environ["REQUEST_URI"], "/environ?a=b");
+    // What no URI may hold is escaped, as it is there.
+    let escaped = client.get("/environ?q=\u{e9}").await.json();
+    assert_eq!(escaped["REQUEST_URI"], "/environ?q=%C3%A9");
+    assert_eq!(escaped["QUERY_STRING"], "q=%C3%A9");
     for removed in ["HTTP_X_FORWARDED_FOR", "HTTP_PROXY", "HTTP_LAYBY_TOKEN"] {
         assert_eq!(environ[removed], serde_json::Value::Null, "{removed}");
     }
@@ -370,6 +374,42 @@ async fn a_slow_reader_keeps_nobody_from_anything() {
         .expect("it was there");
     let others = rest(body).await.expect("the rest");
     assert_eq!(first.len() + others.len(), size);
+}
+
+#[tokio::test]
+async fn files_are_read_as_far_as_their_clients_take_them() {
+    let builder = plain(1).file(
+        "[compression]\nalgorithms = [\"br\"]\n[[static]]\npath = \"/static\"\nroot = \"./files\"\n",
+    );
+    let files = builder.folder().join("files");
+    std::fs::create_dir(&files).expect("the folder is ours");
+    std::fs::write(files.join("large.css"), [b'x'; 1_000_000]).expect("room");
+    let gateway = builder.run().await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let asked = request("HEAD", "/static/large.css").header("accept-encoding", "br");
+    let (answer, _) = connect(&gateway).await.send(asked, true).await;
+    let answer = whole(answer).await.expect("an answer");
+    assert_eq!(answer.header("content-encoding"), Some("br"));
+    assert_eq!(answer.header("content-length"), None, "nobody knows it");
+
+    // With room for one byte each has a small piece, with none nothing; all of it counts.
+    for (window, begun) in [(1, kind::DATA), (0, kind::HEADERS)] {
+        let mut slow = raw(&gateway, &[(WINDOW, window)]).await;
+        for number in 0..20 {
+            let block = head("/static/large.css", &[]);
+            let begin = flag::END_HEADERS | flag::END_STREAM;
+            let asked = Frame::new(kind::HEADERS, begin, 2 * number + 1, &block);
+            slow.send(&asked).await.expect("it is open");
+        }
+        for _ in 0..20 {
+            assert!(slow.frame_of(begun).await.is_some());
+        }
+        let held = gateway.metric("layby_body_memory_bytes").await;
+        assert_eq!(held, f64::from(window * 20 * 16 * 1024));
+        drop(slow);
+        let none = |held| held == 0.0;
+        gateway.until_metric("layby_body_memory_bytes", none).await;
+    }
 }
 
 #[tokio::test]

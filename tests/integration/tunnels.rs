@@ -87,9 +87,32 @@ async fn a_silent_tunnel_is_closed() {
 }
 
 #[tokio::test]
+async fn a_tunnel_is_never_among_the_idle() {
+    let app = upstream::tcp().await;
+    let gateway = gateway::before(&app, 3)
+        .set("max_connections", "2")
+        .run()
+        .await;
+    let mut tunnels = Vec::new();
+    for _ in 0..2 {
+        tunnels.push(tunnel(&gateway, &app, ("", "")).await);
+    }
+    let counted = "layby_connections{state=\"tunnel\"}";
+    gateway.until_metric(counted, |count| count == 2.0).await;
+    // So the bound holds, and none of them has to go for another.
+    assert_eq!(gateway.get("/").await.status(), 503);
+    for (client, server) in &mut tunnels {
+        client.send("ping").await;
+        assert_eq!(server.bytes(4).await, b"ping");
+    }
+    assert_eq!(gateway.metric(counted).await, 2.0);
+}
+
+#[tokio::test]
 async fn an_upgrade_that_is_refused_is_an_ordinary_answer() {
     let app = upstream::tcp().await;
     let gateway = gateway::before(&app, 1).run().await;
+    app.keeps(gateway.get("/")).await;
     let mut client = gateway.connect().await;
     client.send(UPGRADE).await;
     let (mut server, _) = app

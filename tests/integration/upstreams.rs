@@ -15,6 +15,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 async fn a_request_and_its_answer_pass_unchanged_but_for_the_hop() {
     let app = upstream::tcp().await;
     let gateway = gateway::before(&app, 1).run().await;
+    app.keeps(gateway.get("/")).await;
     let answered = gateway
         .request("PUT", "/a%20b/%2f?q=%20x")
         .header("Cookie", "a=1")
@@ -103,6 +104,7 @@ async fn the_upstream_never_has_more_requests_than_there_are_slots() {
     let folder = tempfile::tempdir().expect("a folder");
     let app = upstream::unix(folder.path().join("app.sock"));
     let gateway = gateway::before(&app, 2).run().await;
+    app.keeps(gateway.get("/")).await;
     let pending: Vec<_> = (0..5).map(|_| gateway.get("/").spawn()).collect();
     let mut servers = [app.accept().await, app.accept().await];
     gateway
@@ -184,6 +186,7 @@ async fn bodies_of_every_size_pass_both_ways() {
 async fn a_connection_that_the_server_has_closed_is_not_used_again() {
     let app = upstream::tcp().await;
     let gateway = gateway::before(&app, 1).run().await;
+    app.keeps(gateway.get("/")).await;
     for _ in 0..3 {
         let pending = gateway.post("/", "x").spawn();
         let (connection, request) = app.answers(OK).await;
@@ -205,10 +208,84 @@ async fn a_connection_that_the_server_has_closed_is_not_used_again() {
 }
 
 #[tokio::test]
+async fn what_comes_behind_an_answer_to_head_is_nobodys() {
+    let app = upstream::tcp().await;
+    let gateway = gateway::before(&app, 1).run().await;
+    app.keeps(gateway.get("/")).await;
+    for (method, answer) in [
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n"),
+        ("GET", "HTTP/1.1 304 x\r\nContent-Length: 60\r\n\r\n"),
+    ] {
+        let pending = gateway.request(method, "/").spawn();
+        let (mut connection, _) = app.answers(answer).await;
+        pending.await;
+        // A body in a second write, as of gunicorn's, may read like an answer.
+        let _ = connection
+            .try_send("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\npoison!")
+            .await;
+        let pending = gateway.get("/").spawn();
+        app.answers(OK).await;
+        assert_eq!(pending.await.ok(), "ok");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_closes_without_saying_so_loses_no_request() {
+    let app = upstream::tcp().await;
+    let gateway = gateway::before(&app, 2).run().await;
+    for _ in 0..2 {
+        // Two at once: one connection is watched, and none is used again meanwhile.
+        let pending = [gateway.get("/").spawn(), gateway.get("/").spawn()];
+        let connections = [app.answers(OK).await, app.answers(OK).await];
+        for pending in pending {
+            assert_eq!(pending.await.ok(), "ok");
+        }
+        let pending = gateway.get("/").spawn();
+        app.answers(OK).await;
+        assert_eq!(pending.await.ok(), "ok");
+        drop(connections);
+        gateway.logged("upstream closes its connections").await;
+    }
+    // It is known now: the gateway does not wait for it.
+    let pending = gateway.get("/").spawn();
+    let (mut connection, _) = app.answers(OK).await;
+    assert_eq!(pending.await.ok(), "ok");
+    connection.closed().await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_passed_on_whole_counts_as_memory() {
+    let app = upstream::tcp().await;
+    let gateway = gateway::before(&app, 1).run().await;
+    let mut slow = super::support::http::Connection::narrow(gateway.tcp()).await;
+    let whole = "x".repeat(60_000);
+    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 60000";
+    let answer = format!("{head}\r\n\r\n{whole}");
+    let memory = "layby_body_memory_bytes";
+    for _ in 0..20 {
+        slow.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    }
+    // The client reads nothing: in the end one is left here.
+    let serving = async {
+        loop {
+            app.answers(&answer).await;
+        }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = gateway.until_metric(memory, |held| held >= 60_000.0) => {}
+    }
+    drop(slow);
+    gateway.until_metric(memory, |held| held == 0.0).await;
+}
+
+#[tokio::test]
 async fn a_request_that_the_server_may_have_seen_is_not_sent_again() {
     let app = upstream::tcp().await;
     let gateway = gateway::before(&app, 1).run().await;
     // With a connection of its own, and with one that has been used before.
+    app.keeps(gateway.get("/")).await;
     for before in [0, 1] {
         let mut connection = None;
         for _ in 0..before {
@@ -229,9 +306,11 @@ async fn a_request_that_the_server_may_have_seen_is_not_sent_again() {
             .await;
     }
     let pending = gateway.get("/next").spawn();
-    let (_, request) = app.answers(OK).await;
+    let (mut connection, request) = app.answers(OK).await;
     assert_eq!(request.line, "GET /next HTTP/1.1");
     assert_eq!(pending.await.ok(), "ok");
+    // A server that has closed a connection that it had kept is watched again.
+    connection.closed().await;
 }
 
 #[tokio::test]
@@ -300,6 +379,30 @@ async fn an_answer_that_is_cut_never_looks_whole() {
         );
         gateway.rests().await;
     }
+}
+
+#[tokio::test]
+async fn a_cut_that_nobody_can_see_is_told_to_the_log() {
+    let app = upstream::tcp().await;
+    let builder = gateway::before(&app, 1);
+    let socket = format!("unix:{}", builder.folder().join("http.sock").display());
+    let gateway = builder.set("listen", socket).run().await;
+    for version in ["1.1", "1.0"] {
+        let mut client = gateway.connect().await;
+        client
+            .send(format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n"))
+            .await;
+        let (connection, _) = app
+            .answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nevent\r\n")
+            .await;
+        client.head().await;
+        drop(connection);
+        client.closed().await;
+        if version == "1.1" {
+            assert!(gateway.log_lines("may take for whole").is_empty());
+        }
+    }
+    gateway.logged("may take for whole").await;
 }
 
 #[tokio::test]
@@ -399,6 +502,7 @@ async fn a_slow_reader_does_not_hold_the_upstream() {
     let folder = tempfile::tempdir().expect("a folder");
     let app = upstream::unix(folder.path().join("app.sock"));
     let gateway = gateway::before(&app, 1).run().await;
+    app.keeps(gateway.get("/")).await;
     let mut slow = super::support::http::Connection::narrow(gateway.tcp()).await;
     slow.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let body = vec![b'x'; 8_000_000];
@@ -444,6 +548,7 @@ async fn a_request_whose_time_is_over_is_answered_and_its_slot_lost_until_the_se
         .set("slots.request_timeout", "300ms")
         .run()
         .await;
+    app.keeps(gateway.get("/")).await;
     let mut connection = None;
     takes(Duration::from_millis(300), async || {
         let pending = gateway.get("/slow").spawn();
@@ -587,6 +692,7 @@ fn routed(live: &Upstream, connections: u16) -> String {
 async fn a_route_has_an_upstream_with_a_queue_of_its_own() {
     let (app, live) = (upstream::tcp().await, upstream::tcp().await);
     let gateway = gateway::before(&app, 1).file(&routed(&live, 2)).run().await;
+    live.keeps(gateway.get("/live")).await;
     // The workers are all taken, which is nothing to the route.
     let slow = gateway.get("/slow").spawn();
     let mut busy = app.accept().await;
@@ -660,6 +766,7 @@ async fn a_reload_changes_where_routes_go_and_ends_nothing() {
 async fn a_drain_finishes_what_is_at_the_upstream() {
     let app = upstream::tcp().await;
     let mut gateway = gateway::before(&app, 1).run().await;
+    app.keeps(gateway.get("/")).await;
     let pending: Vec<_> = (0..2).map(|_| gateway.get("/").spawn()).collect();
     let mut connection = app.accept().await;
     connection.request().await;

@@ -248,6 +248,15 @@ impl Whole {
     }
 }
 
+/// A target as [`Whole::escape`] writes it, for one that came otherwise.
+pub fn escaped(target: &str) -> String {
+    let (path, query) = path_and_query(target.as_bytes());
+    let mut out = Vec::with_capacity(target.len() + 16);
+    escape(path, is_to_escape_in_path, &mut out);
+    escape(query, is_to_escape, &mut out);
+    String::from_utf8(out).expect("what is not ASCII has been escaped")
+}
+
 fn escape(target: &[u8], which: fn(u8) -> bool, out: &mut Vec<u8>) {
     for byte in target {
         if which(*byte) {

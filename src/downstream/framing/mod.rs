@@ -28,7 +28,7 @@ use self::head::{Body, Head, Whole};
 use super::head::Refusal;
 use crate::layers::writes_through;
 
-pub use self::head::MAX_HEAD;
+pub use self::head::{MAX_HEAD, escaped};
 
 /// What a connection and its requests tell each other.
 #[derive(Debug, Default)]

@@ -434,12 +434,14 @@ fn sorted(headers: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
     headers
 }
 
-/// Whether nothing is read after it.
+/// Whether nothing is read after it. hyper takes no word from a line that is not in ASCII.
 fn ends(request: &Request) -> bool {
     let said = |word: &str| {
         request.headers.iter().any(|(name, value)| {
-            let value = String::from_utf8_lossy(value).to_ascii_lowercase();
-            name == "connection" && value.split(',').any(|part| part.trim() == word)
+            let text = String::from_utf8_lossy(value).to_ascii_lowercase();
+            name == "connection"
+                && value.is_ascii()
+                && text.split(',').any(|part| part.trim() == word)
         })
     };
     said("close") || (request.old && !said("keep-alive"))

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, DATE, EXPECT};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
@@ -55,7 +55,8 @@ pub async fn answer(
         Err(end) => return reset(end, |reason| respond.send_reset(reason)),
     };
     let over = is_bodiless(response.status(), &method) || response.body().is_end_stream();
-    let (head, body) = fit(response);
+    let (head, mut body) = fit(response, &method);
+    body.read_in(PART);
     // It fails when the client has just gone.
     let Ok(mut sender) = respond.send_response(head, over) else {
         return;
@@ -126,7 +127,7 @@ async fn handle<E>(
 }
 
 /// The head of an answer without what HTTP/2 does not know, and its body.
-fn fit(response: Response<Body>) -> (Response<()>, Body) {
+fn fit(response: Response<Body>, method: &Method) -> (Response<()>, Body) {
     let (mut head, body) = response.into_parts();
     strip_hop_by_hop(&mut head.headers);
     if !head.headers.contains_key(DATE)
@@ -134,7 +135,7 @@ fn fit(response: Response<Body>) -> (Response<()>, Body) {
     {
         head.headers.insert(DATE, now);
     }
-    // What HEAD is told is the length that GET would have had.
+    // What HEAD is told is the length that GET would have had: no body is at hand where that is not known.
     let has_length = !matches!(
         head.status,
         StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
@@ -142,6 +143,7 @@ fn fit(response: Response<Body>) -> (Response<()>, Body) {
     if has_length
         && !head.headers.contains_key(CONTENT_LENGTH)
         && let Some(length) = body.size_hint().exact()
+        && (length > 0 || *method != Method::HEAD)
     {
         head.headers
             .insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -151,6 +153,10 @@ fn fit(response: Response<Body>) -> (Response<()>, Body) {
 
 async fn send(sender: &mut SendStream<Bytes>, mut body: Body, watch: &Watch) -> Result<(), End> {
     loop {
+        if body.lies_in_file() {
+            // Many streams that nobody reads might have a piece each: none is read before it is wanted.
+            room(sender, PART, watch).await?;
+        }
         let frame = tokio::select! {
             biased;
             _ = poll_fn(|cx| sender.poll_reset(cx)) => return Err(End::Left),
@@ -182,24 +188,49 @@ async fn pass(
     watch: &Watch,
 ) -> Result<(), End> {
     while !data.is_empty() {
-        sender.reserve_capacity(data.len().min(PART));
-        let mut room = sender.capacity();
-        if room == 0 {
-            watch.behind();
-            room = tokio::select! {
-                granted = poll_fn(|cx| sender.poll_capacity(cx)) => match granted {
-                    Some(Ok(room)) => room,
-                    Some(Err(_)) | None => return Err(End::Left),
-                },
-                () = watch.alarm.rang() => return Err(End::Late),
-            };
-            watch.took(room);
-            watch.caught_up();
-        }
+        let room = room(sender, data.len().min(PART), watch).await?;
         let part = data.split_to(room.min(data.len()));
         sender
             .send_data(part, last && data.is_empty())
             .map_err(|_| End::Left)?;
     }
     Ok(())
+}
+
+/// How much the client takes now, of so much that is there for it. Waits until it is something.
+async fn room(sender: &mut SendStream<Bytes>, wanted: usize, watch: &Watch) -> Result<usize, End> {
+    sender.reserve_capacity(wanted);
+    let room = sender.capacity();
+    if room > 0 {
+        return Ok(room);
+    }
+    watch.behind();
+    let room = tokio::select! {
+        granted = poll_fn(|cx| sender.poll_capacity(cx)) => match granted {
+            Some(Ok(room)) => room,
+            Some(Err(_)) | None => return Err(End::Left),
+        },
+        () = watch.alarm.rang() => return Err(End::Late),
+    };
+    watch.took(room);
+    watch.caught_up();
+    Ok(room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_is_not_told_a_length_that_nobody_knows() {
+        let told = |method: Method, text: &'static str| {
+            let body = Body::whole(Bytes::from_static(text.as_bytes()));
+            let (head, _) = fit(Response::new(body), &method);
+            let length = head.headers().get(CONTENT_LENGTH);
+            length.map(|length| length.to_str().expect("digits").to_owned())
+        };
+        assert_eq!(told(Method::HEAD, ""), None);
+        assert_eq!(told(Method::GET, "").as_deref(), Some("0"));
+        assert_eq!(told(Method::HEAD, "four").as_deref(), Some("4"));
+    }
 }

@@ -116,12 +116,25 @@ impl Tls {
             if !settled || stamps == loaded {
                 continue;
             }
-            match Ready::read(wanted) {
-                Ok(ready) => self.set(ready),
-                Err(error) => {
-                    tracing::error!(%error, "certificates changed, the old ones stay");
-                    self.current().stamps = stamps;
-                }
+            let read = Ready::read(wanted.clone());
+            self.renew(&wanted, stamps, read);
+        }
+    }
+
+    /// Takes what the files hold now, unless a reload has asked for something else since they were looked at.
+    fn renew(&self, wanted: &Wanted, stamps: Stamps, read: Result<Ready, Unusable>) {
+        let mut current = self.current();
+        if current.wanted != *wanted {
+            return;
+        }
+        match read {
+            Ok(ready) => {
+                ready.told(&self.metrics);
+                *current = ready;
+            }
+            Err(error) => {
+                tracing::error!(%error, "certificates changed, the old ones stay");
+                current.stamps = stamps;
             }
         }
     }
@@ -329,6 +342,26 @@ mod tests {
         };
         let looking = tokio::time::timeout(Duration::from_secs(15), looking);
         looking.await.expect("they are looked at");
+    }
+
+    #[test]
+    fn a_reload_is_not_undone_by_files_that_were_looked_at_before_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        write(folder.path(), "a.example");
+        let before = wanted(folder.path());
+        let tls = Tls::new(before.clone(), Metrics::new(&[])).expect("good files");
+        let mut asked = before.clone();
+        asked.tls.min_version = TlsVersion::V13;
+        tls.set(Ready::read(asked.clone()).expect("good files"));
+        for read in [
+            Ready::read(before.clone()),
+            Err(Unusable("it has gone".to_owned())),
+        ] {
+            tls.renew(&before, Stamps(Vec::new()), read);
+            let current = tls.current();
+            assert_eq!(current.wanted, asked);
+            assert_eq!(current.stamps, Stamps::of(&asked));
+        }
     }
 
     #[tokio::test]

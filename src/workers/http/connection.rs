@@ -23,9 +23,6 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// (gunicorn) or more; opening one costs them and us some microseconds.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// After so long between two requests it is worth a system call to look whether the server has closed.
-const WARM: Duration = Duration::from_millis(2);
-
 /// Room made for each read. Answers that are larger come in several.
 const ROOM: usize = 16 * 1024;
 const MOST_ROOM: usize = 64 * 1024;
@@ -99,8 +96,8 @@ impl Connection {
         let Some(last_used) = self.last_used else {
             return true;
         };
-        let idle = last_used.elapsed();
-        idle < FRESH && (idle < WARM || is_silent(&self.line))
+        // However short it was: what a server sends behind an answer would be read as the next one's.
+        last_used.elapsed() < FRESH && is_silent(&self.line)
     }
 
     /// Resolves when an idle connection is of no more use: it was closed, or says what nobody asked for.

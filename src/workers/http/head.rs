@@ -13,7 +13,7 @@ use http::header::{
 use http::{Method, StatusCode};
 
 use super::body::Framing;
-use crate::message::{Request, RequestBody};
+use crate::message::{Credential, Request, RequestBody};
 use crate::workers::text;
 
 /// The longest head that an answer may have, and the most lines in it.
@@ -53,6 +53,7 @@ pub fn encode(request: &Request, out: &mut BytesMut) {
         true => forwarding(request, host, out),
         false => first_forwarding(request, host, out),
     }
+    credential(&request.client.credential, out);
     if let Some(length) = length(request) {
         number(out, "content-length", length);
     }
@@ -116,6 +117,25 @@ fn to_whom(request: &Request, host: &[u8], out: &mut BytesMut) {
     let host = client.host.as_deref().map_or(host, str::as_bytes);
     line(out, "x-forwarded-host", host);
     number(out, "x-forwarded-port", client.server_port.into());
+}
+
+/// What the client has shown of itself. Nobody else can say it: such headers of a client's are removed.
+fn credential(credential: &Credential, out: &mut BytesMut) {
+    match credential {
+        Credential::Unasked => {}
+        Credential::Missing => line(out, "layby-ssl-client-verify", b"NONE"),
+        Credential::Certificate(certificate) => {
+            line(out, "layby-ssl-client-verify", b"SUCCESS");
+            for (name, value) in [
+                ("layby-ssl-client-s-dn", &certificate.subject),
+                ("layby-ssl-client-i-dn", &certificate.issuer),
+                ("layby-ssl-client-m-serial", &certificate.serial),
+                ("layby-ssl-client-fingerprint", &certificate.fingerprint),
+            ] {
+                line(out, name, value.as_bytes());
+            }
+        }
+    }
 }
 
 /// A length that was announced stays visible when it is 0, and where a body is usual there is always one.
@@ -232,7 +252,9 @@ fn one(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, &'static 
     Ok(Some(Head {
         status,
         reason: reason.map(|(from, to)| bytes.slice(from..to)),
-        keeps: keeps(&headers, version) && framing != Framing::UntilClose,
+        keeps: keeps(&headers, version)
+            && framing != Framing::UntilClose
+            && !may_be_followed(&headers, status, method),
         headers,
         body: framing,
     }))
@@ -269,6 +291,13 @@ fn framing(
         (None, Some(length)) => Framing::Length(length),
         (None, None) => Framing::UntilClose,
     })
+}
+
+/// Some servers send the body that an answer must not have, in a second write: it may still be on its way.
+fn may_be_followed(headers: &HeaderMap, status: StatusCode, method: &Method) -> bool {
+    let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let announced = [CONTENT_LENGTH, TRANSFER_ENCODING];
+    *method == Method::HEAD || (bodiless && announced.iter().any(|name| headers.contains_key(name)))
 }
 
 fn length_of(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
@@ -309,7 +338,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::{Client, Credential, Scheme};
+    use std::sync::Arc;
+
+    use crate::message::{Client, ClientCertificate, Scheme};
     use crate::record::{Id, Record};
     use crate::spool::Body;
 
@@ -468,8 +499,9 @@ mod tests {
         );
         assert_eq!(
             framed("HTTP/1.1 304 x\r\nContent-Length: 5\r\n\r\n"),
-            (Framing::Nothing, true)
+            (Framing::Nothing, false)
         );
+        assert_eq!(framed("HTTP/1.1 304 x\r\n\r\n"), (Framing::Nothing, true));
         assert_eq!(framed("HTTP/1.1 204 x\r\n\r\n"), (Framing::Nothing, true));
         assert_eq!(
             framed("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n"),
@@ -478,6 +510,59 @@ mod tests {
         assert_eq!(
             framed("HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 5\r\n\r\n"),
             (Framing::Length(5), true)
+        );
+    }
+
+    #[test]
+    fn what_may_come_behind_an_answer_without_a_body_is_not_the_next_answer() {
+        let kept = |method: Method, text: &str| {
+            let head = decode(&mut BytesMut::from(text.as_bytes()), &method, false);
+            head.expect(text).expect(text).keeps
+        };
+        for (text, get) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", true),
+            ("HTTP/1.1 204 No Content\r\n\r\n", true),
+            (
+                "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+                false,
+            ),
+            (
+                "HTTP/1.1 304 x\r\nTransfer-Encoding: chunked\r\n\r\n",
+                false,
+            ),
+        ] {
+            assert_eq!(kept(Method::GET, text), get, "{text}");
+            assert!(!kept(Method::HEAD, text), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_upstream_is_told_what_its_client_has_shown_of_itself() {
+        let told = |credential| {
+            let mut request = request(Method::GET, &[("host", "a")], "");
+            request.client.credential = credential;
+            let text = encoded(&request);
+            let lines = text.lines().filter(|line| line.starts_with("layby-"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(told(Credential::Unasked).is_empty());
+        assert_eq!(told(Credential::Missing), ["layby-ssl-client-verify: NONE"]);
+        let certificate = ClientCertificate {
+            subject: "O=Shop,CN=till 7".to_owned(),
+            issuer: "CN=Authority".to_owned(),
+            serial: "0a".to_owned(),
+            fingerprint: "00ff".to_owned(),
+        };
+        assert_eq!(
+            told(Credential::Certificate(Arc::new(certificate))),
+            [
+                "layby-ssl-client-verify: SUCCESS",
+                "layby-ssl-client-s-dn: O=Shop,CN=till 7",
+                "layby-ssl-client-i-dn: CN=Authority",
+                "layby-ssl-client-m-serial: 0a",
+                "layby-ssl-client-fingerprint: 00ff",
+            ]
         );
     }
 

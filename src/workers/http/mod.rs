@@ -11,16 +11,18 @@
 mod body;
 mod connection;
 mod head;
+mod keeping;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod reference;
 mod slot;
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use self::connection::{Connection, Refused};
+use self::keeping::{Keeping, WATCHED};
 use self::slot::SlotTask;
 use super::{Board, WorkerSlots};
 use crate::config;
@@ -76,6 +78,7 @@ struct Shared {
     slots: Arc<WorkerSlots>,
     board: Arc<Board>,
     health: watch::Sender<Health>,
+    keeping: Keeping,
     terms: Mutex<Terms>,
     parts: Parts,
     /// Of the gateway's main slots, whose times are those that size it.
@@ -99,6 +102,7 @@ impl Upstream {
             slots,
             board: Board::new(count),
             health: watch::Sender::new(Health::Down),
+            keeping: Keeping::default(),
             terms: Mutex::new(terms),
             parts,
             main,
@@ -199,6 +203,17 @@ impl Shared {
             if back {
                 tracing::info!(upstream = %self.server, "upstream accepts connections");
             }
+        }
+    }
+
+    /// Sees whether a connection whose answer has ended stays open, and closes it.
+    async fn watch(self: Arc<Self>, mut connection: Connection) {
+        let closing = tokio::time::timeout(WATCHED, connection.spoilt());
+        let closed = closing.await.is_ok();
+        // Before anybody is sent on another: a server may have few workers, each with one connection at a time.
+        drop(connection);
+        if self.keeping.watched(closed, Instant::now()) {
+            tracing::info!(upstream = %self.server, "upstream closes its connections after each answer; they are used once");
         }
     }
 

@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 use super::body::{Framing, Piece};
 use super::connection::{self, Connection, Reader, Refused, Writer};
 use super::head::{self, Head};
+use super::keeping::After;
 use super::{Health, PROCESS, Shared};
 use crate::layers::Resumed;
 use crate::message::{Answer, AnswerBody, Request, RequestBody};
@@ -193,7 +194,8 @@ impl SlotTask {
         } = taken;
         let mut reply = Some(reply);
         let parted = loop {
-            let kept = self.connection.take().filter(Connection::is_good);
+            let kept = self.connection.take();
+            let kept = kept.filter(|it| it.is_good() && self.upstream.keeping.may_use_again());
             let mut connection = match kept {
                 Some(connection) => connection,
                 None => match Connection::open(&self.upstream.server).await {
@@ -204,8 +206,7 @@ impl SlotTask {
             };
             match self.exchange(&mut connection, &job, &mut reply).await {
                 Sent::Kept => {
-                    connection.rests();
-                    self.connection = Some(connection);
+                    self.rest(connection);
                     return Ok(());
                 }
                 Sent::Spent => return Ok(()),
@@ -228,6 +229,21 @@ impl SlotTask {
         Err((taken, parted))
     }
 
+    /// What becomes of a connection whose answer has ended.
+    fn rest(&mut self, mut connection: Connection) {
+        match self.upstream.keeping.after_answer(Instant::now()) {
+            After::UseAgain => {
+                connection.rests();
+                self.connection = Some(connection);
+            }
+            // In a task of its own, which ends in a moment: the slot goes on.
+            After::Watch => {
+                tokio::spawn(Arc::clone(&self.upstream).watch(connection));
+            }
+            After::Close => {}
+        }
+    }
+
     /// Sends the request and reads its answer. The reply is taken when it is known what to say.
     async fn exchange(
         &self,
@@ -241,6 +257,7 @@ impl SlotTask {
         let begun = AtomicBool::new(false);
         let mut out = BytesMut::with_capacity(1024);
         head::encode(request, &mut out);
+        let is_used = connection.is_used();
         let (reader, mut writer, buffer) = connection.split();
         let sending = send(&mut writer, out, request, &begun);
         tokio::pin!(sending);
@@ -254,6 +271,9 @@ impl SlotTask {
             Ok(head) => head,
             Err(NoHead::Closed) if !begun.load(Relaxed) => return Sent::Unsent,
             Err(why) => {
+                if matches!(why, NoHead::Closed) && is_used {
+                    self.upstream.keeping.failed();
+                }
                 self.fail(why, &job.about, reply.take());
                 return Sent::Spent;
             }
@@ -379,7 +399,8 @@ impl SlotTask {
         };
         match first {
             Some(Ok(_)) => {
-                tell(reply, answer(AnswerBody::Whole(pieces.join())));
+                let whole = self.upstream.parts.spool.held(pieces.join());
+                tell(reply, answer(AnswerBody::Whole(whole)));
                 return true;
             }
             Some(Err(cut)) => {

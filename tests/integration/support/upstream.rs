@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::http;
 use super::within;
 
 /// Where it listens. Closed when dropped.
@@ -79,6 +80,16 @@ impl Upstream {
             }
         };
         within("a connection from the gateway", accepting).await
+    }
+
+    /// Answers a first request, and lets the gateway see that connections are kept here. It uses those of later
+    /// answers again, and closes this one.
+    pub async fn keeps(&self, first: http::Request) {
+        let pending = first.spawn();
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let (mut connection, _) = self.answers(answer).await;
+        pending.await.ok();
+        connection.closed().await;
     }
 
     /// Accepts, and answers the first request with these bytes.
