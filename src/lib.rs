@@ -25,6 +25,7 @@ pub mod record;
 pub mod slots;
 pub mod spans;
 pub mod spool;
+pub mod standard_error;
 pub mod sweeper;
 pub mod tools;
 pub mod trace;

@@ -18,6 +18,7 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use crate::config::Listen;
 use crate::downstream::{Adopted, Listener};
+use crate::standard_error::StandardError;
 
 /// Set for a successor, to the number of the process: the sockets' names are then entries of `listen`.
 const HANDED_OVER: &str = "LAYBY_HANDOVER";
@@ -49,16 +50,16 @@ const CHECKED_WITHIN: Duration = Duration::from_secs(30);
 pub struct Inherited(Vec<(Listen, Adopted)>);
 
 impl Inherited {
-    /// Takes what the environment tells of. Once in a process, and before it has other threads: the
-    /// descriptors become its own.
-    pub fn take() -> Self {
+    /// Takes what the environment tells of, and says what of it is of no use. Once in a process, and before it
+    /// has other threads: the descriptors become its own.
+    pub fn take() -> (Self, Vec<Listen>) {
         let mut sockets = ListenFd::from_env();
         let count = sockets.len();
         let us = std::process::id().to_string();
         let handed_over = std::env::var(HANDED_OVER).is_ok_and(|pid| pid == us);
         let names = std::env::var(NAMES).unwrap_or_default();
         let names: Vec<Listen> = (names.split(':').map(|name| called(name, handed_over))).collect();
-        let mut inherited = Vec::new();
+        let (mut inherited, mut useless) = (Vec::new(), Vec::new());
         for number in 0..count {
             let unnamed = Listen::Systemd(Some("unknown".to_owned()));
             let name = names.get(number).cloned().unwrap_or(unnamed);
@@ -68,10 +69,10 @@ impl Inherited {
             };
             match socket {
                 Some(socket) => inherited.push((name, socket)),
-                None => tracing::warn!(%name, "ignored: it is no stream socket"),
+                None => useless.push(name),
             }
         }
-        Self(inherited)
+        (Self(inherited), useless)
     }
 
     /// The listeners of an entry of the configuration: those that are there already, or one that is bound
@@ -195,8 +196,14 @@ impl Program {
         }
     }
 
-    /// Puts the program in the place of this process, with these sockets. Returns only if that fails.
-    pub fn succeed(&self, listeners: Vec<(Listen, OwnedFd)>, inherited: Inherited) -> io::Error {
+    /// Puts the program in the place of this process, with these sockets, once the log is written. Returns only
+    /// if that fails.
+    pub fn succeed(
+        &self,
+        listeners: Vec<(Listen, OwnedFd)>,
+        inherited: Inherited,
+        errors: &StandardError,
+    ) -> io::Error {
         let sockets: Vec<_> = listeners.into_iter().chain(inherited.unclaimed()).collect();
         let row = match row(&sockets) {
             Ok(row) => row,
@@ -206,6 +213,7 @@ impl Program {
         let names: Vec<String> = sockets.iter().map(|(name, _)| encoded(name)).collect();
         let us = std::process::id().to_string();
         let run = |program: &Path| {
+            errors.finish();
             Command::new(program)
                 .args(&self.arguments)
                 .env(FDS, row.len().to_string())

@@ -39,6 +39,7 @@ use crate::recent::Recent;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spans::{Exporter, Tracer};
 use crate::spool::Spool;
+use crate::standard_error::StandardError;
 use crate::sweeper::Sweeper;
 use crate::unix_socket::UnixSocket;
 use crate::workers::http;
@@ -72,25 +73,49 @@ fn cannot<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) 
 /// Runs until a signal ends it, replacing the workers when their files change if `reload`. The exit status
 /// is that of the process.
 pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
-    log::start(loaded.config.log_format);
+    let (inherited, useless) = Inherited::take();
+    let errors = match log::start(loaded.config.log_format) {
+        Ok(errors) => errors,
+        Err(error) => {
+            eprintln!("cannot start the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for name in useless {
+        tracing::warn!(%name, "ignored: it is no stream socket");
+    }
+    let code = run_to_the_end(sources, loaded, reload, inherited, &errors);
+    // Whatever the end was like, it is told to the last line.
+    errors.finish();
+    code
+}
+
+fn run_to_the_end(
+    sources: Sources,
+    loaded: Loaded,
+    reload: bool,
+    inherited: Inherited,
+    errors: &StandardError,
+) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     loaded.effective.log();
     let program = Program::this();
-    let inherited = Inherited::take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(serve(sources, loaded, reload, inherited, &program)),
+        Ok(runtime) => {
+            runtime.block_on(serve(sources, loaded, reload, inherited, errors, &program))
+        }
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
         Ok(Ended::Stopped(code)) => code,
         Ok(Ended::Succeeded(sockets, inherited)) => {
-            let error = program.succeed(sockets, inherited);
+            let error = program.succeed(sockets, inherited, errors);
             tracing::error!(%error, "cannot hand over");
             ExitCode::FAILURE
         }
@@ -161,11 +186,12 @@ async fn serve(
     loaded: Loaded,
     reload: bool,
     inherited: Inherited,
+    errors: &StandardError,
     program: &Program,
 ) -> Result<Ended, StartError> {
     let manager = Manager::from_env();
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, loaded, reload, inherited);
+    let starting = Gateway::start(sources, loaded, reload, inherited, errors.clone());
     let mut gateway = tokio::select! {
         started = starting => started?,
         () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
@@ -301,6 +327,7 @@ impl Gateway {
         loaded: Loaded,
         reload: bool,
         mut inherited: Inherited,
+        errors: StandardError,
     ) -> Result<Self, StartError> {
         let (config, hash) = (loaded.config, loaded.effective.hash());
         let descriptors = descriptors::raise_limit();
@@ -316,6 +343,7 @@ impl Gateway {
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
         metrics.configured(hash);
+        errors.count_in(metrics.clone());
         let tls = match config.tls.listen.is_empty() {
             true => None,
             false => Some(Tls::new(wanted(&config), metrics.clone()).map_err(cannot("offer TLS"))?),
@@ -420,7 +448,8 @@ impl Gateway {
                 tracing::info!(
                     processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
                 );
-                let started = Supervisor::start(plan, Arc::clone(&hub), metrics.clone()).await;
+                let started =
+                    Supervisor::start(plan, Arc::clone(&hub), metrics.clone(), errors).await;
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {

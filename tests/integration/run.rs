@@ -46,6 +46,9 @@ def application(environ, start_response):
     elif path == "/say":
         print(query["text"], file=sys.stderr, flush=True)
         text = "said"
+    elif path == "/shout":
+        print(("x" * 999 + "\n") * 600, file=sys.stderr, flush=True)
+        text = "shouted"
     else:
         text = str(os.getpid())
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -107,6 +110,26 @@ async fn an_application_is_served_by_as_many_processes_as_asked_for() {
     assert_eq!(gateway.get("/say?text=hello").await.ok(), "said");
     assert!(gateway.logged("] hello").await.starts_with("[worker "));
     gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_only_who_writes_too_much() {
+    let mut gateway = app(2, 2).run().await;
+    gateway.read_log(false);
+    let loud = gateway.get("/shout").spawn();
+    gateway
+        .until("the one that shouts", |status| status.busy == 1)
+        .await;
+    // Past what pipes hold, it waits; everything else goes on.
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/").await.status(), 200);
+    }
+    assert_eq!(gateway.status().await.busy, 1);
+    gateway.read_log(true);
+    assert_eq!(loud.await.ok(), "shouted");
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.log_lines("drained").len(), 1);
 }
 
 #[tokio::test]

@@ -273,6 +273,8 @@ struct Log {
     /// How many there are; at the end of the log its sender is gone.
     count: watch::Receiver<usize>,
     counted: Arc<Mutex<Option<watch::Sender<usize>>>>,
+    /// Whether anybody reads it.
+    read: watch::Sender<bool>,
 }
 
 impl Default for Log {
@@ -282,6 +284,7 @@ impl Default for Log {
             lines: Arc::default(),
             count,
             counted: Arc::new(Mutex::new(Some(counted))),
+            read: watch::Sender::new(true),
         }
     }
 }
@@ -291,7 +294,15 @@ impl Log {
         let counted = self.counted.lock().expect("nobody panics").take();
         let counted = counted.expect("it is followed once");
         let mut lines = BufReader::new(errors).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let mut read = self.read.subscribe();
+        loop {
+            drop(read.wait_for(|read| *read).await);
+            let line = tokio::select! {
+                biased;
+                _ = read.changed() => continue,
+                line = lines.next_line() => line,
+            };
+            let Ok(Some(line)) = line else { return };
             self.lines.lock().expect("nobody panics").push(line);
             counted.send_modify(|count| *count += 1);
         }
@@ -527,6 +538,11 @@ impl Gateway {
     /// Waits until so many lines of the log have this in them.
     pub async fn logged_times(&self, part: &str, times: usize) {
         self.process.log.lines(part, times).await;
+    }
+
+    /// Stops reading the log, or goes on.
+    pub fn read_log(&self, read: bool) {
+        self.process.log.read.send_replace(read);
     }
 
     /// Lines of the log above debug, with this in them.
