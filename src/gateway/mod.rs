@@ -107,9 +107,20 @@ fn run_to_the_end(
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => {
-            runtime.block_on(serve(sources, loaded, reload, inherited, errors, &program))
-        }
+        Ok(runtime) => runtime.block_on(async {
+            let manager = Manager::from_env();
+            let serving = serve(
+                sources, loaded, reload, inherited, errors, &program, &manager,
+            );
+            // From the first moment: a successor is watched before it is ready. To the last: a drain is long.
+            match manager.heartbeat() {
+                None => serving.await,
+                Some(pause) => tokio::select! {
+                    ended = serving => ended,
+                    () = beat(&manager, pause) => unreachable!("a heart beats for ever"),
+                },
+            }
+        }),
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
@@ -188,8 +199,8 @@ async fn serve(
     inherited: Inherited,
     errors: &StandardError,
     program: &Program,
+    manager: &Manager,
 ) -> Result<Ended, StartError> {
-    let manager = Manager::from_env();
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
     let starting = Gateway::start(sources, loaded, reload, inherited, errors.clone());
     let mut gateway = tokio::select! {
@@ -197,14 +208,7 @@ async fn serve(
         () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
     };
     manager.ready();
-    let working = work(&mut gateway, &mut signals, program, &manager);
-    let succeed = match manager.heartbeat() {
-        None => working.await,
-        Some(pause) => tokio::select! {
-            succeed = working => succeed,
-            () = beat(&manager, pause) => unreachable!("a heart beats for ever"),
-        },
-    };
+    let succeed = work(&mut gateway, &mut signals, program, manager).await;
     // A successor tells the manager itself that it is ready.
     match succeed {
         true => manager.reloading(),

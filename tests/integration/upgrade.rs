@@ -264,8 +264,18 @@ async fn the_service_manager_is_told_what_the_gateway_does() {
     gateway.signal(Signal::HUP);
     told("RELOADING=1\nMONOTONIC_USEC=").await;
     told("READY=1").await;
+    let gate = Gate::new();
+    let _worker = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
     gateway.signal(Signal::USR2);
     told("RELOADING=1\nMONOTONIC_USEC=").await;
+    // However long the drain is.
+    for _ in 0..3 {
+        told("WATCHDOG=1").await;
+    }
+    gate.open();
+    assert_eq!(slow.await.ok(), "done");
     told("READY=1").await;
     gateway.signal(Signal::TERM);
     told("STOPPING=1").await;
