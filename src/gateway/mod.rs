@@ -631,6 +631,7 @@ impl Gateway {
             tracing::info!(delay = ?self.config.drain_delay, "readiness is red, the doors close later");
             tokio::time::sleep(self.config.drain_delay).await;
         }
+        let end = Instant::now() + grace;
         self.listeners.shut();
         self.downstream.drain.cancel();
         tracing::info!(
@@ -668,9 +669,13 @@ impl Gateway {
             }
         }
         self.stop_link.cancel();
-        self.outbound
-            .drain(if clean { grace } else { Duration::ZERO })
-            .await;
+        // Only fetches whose requests are over are left: unsafe ones, which are to run out.
+        let left = end.saturating_duration_since(Instant::now());
+        let cut = self.outbound.drain(left).await;
+        if cut > 0 {
+            tracing::warn!(plans = cut, "drain timeout: unsafe fetches are cut");
+            clean = false;
+        }
         if let Some(exporter) = self.exporter {
             exporter.finish().await;
         }

@@ -1,11 +1,12 @@
 //! Starting, reloading, draining, and what the admin listener says meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::support::gate::Gate;
 use crate::support::http::{Address, Body, Request};
+use crate::support::plan::Plan;
 use crate::support::worker::Answer;
 use crate::support::{gateway, origin, takes, within, worker};
 
@@ -193,6 +194,39 @@ async fn what_does_not_finish_within_the_grace_is_cut_and_said() {
         assert!(request.ended_without_answer().await);
     }
     assert_eq!(queued.await.status(), 503);
+}
+
+#[tokio::test]
+async fn unsafe_fetches_that_do_not_run_out_within_the_grace_are_cut_and_said() {
+    let origin = origin::stalled().await;
+    let gate = Gate::new();
+    let mut gateway = gateway::new(2)
+        .set("slots.on_disconnect", "cancel")
+        .set("drain_timeout", "600ms")
+        .run()
+        .await;
+    let worker = worker::new(2)
+        .parks("/pay", Plan::post(&origin.url("/charge"), b"12"))
+        .waits("/slow", &gate)
+        .run(&gateway)
+        .await;
+    let leaver = gateway.post("/pay", "12").spawn();
+    origin.received(1).await;
+    leaver.leave().await;
+    worker.cancelled(1).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+
+    let began = Instant::now();
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    gate.open();
+    assert_eq!(slow.await.ok(), "done");
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert_eq!(gateway.log_lines("unsafe fetches are cut").len(), 1);
+    // They have what the requests have left of the grace, not one of their own.
+    assert!(began.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test]
