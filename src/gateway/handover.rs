@@ -18,7 +18,6 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use crate::config::Listen;
 use crate::downstream::{Adopted, Listener};
-use crate::standard_error::StandardError;
 
 /// Set for a successor, to the number of the process: the sockets' names are then entries of `listen`.
 const HANDED_OVER: &str = "LAYBY_HANDOVER";
@@ -196,13 +195,13 @@ impl Program {
         }
     }
 
-    /// Puts the program in the place of this process, with these sockets, once the log is written. Returns only
-    /// if that fails.
+    /// Puts the program in the place of this process, with these sockets; `last` is what this one does before.
+    /// Returns only if that fails.
     pub fn succeed(
         &self,
         listeners: Vec<(Listen, OwnedFd)>,
         inherited: Inherited,
-        errors: &StandardError,
+        last: impl Fn(),
     ) -> io::Error {
         let sockets: Vec<_> = listeners.into_iter().chain(inherited.unclaimed()).collect();
         let row = match row(&sockets) {
@@ -213,7 +212,7 @@ impl Program {
         let names: Vec<String> = sockets.iter().map(|(name, _)| encoded(name)).collect();
         let us = std::process::id().to_string();
         let run = |program: &Path| {
-            errors.finish();
+            last();
             Command::new(program)
                 .args(&self.arguments)
                 .env(FDS, row.len().to_string())

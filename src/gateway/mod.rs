@@ -102,6 +102,7 @@ fn run_to_the_end(
     }
     loaded.effective.log();
     let program = Program::this();
+    let descriptors = descriptors::Raised::new();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
@@ -110,7 +111,14 @@ fn run_to_the_end(
         Ok(runtime) => runtime.block_on(async {
             let manager = Manager::from_env();
             let serving = serve(
-                sources, loaded, reload, inherited, errors, &program, &manager,
+                sources,
+                loaded,
+                reload,
+                inherited,
+                errors,
+                &descriptors,
+                &program,
+                &manager,
             );
             // From the first moment: a successor is watched before it is ready. To the last: a drain is long.
             match manager.heartbeat() {
@@ -126,7 +134,10 @@ fn run_to_the_end(
     match ended {
         Ok(Ended::Stopped(code)) => code,
         Ok(Ended::Succeeded(sockets, inherited)) => {
-            let error = program.succeed(sockets, inherited, errors);
+            let error = program.succeed(sockets, inherited, || {
+                descriptors.restore(None);
+                errors.finish();
+            });
             tracing::error!(%error, "cannot hand over");
             ExitCode::FAILURE
         }
@@ -198,11 +209,19 @@ async fn serve(
     reload: bool,
     inherited: Inherited,
     errors: &StandardError,
+    descriptors: &descriptors::Raised,
     program: &Program,
     manager: &Manager,
 ) -> Result<Ended, StartError> {
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, loaded, reload, inherited, errors.clone());
+    let starting = Gateway::start(
+        sources,
+        loaded,
+        reload,
+        inherited,
+        errors.clone(),
+        descriptors,
+    );
     let mut gateway = tokio::select! {
         started = starting => started?,
         () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
@@ -332,9 +351,9 @@ impl Gateway {
         reload: bool,
         mut inherited: Inherited,
         errors: StandardError,
+        descriptors: &descriptors::Raised,
     ) -> Result<Self, StartError> {
         let (config, hash) = (loaded.config, loaded.effective.hash());
-        let descriptors = descriptors::raise_limit();
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
@@ -449,6 +468,7 @@ impl Gateway {
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
                 plan.hidden = &handover::VARIABLES;
+                plan.descriptors = Some(descriptors.clone());
                 tracing::info!(
                     processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
                 );
@@ -477,7 +497,7 @@ impl Gateway {
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
-            crowd: Crowd::new(most(&config, descriptors), metrics.clone()),
+            crowd: Crowd::new(most(&config, descriptors.limit), metrics.clone()),
             metrics,
             access_log,
             tracer,
@@ -524,7 +544,7 @@ impl Gateway {
             exporter,
             limits,
             stop_link,
-            descriptors,
+            descriptors: descriptors.limit,
             _folder: folder,
         })
     }

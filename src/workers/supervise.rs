@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::Process;
 use super::link::Hub;
 use crate::config::{App, Mode};
+use crate::descriptors;
 use crate::metrics::{Metrics, RestartReason};
 use crate::standard_error::{Output, StandardError};
 
@@ -115,6 +116,8 @@ pub struct Plan {
     pub watch: bool,
     /// Variables of the gateway's environment that are none of theirs.
     pub hidden: &'static [&'static str],
+    /// Nor is the gateway's own limit.
+    pub descriptors: Option<descriptors::Raised>,
 }
 
 impl Plan {
@@ -131,6 +134,7 @@ impl Plan {
             threads,
             watch: false,
             hidden: &[],
+            descriptors: None,
         }
     }
 
@@ -443,6 +447,9 @@ impl Shared {
         }
         let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
         let pid = pid.expect("nobody has waited for it");
+        if let Some(raised) = &plan.descriptors {
+            raised.restore(Some(pid));
+        }
         tracing::debug!(worker, pid = pid.as_raw_pid(), "worker started");
         Ok(Starting {
             child,

@@ -46,6 +46,10 @@ def application(environ, start_response):
     elif path == "/say":
         print(query["text"], file=sys.stderr, flush=True)
         text = "said"
+    elif path == "/descriptors":
+        import resource
+
+        text = str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     elif path == "/shout":
         print(("x" * 999 + "\n") * 600, file=sys.stderr, flush=True)
         text = "shouted"
@@ -100,11 +104,13 @@ async fn gone(pids: &[i32]) {
 
 #[tokio::test]
 async fn an_application_is_served_by_as_many_processes_as_asked_for() {
-    let gateway = app(3, 2).run().await;
+    let gateway = app(3, 2).descriptors(256).run().await;
     let workers = pids(&gateway).await;
     assert_eq!(workers.len(), 2);
     let answer = gateway.get("/").await;
     assert!(workers.iter().any(|pid| pid.to_string() == answer.ok()));
+    // The gateway has raised its own limit.
+    assert_eq!(gateway.get("/descriptors").await.ok(), "256");
     gateway.logged("[worker 1] shop is open").await;
     gateway.logged("[worker 2] shop is open").await;
     assert_eq!(gateway.get("/say?text=hello").await.ok(), "said");

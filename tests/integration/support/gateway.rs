@@ -103,6 +103,13 @@ impl Builder {
         self
     }
 
+    /// Starts it with so many file descriptors at most, a limit that it may raise.
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        let lower = format!("ulimit -Sn {limit} && exec \"$@\"");
+        self.within = ["sh", "-c", &lower, "sh"].map(OsString::from).into();
+        self
+    }
+
     /// Passes a listening socket, as systemd does.
     pub fn activated(mut self, socket: impl Into<OwnedFd>, name: &str) -> Self {
         self.activated = Some(socket.into());
