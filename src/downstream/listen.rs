@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::crowd::{self, Crowd};
 use super::forwarded::Peer;
 use super::proxy;
+use super::seldom::Seldom;
 use super::tls::Tls;
 use super::watch::Watch;
 use super::{Downstream, Settings};
@@ -31,6 +33,19 @@ use crate::unix_socket::{BACKLOG, UnixSocket};
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
 /// would only turn the wheel.
 const BREATHER: Duration = Duration::from_millis(50);
+
+/// What is wrong with one connection, and says nothing of the listener.
+const OF_ONE: [Errno; 9] = [
+    Errno::CONNABORTED,
+    Errno::INTR,
+    Errno::PERM,
+    Errno::PROTO,
+    Errno::NOPROTOOPT,
+    Errno::NETDOWN,
+    Errno::NETUNREACH,
+    Errno::HOSTDOWN,
+    Errno::HOSTUNREACH,
+];
 
 /// Of an answer, so much waits in the kernel at most beside what is under way on the line.
 const UNSENT: u32 = 64 * 1024;
@@ -52,6 +67,15 @@ enum Socket {
 pub enum Adopted {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
+}
+
+impl Adopted {
+    fn listens(&self) -> io::Result<bool> {
+        match self {
+            Self::Tcp(listener) => SockRef::from(listener).is_listener(),
+            Self::Unix(listener) => SockRef::from(listener).is_listener(),
+        }
+    }
 }
 
 impl Listener {
@@ -91,6 +115,12 @@ impl Listener {
     /// # Errors
     /// When it is no listening socket.
     pub fn adopt(entry: &Listen, name: Listen, socket: Adopted) -> io::Result<Self> {
+        if !socket.listens()? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the socket that was passed does not listen; in a socket unit of systemd, write Accept=no",
+            ));
+        }
         let socket = match socket {
             Adopted::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
@@ -265,6 +295,7 @@ impl Listeners {
                 }
             };
             tokio::pin!(closed);
+            let seldom = Seldom::new();
             loop {
                 let accepted = tokio::select! {
                     biased; // However many come, the end is seen.
@@ -281,7 +312,17 @@ impl Listeners {
                         make_do(&listener, &downstream.crowd, &error).await;
                     }
                     // That connection is gone already; the next one may be there.
-                    Err(error) => tracing::debug!(%error, "cannot accept a connection"),
+                    Err(error) if is_of_one(&error) => {
+                        tracing::debug!(%error, "cannot accept a connection");
+                    }
+                    // The next try will hardly fare better.
+                    Err(error) => {
+                        if let Some(unsaid) = seldom.says() {
+                            let listen = &listener.entry;
+                            tracing::warn!(%error, %listen, unsaid, "cannot accept connections");
+                        }
+                        tokio::time::sleep(BREATHER).await;
+                    }
                 }
             }
             // The runtime looks at its sockets once more: who is in the kernel's queue has come in time.
@@ -352,6 +393,12 @@ impl Kept {
         let listeners = self.0.into_iter().filter_map(alone);
         listeners.map(Listener::keep).collect()
     }
+}
+
+/// The error is that of a connection that was in the queue, whose peer or network has left: `accept(2)`.
+fn is_of_one(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| OF_ONE.contains(&errno))
 }
 
 /// Goes on without descriptors: the connections that have been idle longest give theirs, and if there are

@@ -233,6 +233,36 @@ async fn a_socket_that_systemd_does_not_have_is_told_at_the_start() {
 }
 
 #[tokio::test]
+async fn a_socket_that_does_not_listen_is_told_at_the_start() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let builder = gateway::new(1).set("listen", "systemd:web");
+    let socket = socket.expect("a socket");
+    let (status, log) = builder.activated(socket, "web").fail().await;
+    assert_eq!(status.code(), Some(1));
+    let line = "cannot listen on systemd:web: the socket that was passed does not listen";
+    assert!(log.contains(line), "{log}");
+}
+
+#[tokio::test]
+async fn a_listener_that_somebody_else_has_shut_is_told_seldom_and_tried_slowly() {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let held = socket.try_clone().expect("a descriptor");
+    let builder = gateway::new(1).set("listen", "systemd:web");
+    let mut gateway = builder.activated(held, "web").run().await;
+    let shut = socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
+    shut.expect("it is the same socket");
+    let line = gateway.logged("cannot accept connections").await;
+    assert!(line.contains("listen=systemd:web"), "{line}");
+    let before = gateway.metric("process_cpu_seconds_total").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let spent = gateway.metric("process_cpu_seconds_total").await - before;
+    assert!(spent < 0.15, "{spent} s of CPU in 0.3 s");
+    assert_eq!(gateway.log_lines("cannot accept connections").len(), 1);
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn the_service_manager_is_told_what_the_gateway_does() {
     let builder = gateway::new(1).file("");
     let path = builder.folder().join("notify");
