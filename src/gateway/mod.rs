@@ -385,7 +385,7 @@ impl Gateway {
             .map_err(cannot("open the access log"))?;
         let started = Tracer::start(&config.tracing, &metrics).map_err(cannot("trace"))?;
         let (tracer, exporter) = started.unzip();
-        let limits = limits(&config);
+        let limits = limits(&config, count);
         let slots = Slots::new(count, limits.clone(), metrics.clone());
         let limits = Arc::new(RwLock::new(limits));
         let outbound = Outbound::start(
@@ -576,7 +576,7 @@ impl Gateway {
         }
         self.downstream.metrics.configured(loaded.effective.hash());
         let config = loaded.config;
-        let new_limits = limits(&config);
+        let new_limits = limits(&config, self.slots.count().all());
         self.slots.set_limits(new_limits.clone());
         *self
             .limits
@@ -727,11 +727,21 @@ fn listen(inherited: &mut Inherited, entry: &Listen) -> Result<Vec<Listener>, St
     listeners.map_err(|error| format!("cannot listen on {entry}: {error}"))
 }
 
-fn limits(config: &Config) -> Limits {
+/// For so many slots, which may be others than this configuration counts: a reload does not change them, and
+/// `"auto"` is counted at the start.
+fn limits(config: &Config, slots: u16) -> Limits {
+    let parked = config.slots.parked.max(usize::from(slots));
+    if parked > config.slots.parked {
+        tracing::warn!(
+            parked,
+            slots,
+            "slots.parked is below the number of slots; as many are in force"
+        );
+    }
     Limits {
         queue: config.slots.queue,
         queue_timeout: config.slots.queue_timeout,
-        parked: config.slots.parked,
+        parked,
         parked_bytes: config.slots.parked_bytes,
         overdue_grace: config.slots.overdue_grace,
     }

@@ -271,6 +271,26 @@ async fn a_reload_applies_what_it_can_and_says_what_it_cannot() {
 }
 
 #[tokio::test]
+async fn a_reload_to_fewer_slots_leaves_those_that_are_there_at_work() {
+    let file = |slots: u16| format!("[slots]\ncount = {slots}\nparked = {slots}\n");
+    let gate = Gate::new();
+    let builder = gateway::new(3).unset("slots.count").file(&file(3));
+    let gateway = builder.run().await;
+    let _worker = worker::new(3).waits("/slow", &gate).run(&gateway).await;
+    gateway.rewrite(&file(1));
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    let warning = "slots.parked is below the number of slots";
+    assert_eq!(gateway.log_lines(warning).len(), 1);
+    let slow: Vec<_> = (0..3).map(|_| gateway.get("/slow").spawn()).collect();
+    gate.reached(3).await;
+    gate.open();
+    for request in slow {
+        assert_eq!(request.await.ok(), "done");
+    }
+}
+
+#[tokio::test]
 async fn a_reload_loses_no_request() {
     let origin = origin::stalled().await;
     let gate = Gate::new();
