@@ -78,6 +78,15 @@ impl Adopted {
     }
 }
 
+impl From<Adopted> for OwnedFd {
+    fn from(socket: Adopted) -> Self {
+        match socket {
+            Adopted::Tcp(listener) => listener.into(),
+            Adopted::Unix(listener) => listener.into(),
+        }
+    }
+}
+
 impl Listener {
     /// # Errors
     /// When the address is taken or cannot be had.
@@ -138,6 +147,16 @@ impl Listener {
         })
     }
 
+    /// Which entry of the configuration it is for.
+    pub fn entry(&self) -> &Listen {
+        &self.entry
+    }
+
+    /// What a successor knows it by.
+    pub fn name(&self) -> &Listen {
+        &self.name
+    }
+
     /// Where it listens, with the port that was chosen for port 0.
     ///
     /// # Errors
@@ -172,10 +191,13 @@ impl Listener {
     }
 
     /// The socket, still listening, with all who wait there, and its name.
-    fn keep(self) -> io::Result<(Listen, OwnedFd)> {
+    ///
+    /// # Errors
+    /// When the descriptors have run out.
+    pub fn keep(self) -> io::Result<(Listen, Adopted)> {
         let kept = match self.socket {
-            Socket::Tcp(listener) => listener.into_std()?.into(),
-            Socket::Unix(listener) => listener.keep()?,
+            Socket::Tcp(listener) => Adopted::Tcp(listener.into_std()?),
+            Socket::Unix(listener) => Adopted::Unix(listener.keep()?.into()),
         };
         Ok((self.name, kept))
     }
@@ -391,7 +413,8 @@ impl Kept {
     pub fn sockets(self) -> io::Result<Vec<(Listen, OwnedFd)>> {
         let alone = |door: Door| Arc::into_inner(door.listener);
         let listeners = self.0.into_iter().filter_map(alone);
-        listeners.map(Listener::keep).collect()
+        let socket = |(name, socket): (Listen, Adopted)| (name, socket.into());
+        listeners.map(|it| it.keep().map(socket)).collect()
     }
 }
 

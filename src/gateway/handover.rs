@@ -78,7 +78,7 @@ impl Inherited {
     /// now.
     ///
     /// # Errors
-    /// When there is none, and none can be bound.
+    /// When there is none, and none can be bound. Then nothing is claimed.
     pub fn listen(&mut self, entry: &Listen) -> io::Result<Vec<Listener>> {
         // What is not systemd's is there once for each entry. Only with port 0 can entries be the same, and
         // then their order tells them apart.
@@ -94,8 +94,31 @@ impl Inherited {
         if claimed.is_empty() {
             return Listener::bind(entry).map(|listener| vec![listener]);
         }
-        let adopt = |(name, socket)| Listener::adopt(entry, name, socket);
-        claimed.into_iter().map(adopt).collect()
+        let (mut adopted, mut claimed) = (Vec::new(), claimed.into_iter());
+        while let Some((name, socket)) = claimed.next() {
+            match Listener::adopt(entry, name, socket) {
+                Ok(listener) => adopted.push(listener),
+                Err(error) => {
+                    self.take_back(adopted);
+                    self.0.extend(claimed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Holds again what systemd has passed, as nobody needs it yet. Others, which can be bound again, are closed.
+    pub fn take_back(&mut self, listeners: Vec<Listener>) {
+        for listener in listeners {
+            if !matches!(listener.name(), Listen::Systemd(_)) {
+                continue;
+            }
+            match listener.keep() {
+                Ok(held) => self.0.push(held),
+                Err(error) => tracing::error!(%error, "a socket of systemd's is lost"),
+            }
+        }
     }
 
     /// Closes what a predecessor has left and this configuration has no use for. Clients would wait there
@@ -113,13 +136,8 @@ impl Inherited {
 
     /// What is left, for a successor.
     fn unclaimed(self) -> impl Iterator<Item = (Listen, OwnedFd)> {
-        self.0.into_iter().map(|(name, socket)| {
-            let socket = match socket {
-                Adopted::Tcp(socket) => socket.into(),
-                Adopted::Unix(socket) => socket.into(),
-            };
-            (name, socket)
-        })
+        let socket = |(name, socket): (Listen, Adopted)| (name, socket.into());
+        self.0.into_iter().map(socket)
     }
 }
 
@@ -312,6 +330,23 @@ mod tests {
             1
         );
         assert!(inherited.0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_claimed_in_vain_is_there_for_the_next() {
+        let socket = || Adopted::Tcp(TcpListener::bind("127.0.0.1:0").expect("a port"));
+        let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let web = listen("systemd:web");
+        let mut inherited = Inherited(vec![(web.clone(), socket()), (web.clone(), socket())]);
+        let claimed = inherited.listen(&web).expect("two");
+        assert!(inherited.0.is_empty());
+        inherited.take_back(claimed);
+        assert_eq!(inherited.0.len(), 2);
+        // One that cannot be used costs no other.
+        let deaf = Adopted::Tcp(deaf.expect("a socket").into());
+        inherited.0.insert(1, (web.clone(), deaf));
+        assert!(inherited.listen(&web).is_err());
+        assert_eq!(inherited.listen(&web).expect("the others").len(), 2);
     }
 
     #[test]

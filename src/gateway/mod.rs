@@ -598,6 +598,7 @@ impl Gateway {
         }
         self.hub.set_terms(terms(&config));
         for listener in opened {
+            tracing::info!(listen = %listener.entry(), "listener opened");
             let downstream = Arc::clone(&self.downstream);
             self.listeners.add(listener, None, downstream);
         }
@@ -630,8 +631,13 @@ impl Gateway {
             .iter()
             .filter(|entry| !present.contains(entry))
         {
-            opened.extend(listen(&mut self.inherited, entry)?);
-            tracing::info!(listen = %entry, "listener opened");
+            match listen(&mut self.inherited, entry) {
+                Ok(listeners) => opened.extend(listeners),
+                Err(why) => {
+                    self.inherited.take_back(opened);
+                    return Err(why);
+                }
+            }
         }
         Ok(opened)
     }

@@ -218,6 +218,30 @@ async fn a_socket_of_systemd_is_served_and_outlives_the_gateway() {
 }
 
 #[tokio::test]
+async fn a_reload_that_is_refused_leaves_a_socket_of_systemd_for_the_next() {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = Address::Tcp(socket.local_addr().expect("it has one"));
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().map(|address| (taken, address));
+    let (_held, taken) = taken.expect("it has one");
+    let builder = gateway::new(1).unset("listen");
+    let gateway = builder
+        .file("listen = \"127.0.0.1:0\"")
+        .activated(socket, "web")
+        .run()
+        .await;
+    let _worker = worker::new(1).run(&gateway).await;
+    gateway.rewrite(&format!("listen = [\"systemd:web\", \"{taken}\"]"));
+    gateway.signal(Signal::HUP);
+    gateway.logged("reload refused").await;
+    gateway.rewrite("listen = \"systemd:web\"");
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    let answer = Request::new(&address, "GET", "/ping").await;
+    assert_eq!(answer.ok(), "pong");
+}
+
+#[tokio::test]
 async fn a_socket_that_systemd_does_not_have_is_told_at_the_start() {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
     let builder = gateway::new(1).set("listen", "systemd:api");
