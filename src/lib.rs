@@ -27,6 +27,7 @@ pub mod spans;
 pub mod spool;
 pub mod standard_error;
 pub mod sweeper;
+pub mod tcp_socket;
 pub mod tools;
 pub mod trace;
 pub mod tunnel;

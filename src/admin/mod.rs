@@ -33,6 +33,7 @@ use tracing::{debug, warn};
 use crate::descriptors::{Spare, is_shortage};
 use crate::metrics::Metrics;
 use crate::recent::{Recent, SAMPLE};
+use crate::tcp_socket::{self, Place};
 use pages::Sources;
 
 pub use status::{
@@ -90,19 +91,19 @@ impl Admin {
     /// # Errors
     /// An address cannot be bound; the error names it.
     pub fn start(
-        addr: SocketAddr,
-        probes: Option<SocketAddr>,
+        admin: Place,
+        probes: Option<Place>,
         board: Arc<dyn Board>,
         metrics: Metrics,
         recent: Recent,
     ) -> io::Result<Self> {
-        Self::start_with(LIMITS, addr, probes, board, metrics, recent)
+        Self::start_with(LIMITS, admin, probes, board, metrics, recent)
     }
 
     fn start_with(
         limits: Limits,
-        addr: SocketAddr,
-        probes: Option<SocketAddr>,
+        admin: Place,
+        probes: Option<Place>,
         board: Arc<dyn Board>,
         metrics: Metrics,
         recent: Recent,
@@ -114,7 +115,7 @@ impl Admin {
             recent,
             started: Instant::now(),
         };
-        let (listener, addr) = bind("admin", addr)?;
+        let (listener, addr) = bind("admin", admin)?;
         let mut served = vec![(listener, pages::admin(sources.clone(), addr))];
         let mut probes_addr = None;
         if let Some(probes) = probes {
@@ -164,12 +165,12 @@ impl Admin {
     }
 }
 
-fn bind(name: &str, addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let bound = TcpListener::bind(addr).and_then(|listener| {
-        listener.set_nonblocking(true)?;
+fn bind(name: &str, place: Place) -> io::Result<(TcpListener, SocketAddr)> {
+    let bound = tcp_socket::bind(place).and_then(|listener| {
         let addr = listener.local_addr()?;
         Ok((listener, addr))
     });
+    let addr = place.address;
     bound.map_err(|e| io::Error::new(e.kind(), format!("{name} listener on {addr}: {e}")))
 }
 
@@ -374,8 +375,8 @@ mod tests {
         let recent = Recent::new(Instant::now());
         Admin::start_with(
             limits,
-            free_port(),
-            probes,
+            free_port().into(),
+            probes.map(Place::from),
             board,
             Metrics::new(&[]),
             recent,
@@ -589,7 +590,13 @@ mod tests {
         let addr = taken.local_addr().expect("it is bound");
         let metrics = Metrics::new(&[]);
         let recent = Recent::new(Instant::now());
-        let started = Admin::start(free_port(), Some(addr), desk(), metrics, recent);
+        let started = Admin::start(
+            free_port().into(),
+            Some(addr.into()),
+            desk(),
+            metrics,
+            recent,
+        );
         let error = started.expect_err("taken");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         assert!(

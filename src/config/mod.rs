@@ -8,6 +8,7 @@
 //! effective configuration and the reference page all follow it. What a value means to the
 //! machine (does the folder exist, is the port free) is left to whoever uses it.
 
+mod addresses;
 mod effective;
 mod environment;
 mod file;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use url::Url;
 
+use super::addresses::overlap;
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{
@@ -416,23 +417,4 @@ fn addresses(
         }
     });
     all
-}
-
-/// Whether both could not be bound.
-fn overlap(one: &Listen, other: &Listen) -> bool {
-    match (one, other) {
-        (Listen::Unix(one), Listen::Unix(other)) => one == other,
-        (Listen::Systemd(one), Listen::Systemd(other)) => {
-            one.is_none() || other.is_none() || one == other
-        }
-        (Listen::Tcp(one), Listen::Tcp(other)) => {
-            let same_family = one.is_ipv4() == other.is_ipv4();
-            let any = one.ip().is_unspecified() || other.ip().is_unspecified();
-            // Port 0 is a free port, another one each time.
-            one.port() != 0
-                && one.port() == other.port()
-                && (one.ip() == other.ip() || (same_family && any))
-        }
-        _ => false,
-    }
 }

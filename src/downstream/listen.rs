@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +28,7 @@ use super::{Downstream, Settings};
 use crate::config::Listen;
 use crate::descriptors;
 use crate::layers::Resumed;
+use crate::tcp_socket::{self, Place};
 use crate::unix_socket::{BACKLOG, UnixSocket};
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
@@ -90,17 +91,12 @@ impl From<Adopted> for OwnedFd {
 impl Listener {
     /// # Errors
     /// When the address is taken or cannot be had.
-    pub fn bind(listen: &Listen) -> io::Result<Self> {
+    pub fn bind(listen: &Listen, v6_only: bool) -> io::Result<Self> {
         let socket = match listen {
             Listen::Tcp(address) => {
-                let socket = match address.is_ipv4() {
-                    true => TcpSocket::new_v4()?,
-                    false => TcpSocket::new_v6()?,
-                };
-                // Connections of a predecessor that still linger do not keep the address.
-                socket.set_reuseaddr(true)?;
-                socket.bind(*address)?;
-                Socket::Tcp(socket.listen(BACKLOG)?)
+                let address = *address;
+                let bound = tcp_socket::bind(Place { address, v6_only })?;
+                Socket::Tcp(TcpListener::from_std(bound)?)
             }
             // Whoever can reach the path may send requests, as to a port.
             Listen::Unix(path) => Socket::Unix(UnixSocket::bind(path, 0o666)?),

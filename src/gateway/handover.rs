@@ -74,12 +74,11 @@ impl Inherited {
         (Self(inherited), useless)
     }
 
-    /// The listeners of an entry of the configuration: those that are there already, or one that is bound
-    /// now.
+    /// The listeners of an entry of the configuration that are there already.
     ///
     /// # Errors
-    /// When there is none, and none can be bound. Then nothing is claimed.
-    pub fn listen(&mut self, entry: &Listen) -> io::Result<Vec<Listener>> {
+    /// When one is of no use. Then none is claimed.
+    pub fn claim(&mut self, entry: &Listen) -> io::Result<Vec<Listener>> {
         // What is not systemd's is there once for each entry. Only with port 0 can entries be the same, and
         // then their order tells them apart.
         let most = match entry {
@@ -91,9 +90,6 @@ impl Inherited {
             .extract_if(.., |(name, _)| is_for(entry, name))
             .take(most)
             .collect();
-        if claimed.is_empty() {
-            return Listener::bind(entry).map(|listener| vec![listener]);
-        }
         let (mut adopted, mut claimed) = (Vec::new(), claimed.into_iter());
         while let Some((name, socket)) = claimed.next() {
             match Listener::adopt(entry, name, socket) {
@@ -320,13 +316,16 @@ mod tests {
             (listen("systemd:other"), socket()),
         ]);
         assert_eq!(
-            inherited.listen(&listen("systemd:web")).expect("two").len(),
+            inherited.claim(&listen("systemd:web")).expect("two").len(),
             2
         );
-        assert!(inherited.listen(&listen("systemd:web")).is_err());
-        assert_eq!(inherited.listen(&listen("systemd")).expect("one").len(), 1);
         assert_eq!(
-            inherited.listen(&listen("127.0.0.1:0")).expect("one").len(),
+            inherited.claim(&listen("systemd:web")).expect("none").len(),
+            0
+        );
+        assert_eq!(inherited.claim(&listen("systemd")).expect("one").len(), 1);
+        assert_eq!(
+            inherited.claim(&listen("127.0.0.1:0")).expect("one").len(),
             1
         );
         assert!(inherited.0.is_empty());
@@ -338,15 +337,15 @@ mod tests {
         let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let web = listen("systemd:web");
         let mut inherited = Inherited(vec![(web.clone(), socket()), (web.clone(), socket())]);
-        let claimed = inherited.listen(&web).expect("two");
+        let claimed = inherited.claim(&web).expect("two");
         assert!(inherited.0.is_empty());
         inherited.take_back(claimed);
         assert_eq!(inherited.0.len(), 2);
         // One that cannot be used costs no other.
         let deaf = Adopted::Tcp(deaf.expect("a socket").into());
         inherited.0.insert(1, (web.clone(), deaf));
-        assert!(inherited.listen(&web).is_err());
-        assert_eq!(inherited.listen(&web).expect("the others").len(), 2);
+        assert!(inherited.claim(&web).is_err());
+        assert_eq!(inherited.claim(&web).expect("the others").len(), 2);
     }
 
     #[test]

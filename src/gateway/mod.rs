@@ -10,6 +10,7 @@ mod notify;
 mod sizing;
 mod upstreams;
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ use crate::spans::{Exporter, Tracer};
 use crate::spool::Spool;
 use crate::standard_error::StandardError;
 use crate::sweeper::Sweeper;
+use crate::tcp_socket::Place;
 use crate::unix_socket::UnixSocket;
 use crate::workers::http;
 use crate::workers::link::{Hub, Terms};
@@ -357,11 +359,11 @@ impl Gateway {
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
-            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
+            bound.extend(self::listen(&mut inherited, listen, &config).map_err(StartError)?);
         }
         let plain = bound.len();
         for listen in &config.tls.listen {
-            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
+            bound.extend(self::listen(&mut inherited, listen, &config).map_err(StartError)?);
         }
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
@@ -440,8 +442,8 @@ impl Gateway {
         let state = Arc::new(State::default());
         let board = GatewayBoard::new(&state, &slots, &hub, &upstreams, &exchange, &limits);
         let admin = Admin::start(
-            config.admin,
-            config.probes,
+            place(config.admin, &config),
+            config.probes.map(|address| place(address, &config)),
             Arc::new(board),
             metrics.clone(),
             recent.clone(),
@@ -631,7 +633,7 @@ impl Gateway {
             .iter()
             .filter(|entry| !present.contains(entry))
         {
-            match listen(&mut self.inherited, entry) {
+            match listen(&mut self.inherited, entry, config) {
                 Ok(listeners) => opened.extend(listeners),
                 Err(why) => {
                     self.inherited.take_back(opened);
@@ -728,9 +730,29 @@ impl Gateway {
     }
 }
 
-fn listen(inherited: &mut Inherited, entry: &Listen) -> Result<Vec<Listener>, String> {
-    let listeners = inherited.listen(entry);
-    listeners.map_err(|error| format!("cannot listen on {entry}: {error}"))
+/// The listeners of an entry: those that are there already, or one that is bound now.
+fn listen(
+    inherited: &mut Inherited,
+    entry: &Listen,
+    config: &Config,
+) -> Result<Vec<Listener>, String> {
+    let mut listen = || {
+        let claimed = inherited.claim(entry)?;
+        match claimed.is_empty() {
+            true => Ok(vec![Listener::bind(entry, v6_only(entry, config))?]),
+            false => Ok(claimed),
+        }
+    };
+    listen().map_err(|error: std::io::Error| format!("cannot listen on {entry}: {error}"))
+}
+
+fn v6_only(entry: &Listen, config: &Config) -> bool {
+    matches!(entry, Listen::Tcp(address) if config.v6_only(*address))
+}
+
+fn place(address: SocketAddr, config: &Config) -> Place {
+    let v6_only = config.v6_only(address);
+    Place { address, v6_only }
 }
 
 /// For so many slots, which may be others than this configuration counts: a reload does not change them, and
