@@ -19,10 +19,10 @@ use super::{
     OtlpProtocol, Outbound, Recycle, Role, Secret, Slots, Source, Tls, Tracing, Upstream, Workers,
 };
 
-const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
+pub(super) const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
 
 /// What says something beside `workers.app` only.
-const BESIDE_APP: [&str; 6] = [
+pub(super) const BESIDE_APP: [&str; 6] = [
     "workers.processes",
     "workers.mode",
     "workers.python",

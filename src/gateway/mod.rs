@@ -26,7 +26,7 @@ use self::handover::{Inherited, Program};
 use self::notify::Manager;
 use self::upstreams::Upstreams;
 use crate::admin::Admin;
-use crate::config::{Config, Listen, Loaded, Source, Sources};
+use crate::config::{Config, Effective, Listen, Loaded, Source, Sources};
 use crate::descriptors;
 use crate::downstream::tls::{self, Tls, Wanted};
 use crate::downstream::{
@@ -35,7 +35,7 @@ use crate::downstream::{
 use crate::exchange::{self, Exchange};
 use crate::files::Files;
 use crate::metrics::Metrics;
-use crate::outbound::Outbound;
+use crate::outbound::{self, Outbound};
 use crate::recent::Recent;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spans::{Exporter, Tracer};
@@ -322,9 +322,19 @@ struct State {
     draining: AtomicBool,
 }
 
+/// What a reload takes into use.
+struct Prepared {
+    secure: Option<tls::Ready>,
+    pages: Pages,
+    outbound: outbound::Prepared,
+    opened: Vec<Listener>,
+}
+
 struct Gateway {
     sources: Sources,
+    /// What is in force, and so is `effective`.
     config: Config,
+    effective: Effective,
     state: Arc<State>,
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
@@ -355,7 +365,7 @@ impl Gateway {
         errors: StandardError,
         descriptors: &descriptors::Raised,
     ) -> Result<Self, StartError> {
-        let (config, hash) = (loaded.config, loaded.effective.hash());
+        let (config, effective) = (loaded.config, loaded.effective);
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
@@ -367,7 +377,7 @@ impl Gateway {
         }
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
-        metrics.configured(hash);
+        metrics.configured(effective.hash());
         errors.count_in(metrics.clone());
         let tls = match config.tls.listen.is_empty() {
             true => None,
@@ -531,6 +541,7 @@ impl Gateway {
         Ok(Self {
             sources,
             config,
+            effective,
             state,
             slots,
             outbound,
@@ -561,9 +572,12 @@ impl Gateway {
                 return self.downstream.metrics.reload_refused();
             }
         };
-        let prepared = self.secure(&loaded.config);
-        let prepared = prepared.and_then(|ready| Ok((ready, self.open(&loaded.config)?)));
-        let (ready, opened) = match prepared {
+        let needing_restart = self.config.changes_needing_restart(&loaded.config);
+        let kept = self.config.kept(&loaded.config);
+        let effective = self.effective.reloaded(loaded.effective, &kept);
+        // From here on, what is to be in force.
+        let config = self.config.clone().reloaded(loaded.config);
+        let prepared = match self.prepare(&config) {
             Ok(prepared) => prepared,
             Err(why) => {
                 tracing::error!("reload refused, the old configuration stays: {why}");
@@ -573,39 +587,34 @@ impl Gateway {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        for key in self.config.changes_needing_restart(&loaded.config) {
+        for key in needing_restart {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
-        self.downstream.metrics.configured(loaded.effective.hash());
-        let config = loaded.config;
+        self.downstream.metrics.configured(effective.hash());
+        self.effective = effective;
         let new_limits = limits(&config, self.slots.count().all());
         self.slots.set_limits(new_limits.clone());
         *self
             .limits
             .write()
             .expect("no code that holds this lock panics") = new_limits.clone();
-        if let (Some(tls), Some(ready)) = (&self.tls, ready) {
+        if let (Some(tls), Some(ready)) = (&self.tls, prepared.secure) {
             tls.set(ready);
         }
         let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
-        let pages = pages(&config).unwrap_or_else(|error| {
-            tracing::error!("{error}; the old ones stay");
-            self.downstream.settings().pages.clone()
-        });
-        self.downstream.set(settings(&config, routes, pages));
+        let settings = settings(&config, routes, prepared.pages);
+        self.downstream.set(settings);
         self.downstream.spool.set(&config.bodies);
         self.downstream.crowd.set(most(&config, self.descriptors));
-        if let Err(error) = self.outbound.reload(&config.outbound) {
-            tracing::error!(%error, "the old [outbound] settings stay");
-        }
+        self.outbound.apply(prepared.outbound);
         self.hub.set_terms(terms(&config));
-        for listener in opened {
+        for listener in prepared.opened {
             tracing::info!(listen = %listener.entry(), "listener opened");
             let downstream = Arc::clone(&self.downstream);
             self.listeners.add(listener, None, downstream);
         }
         self.listeners.retain(&config.listen);
-        self.config = self.config.clone().reloaded(config);
+        self.config = config;
         if let Some(tracer) = &self.downstream.tracer {
             tracer.sample(self.config.tracing.sample);
         }
@@ -616,6 +625,18 @@ impl Gateway {
             supervisor.reload(app.clone());
         }
         tracing::info!("configuration reloaded");
+    }
+
+    /// Whatever of this configuration can fail, so that nothing of it is in force if something does. Listeners
+    /// last: they are open from there on.
+    fn prepare(&mut self, config: &Config) -> Result<Prepared, String> {
+        let outbound = self.outbound.prepare(&config.outbound);
+        Ok(Prepared {
+            secure: self.secure(config)?,
+            pages: pages(config)?,
+            outbound: outbound.map_err(|error| error.to_string())?,
+            opened: self.open(config)?,
+        })
     }
 
     /// What handshakes are to be made with by this configuration, if there are any.

@@ -260,11 +260,28 @@ async fn a_reload_applies_what_it_can_and_says_what_it_cannot() {
     gateway.logged("configuration reloaded").await;
     assert_eq!(limit().await, 20);
     assert_eq!(gateway.log_lines("only a restart applies it").len(), 1);
+    // The hash is of what is in force: without the key that is not, it is the same.
+    let hash = gateway.metric("layby_config_hash").await;
+    gateway.rewrite(&file(20, "drain_timeout = \"20s\""));
+    gateway.signal(Signal::HUP);
+    gateway.logged_times("configuration reloaded", 2).await;
+    assert_eq!(gateway.metric("layby_config_hash").await, hash);
+
+    // All of it, or nothing.
+    let successful = "layby_config_last_reload_successful";
+    assert_eq!(gateway.metric(successful).await, 1.0);
+    gateway.rewrite(&file(30, "error_pages = \"nowhere\""));
+    gateway.signal(Signal::HUP);
+    let line = gateway.logged("cannot read error_pages").await;
+    assert!(line.contains("reload refused"), "{line}");
+    assert_eq!(gateway.metric(successful).await, 0.0);
+    assert_eq!(limit().await, 20);
 
     gateway.rewrite(&file(30, "surprise = 1"));
     gateway.signal(Signal::HUP);
-    let line = gateway.logged("reload refused").await;
-    assert!(line.contains("the old configuration stays"), "{line}");
+    gateway
+        .logged_times("reload refused, the old configuration stays", 2)
+        .await;
     assert!(gateway.logged("surprise").await.contains("layby.toml"));
     assert_eq!(limit().await, 20);
     assert_eq!(gateway.get("/ping").await.ok(), "pong");
