@@ -166,7 +166,7 @@ impl Admin {
 }
 
 fn bind(name: &str, place: Place) -> io::Result<(TcpListener, SocketAddr)> {
-    let bound = tcp_socket::bind(place).and_then(|listener| {
+    let bound = tcp_socket::bind(place, &[]).and_then(|listener| {
         let addr = listener.local_addr()?;
         Ok((listener, addr))
     });

@@ -56,6 +56,7 @@ pub struct Listener {
     socket: Socket,
     entry: Listen,
     name: Listen,
+    v6_only: bool,
 }
 
 enum Socket {
@@ -89,13 +90,16 @@ impl From<Adopted> for OwnedFd {
 }
 
 impl Listener {
+    /// `ours` are those of our own that have the address, or a part of it, for the moment.
+    ///
     /// # Errors
-    /// When the address is taken or cannot be had.
-    pub fn bind(listen: &Listen, v6_only: bool) -> io::Result<Self> {
+    /// When somebody else has the address, or it cannot be had.
+    pub fn bind(listen: &Listen, v6_only: bool, ours: &[Arc<Listener>]) -> io::Result<Self> {
         let socket = match listen {
             Listen::Tcp(address) => {
                 let address = *address;
-                let bound = tcp_socket::bind(Place { address, v6_only })?;
+                let ours: Vec<_> = ours.iter().filter_map(|it| it.tcp()).collect();
+                let bound = tcp_socket::bind(Place { address, v6_only }, &ours)?;
                 Socket::Tcp(TcpListener::from_std(bound)?)
             }
             // Whoever can reach the path may send requests, as to a port.
@@ -111,6 +115,7 @@ impl Listener {
             socket,
             entry: listen.clone(),
             name: listen.clone(),
+            v6_only,
         })
     }
 
@@ -126,6 +131,13 @@ impl Listener {
                 "the socket that was passed does not listen; in a socket unit of systemd, write Accept=no",
             ));
         }
+        // Only what we have bound ourselves is bound anew when it is to be another.
+        let v6_only = match &socket {
+            Adopted::Tcp(listener) if matches!(name, Listen::Tcp(_)) => {
+                SockRef::from(listener).only_v6().unwrap_or(false)
+            }
+            Adopted::Tcp(_) | Adopted::Unix(_) => false,
+        };
         let socket = match socket {
             Adopted::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
@@ -140,12 +152,36 @@ impl Listener {
             socket,
             entry: entry.clone(),
             name,
+            v6_only,
         })
     }
 
     /// Which entry of the configuration it is for.
     pub fn entry(&self) -> &Listen {
         &self.entry
+    }
+
+    /// Whether it is what this entry asks for now. One that leaves IPv4 alone is not, if nobody else takes it.
+    pub fn serves(&self, entry: &Listen, v6_only: bool) -> bool {
+        self.entry == *entry && (v6_only || !self.v6_only)
+    }
+
+    /// The socket, if it is one of TCP that we have bound ourselves: nobody else accepts from it.
+    fn tcp(&self) -> Option<SockRef<'_>> {
+        match (&self.socket, &self.name) {
+            (Socket::Tcp(listener), Listen::Tcp(_)) => Some(SockRef::from(listener)),
+            _ => None,
+        }
+    }
+
+    /// Whether it may share a port for the moment: it is about to close, or for both families, where a new one
+    /// has the better address of IPv4.
+    fn makes_way(&self, port: u16, stays: bool) -> bool {
+        let Ok(Listen::Tcp(address)) = self.address() else {
+            return false;
+        };
+        let for_both = address.is_ipv6() && address.ip().is_unspecified() && !self.v6_only;
+        address.port() == port && (!stays || for_both)
     }
 
     /// What a successor knows it by.
@@ -355,17 +391,30 @@ impl Listeners {
         });
     }
 
-    /// The entries of `listen` that are listened on, one for each socket.
-    pub fn entries(&self) -> impl Iterator<Item = &Listen> {
+    /// Those of entries of `listen`.
+    pub fn plain(&self) -> impl Iterator<Item = &Arc<Listener>> {
         let plain = self.doors.iter().filter(|door| !door.tls);
-        plain.map(|door| &door.listener.entry)
+        plain.map(|door| &door.listener)
     }
 
-    /// Closes the listeners of all other entries of `listen`. Their connections go on.
-    pub fn retain(&mut self, entries: &[Listen]) {
+    /// Those of `listen` beside which a new one may be opened at this entry.
+    pub fn in_the_way(
+        &self,
+        entry: &Listen,
+        stays: impl Fn(&Listener) -> bool,
+    ) -> Vec<Arc<Listener>> {
+        let Listen::Tcp(address) = entry else {
+            return Vec::new();
+        };
+        let makes_way = |it: &&Arc<Listener>| it.makes_way(address.port(), stays(it));
+        self.plain().filter(makes_way).cloned().collect()
+    }
+
+    /// Closes the listeners of `listen` that do not stay. Their connections go on.
+    pub fn retain(&mut self, stays: impl Fn(&Listener) -> bool) {
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.doors)
             .into_iter()
-            .partition(|door| door.tls || entries.contains(&door.listener.entry));
+            .partition(|door| door.tls || stays(&door.listener));
         self.doors = kept;
         for door in gone {
             tracing::info!(listen = %door.listener.entry, "listener closed");

@@ -369,11 +369,11 @@ impl Gateway {
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
-            bound.extend(self::listen(&mut inherited, listen, &config).map_err(StartError)?);
+            bound.extend(self::listen(&mut inherited, listen, &config, &[]).map_err(StartError)?);
         }
         let plain = bound.len();
         for listen in &config.tls.listen {
-            bound.extend(self::listen(&mut inherited, listen, &config).map_err(StartError)?);
+            bound.extend(self::listen(&mut inherited, listen, &config, &[]).map_err(StartError)?);
         }
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
@@ -613,7 +613,7 @@ impl Gateway {
             let downstream = Arc::clone(&self.downstream);
             self.listeners.add(listener, None, downstream);
         }
-        self.listeners.retain(&config.listen);
+        self.listeners.retain(|listener| stays(listener, &config));
         self.config = config;
         if let Some(tracer) = &self.downstream.tracer {
             tracer.sample(self.config.tracing.sample);
@@ -647,14 +647,15 @@ impl Gateway {
 
     /// The listeners that this configuration has and the present one has not.
     fn open(&mut self, config: &Config) -> Result<Vec<Listener>, String> {
-        let present: Vec<Listen> = self.listeners.entries().cloned().collect();
         let mut opened = Vec::new();
-        for entry in config
-            .listen
-            .iter()
-            .filter(|entry| !present.contains(entry))
-        {
-            match listen(&mut self.inherited, entry, config) {
+        for entry in &config.listen {
+            let v6_only = v6_only(entry, config);
+            if (self.listeners.plain()).any(|listener| listener.serves(entry, v6_only)) {
+                continue;
+            }
+            let stays = |listener: &Listener| stays(listener, config);
+            let ours = self.listeners.in_the_way(entry, stays);
+            match listen(&mut self.inherited, entry, config, &ours) {
                 Ok(listeners) => opened.extend(listeners),
                 Err(why) => {
                     self.inherited.take_back(opened);
@@ -756,15 +757,22 @@ fn listen(
     inherited: &mut Inherited,
     entry: &Listen,
     config: &Config,
+    ours: &[Arc<Listener>],
 ) -> Result<Vec<Listener>, String> {
     let mut listen = || {
         let claimed = inherited.claim(entry)?;
         match claimed.is_empty() {
-            true => Ok(vec![Listener::bind(entry, v6_only(entry, config))?]),
+            true => Ok(vec![Listener::bind(entry, v6_only(entry, config), ours)?]),
             false => Ok(claimed),
         }
     };
     listen().map_err(|error: std::io::Error| format!("cannot listen on {entry}: {error}"))
+}
+
+/// Whether a listener is one of this configuration's.
+fn stays(listener: &Listener, config: &Config) -> bool {
+    let mut entries = config.listen.iter();
+    entries.any(|entry| listener.serves(entry, v6_only(entry, config)))
 }
 
 fn v6_only(entry: &Listen, config: &Config) -> bool {

@@ -486,6 +486,51 @@ async fn a_reload_during_a_drain_is_ignored() {
 }
 
 #[tokio::test]
+async fn a_reload_opens_an_address_that_takes_the_place_of_another() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let port = port.expect("a free port").port();
+    let listen = |hosts: &[&str]| {
+        let entries: Vec<_> = (hosts.iter())
+            .map(|host| format!("\"{host}:{port}\""))
+            .collect();
+        format!("listen = [{}]", entries.join(", "))
+    };
+    let builder = gateway::new(1).unset("listen");
+    let gateway = builder.file(&listen(&["127.0.0.1"])).run().await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let mut early = gateway.connect().await;
+    let pongs = async |host: &str| {
+        let address = format!("{host}:{port}").parse().expect("an address");
+        Request::new(&Address::Tcp(address), "GET", "/ping")
+            .await
+            .ok()
+            == "pong"
+    };
+    let steps: [(&[&str], &[&str]); 6] = [
+        (&["0.0.0.0"], &["127.0.0.1"]),
+        (&["0.0.0.0", "[::]"], &["127.0.0.1", "[::1]"]),
+        (&["[::]"], &["127.0.0.1", "[::1]"]),
+        (&["127.0.0.1", "[::]"], &["127.0.0.1", "[::1]"]),
+        (&["[::]"], &["127.0.0.1", "[::1]"]),
+        (&["[::1]"], &["[::1]"]),
+    ];
+    for (step, (hosts, reached)) in steps.into_iter().enumerate() {
+        gateway.rewrite(&listen(hosts));
+        gateway.signal(Signal::HUP);
+        gateway
+            .logged_times("configuration reloaded", step + 1)
+            .await;
+        for host in reached {
+            assert!(pongs(host).await, "{host} of {hosts:?}");
+        }
+        let taken = std::net::TcpListener::bind(("::1", port)).map(drop);
+        assert_eq!(taken.is_err(), reached.contains(&"[::1]"), "{hosts:?}");
+    }
+    early.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(early.response().await.ok(), "pong");
+}
+
+#[tokio::test]
 async fn a_reload_opens_and_closes_listeners_and_no_request_is_lost() {
     let builder = gateway::new(1).unset("listen");
     let (old, new) = (
