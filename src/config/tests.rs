@@ -1111,6 +1111,18 @@ fn a_mistake_says_what_to_write() {
             "workers.upstream: 127.0.0.1:8000 is taken by listen already; write another",
         ),
         (
+            "workers.upstream = \"http://localhost:9180\"",
+            "workers.upstream: localhost:9180 is taken by admin already; write another",
+        ),
+        (
+            "route = [{ path = \"/\", upstream = \"http://localhost:8000\" }]",
+            "route.upstream: http://localhost:8000 is this gateway itself; write another",
+        ),
+        (
+            "route = [{ path = \"/\", upstream = \"http://127.0.0.1:9180\" }]",
+            "route.upstream: http://127.0.0.1:9180 is this gateway itself; write another",
+        ),
+        (
             "workers.app = \"site:make()\"",
             "workers.app: \"site:make()\" calls something; name an object that is a WSGI application already",
         ),
