@@ -12,32 +12,32 @@ const MANY: u64 = 1 << 20;
 /// process itself has open.
 const KEPT_BACK: u64 = 256;
 
-/// How many the process may have.
-#[derive(Debug, Clone)]
+/// How many the process may have, and how many it might before.
+#[derive(Debug, Clone, Copy)]
 pub struct Raised {
     pub limit: u64,
     before: Rlimit,
 }
 
-impl Raised {
-    /// Raises the limit as far as it goes without privileges. The usual 1024 is for programs that cannot do with
-    /// more.
-    pub fn new() -> Self {
-        let before = getrlimit(Resource::Nofile);
-        let raised = Rlimit {
-            current: before.maximum,
-            maximum: before.maximum,
-        };
-        if before.current != before.maximum
-            && let Err(error) = setrlimit(Resource::Nofile, raised)
-        {
-            tracing::warn!(%error, "the limit of file descriptors stays as it is");
-        }
-        let limit = getrlimit(Resource::Nofile).current.unwrap_or(MANY);
-        tracing::info!(limit, before = before.current, "file descriptors");
-        Self { limit, before }
+/// Raises the limit as far as it goes without privileges, and says where it is then. The usual 1024 is for
+/// programs that cannot do with more.
+pub fn raise_limit() -> Raised {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: before.maximum,
+        maximum: before.maximum,
+    };
+    if before.current != before.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of file descriptors stays as it is");
     }
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(MANY);
+    tracing::info!(limit, before = before.current, "file descriptors");
+    Raised { limit, before }
+}
 
+impl Raised {
     /// Lowers the limit of another program to what it was: one that was just started, or, with none, what this
     /// process becomes. Much code goes through every descriptor that there may be, to close it, and takes seconds
     /// for that where it takes none.
@@ -45,7 +45,7 @@ impl Raised {
     /// A started program has the high limit for a moment. To start it with the low one takes code between `fork`
     /// and `exec`, which cannot be had without `unsafe`.
     pub fn restore(&self, program: Option<Pid>) {
-        if let Err(error) = prlimit(program, Resource::Nofile, self.before.clone()) {
+        if let Err(error) = prlimit(program, Resource::Nofile, self.before) {
             tracing::debug!(%error, "the limit of file descriptors stays raised");
         }
     }

@@ -21,7 +21,8 @@ impl Config {
 }
 
 pub(super) fn v6_only(address: SocketAddr, mut others: impl Iterator<Item = SocketAddr>) -> bool {
-    let both = address.is_ipv6() && address.ip().is_unspecified();
+    // Port 0 is a free port, another one each time.
+    let both = address.is_ipv6() && address.ip().is_unspecified() && address.port() != 0;
     both && others.any(|other| other.is_ipv4() && other.port() == address.port())
 }
 

@@ -86,48 +86,50 @@ pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
     for name in useless {
         tracing::warn!(%name, "ignored: it is no stream socket");
     }
-    let code = run_to_the_end(sources, loaded, reload, inherited, &errors);
+    let ground = Ground {
+        errors,
+        descriptors: descriptors::raise_limit(),
+        program: Program::this(),
+        manager: Manager::from_env(),
+    };
+    let code = run_on(&ground, sources, loaded, reload, inherited);
     // Whatever the end was like, it is told to the last line.
-    errors.finish();
+    ground.errors.finish();
     code
 }
 
-fn run_to_the_end(
+/// What is there before the gateway and after it.
+struct Ground {
+    errors: StandardError,
+    descriptors: descriptors::Raised,
+    program: Program,
+    manager: Manager,
+}
+
+fn run_on(
+    ground: &Ground,
     sources: Sources,
     loaded: Loaded,
     reload: bool,
     inherited: Inherited,
-    errors: &StandardError,
 ) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     loaded.effective.log();
-    let program = Program::this();
-    let descriptors = descriptors::Raised::new();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(async {
-            let manager = Manager::from_env();
-            let serving = serve(
-                sources,
-                loaded,
-                reload,
-                inherited,
-                errors,
-                &descriptors,
-                &program,
-                &manager,
-            );
+            let serving = serve(ground, sources, loaded, reload, inherited);
             // From the first moment: a successor is watched before it is ready. To the last: a drain is long.
-            match manager.heartbeat() {
+            match ground.manager.heartbeat() {
                 None => serving.await,
                 Some(pause) => tokio::select! {
                     ended = serving => ended,
-                    () = beat(&manager, pause) => unreachable!("a heart beats for ever"),
+                    () = beat(&ground.manager, pause) => unreachable!("a heart beats for ever"),
                 },
             }
         }),
@@ -136,9 +138,9 @@ fn run_to_the_end(
     match ended {
         Ok(Ended::Stopped(code)) => code,
         Ok(Ended::Succeeded(sockets, inherited)) => {
-            let error = program.succeed(sockets, inherited, || {
-                descriptors.restore(None);
-                errors.finish();
+            let error = ground.program.succeed(sockets, inherited, || {
+                ground.descriptors.restore(None);
+                ground.errors.finish();
             });
             tracing::error!(%error, "cannot hand over");
             ExitCode::FAILURE
@@ -206,30 +208,21 @@ impl Signals {
 }
 
 async fn serve(
+    ground: &Ground,
     sources: Sources,
     loaded: Loaded,
     reload: bool,
     inherited: Inherited,
-    errors: &StandardError,
-    descriptors: &descriptors::Raised,
-    program: &Program,
-    manager: &Manager,
 ) -> Result<Ended, StartError> {
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(
-        sources,
-        loaded,
-        reload,
-        inherited,
-        errors.clone(),
-        descriptors,
-    );
+    let starting = Gateway::start(ground, sources, loaded, reload, inherited);
     let mut gateway = tokio::select! {
         started = starting => started?,
         () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
     };
+    let manager = &ground.manager;
     manager.ready();
-    let succeed = work(&mut gateway, &mut signals, program, manager).await;
+    let succeed = work(&mut gateway, &mut signals, ground).await;
     // A successor tells the manager itself that it is ready.
     match succeed {
         true => manager.reloading(),
@@ -279,24 +272,19 @@ async fn serve(
 }
 
 /// Obeys until the gateway is to end; true, if a new program is to take over.
-async fn work(
-    gateway: &mut Gateway,
-    signals: &mut Signals,
-    program: &Program,
-    manager: &Manager,
-) -> bool {
+async fn work(gateway: &mut Gateway, signals: &mut Signals, ground: &Ground) -> bool {
     loop {
         match signals.next().await {
             Order::Stop => return false,
             Order::Reload => {
-                manager.reloading();
+                ground.manager.reloading();
                 gateway.reload();
-                manager.ready();
+                ground.manager.ready();
             }
             Order::ReopenLog => gateway.reopen_log(),
             // Before anything is given up for it.
             Order::Upgrade => tokio::select! {
-                checked = program.check() => match checked {
+                checked = ground.program.check() => match checked {
                     Ok(()) => return true,
                     Err(why) => tracing::error!("upgrade refused, the old program goes on:\n{why}"),
                 },
@@ -358,13 +346,17 @@ struct Gateway {
 
 impl Gateway {
     async fn start(
+        ground: &Ground,
         sources: Sources,
         loaded: Loaded,
         reload: bool,
         mut inherited: Inherited,
-        errors: StandardError,
-        descriptors: &descriptors::Raised,
     ) -> Result<Self, StartError> {
+        let Ground {
+            errors,
+            descriptors,
+            ..
+        } = ground;
         let (config, effective) = (loaded.config, loaded.effective);
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
@@ -480,12 +472,13 @@ impl Gateway {
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
                 plan.hidden = &handover::VARIABLES;
-                plan.descriptors = Some(descriptors.clone());
+                plan.descriptors = Some(*descriptors);
                 tracing::info!(
                     processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
                 );
                 let started =
-                    Supervisor::start(plan, Arc::clone(&hub), metrics.clone(), errors).await;
+                    Supervisor::start(plan, Arc::clone(&hub), metrics.clone(), errors.clone())
+                        .await;
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {
