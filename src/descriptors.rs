@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 /// Where there is no limit at all: more than any gateway uses.
 const MANY: u64 = 1 << 20;
@@ -12,9 +12,16 @@ const MANY: u64 = 1 << 20;
 /// process itself has open.
 const KEPT_BACK: u64 = 256;
 
+/// How many the process may have, and how many it might before.
+#[derive(Debug, Clone, Copy)]
+pub struct Raised {
+    pub limit: u64,
+    before: Rlimit,
+}
+
 /// Raises the limit as far as it goes without privileges, and says where it is then. The usual 1024 is for
 /// programs that cannot do with more.
-pub fn raise_limit() -> u64 {
+pub fn raise_limit() -> Raised {
     let before = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: before.maximum,
@@ -25,9 +32,23 @@ pub fn raise_limit() -> u64 {
     {
         tracing::warn!(%error, "the limit of file descriptors stays as it is");
     }
-    let now = getrlimit(Resource::Nofile).current.unwrap_or(MANY);
-    tracing::info!(limit = now, before = before.current, "file descriptors");
-    now
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(MANY);
+    tracing::info!(limit, before = before.current, "file descriptors");
+    Raised { limit, before }
+}
+
+impl Raised {
+    /// Lowers the limit of another program to what it was: one that was just started, or, with none, what this
+    /// process becomes. Much code goes through every descriptor that there may be, to close it, and takes seconds
+    /// for that where it takes none.
+    ///
+    /// A started program has the high limit for a moment. To start it with the low one takes code between `fork`
+    /// and `exec`, which cannot be had without `unsafe`.
+    pub fn restore(&self, program: Option<Pid>) {
+        if let Err(error) = prlimit(program, Resource::Nofile, self.before) {
+            tracing::debug!(%error, "the limit of file descriptors stays raised");
+        }
+    }
 }
 
 /// How many connections of clients there may be under this limit. A request may need a descriptor for its
@@ -98,6 +119,30 @@ mod tests {
         assert_eq!(connections(20_000, Some(15_000)), 15_000);
         assert_eq!(connections(20_000, Some(20_000)), 20_000 - 256);
         assert_eq!(connections(300, Some(1000)), 150);
+    }
+
+    #[test]
+    fn a_program_has_the_limit_from_before() {
+        let mut program = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("a program");
+        let raised = Raised {
+            limit: 1000,
+            before: Rlimit {
+                current: Some(77),
+                ..getrlimit(Resource::Nofile)
+            },
+        };
+        raised.restore(Pid::from_raw(program.id() as i32));
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", program.id()));
+        program.kill().expect("it runs");
+        program.wait().expect("it is our child");
+        let limits = limits.expect("it has limits");
+        let mut lines = limits.lines();
+        let line = lines.find(|line| line.starts_with("Max open files"));
+        let mut words = line.expect("one of them").split_whitespace();
+        assert_eq!(words.nth(3), Some("77"), "{limits}");
     }
 
     #[test]

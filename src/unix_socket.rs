@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdUnix;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixSocket as Unbound, UnixStream};
 
 /// Clients that may wait to be accepted. The kernel's usual bound for it (`net.core.somaxconn`) is as high;
@@ -27,16 +29,12 @@ impl UnixSocket {
     /// Listens at `path`; `mode` says who may connect.
     ///
     /// # Errors
-    /// When somebody listens there, or the file cannot be made.
+    /// When somebody listens there, or it cannot be told, or the file cannot be made.
     pub fn bind(path: &Path, mode: u32) -> io::Result<Self> {
         // A file that nobody listens on was left behind by a process that was killed.
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another process listens there",
-            ));
-        }
-        if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+        if is_dead(path)?
+            && std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+        {
             std::fs::remove_file(path)?;
         }
         let socket = Unbound::new_stream()?;
@@ -96,6 +94,27 @@ impl Drop for UnixSocket {
     }
 }
 
+/// Whether something is there, and nobody listens. Does not wait: who listens may be stuck, and have as many in
+/// its queue as go there.
+fn is_dead(path: &Path) -> io::Result<bool> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let Err(error) = socket.connect(&SockAddr::unix(path)?) else {
+        return Err(taken());
+    };
+    match Errno::from_io_error(&error) {
+        Some(Errno::CONNREFUSED) => Ok(true),
+        Some(Errno::NOENT) => Ok(false),
+        Some(Errno::AGAIN | Errno::INPROGRESS) => Err(taken()),
+        // It may live, and be out of our reach.
+        _ => Err(error),
+    }
+}
+
+fn taken() -> io::Error {
+    io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")
+}
+
 fn file_id(path: &Path) -> Option<FileId> {
     let file = std::fs::symlink_metadata(path).ok()?;
     Some((file.dev(), file.ino()))
@@ -116,6 +135,31 @@ mod tests {
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_path_stays_with_who_listens_and_does_not_accept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("link.sock");
+        let stuck = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+        let address = SockAddr::unix(&path).expect("an address");
+        stuck.bind(&address).expect("bound");
+        stuck.listen(0).expect("listening");
+        // As many as go into its queue.
+        let _waiting = std::os::unix::net::UnixStream::connect(&path).expect("the first");
+        let taken = UnixSocket::bind(&path, 0o600).expect_err("somebody lives there");
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_path_where_it_cannot_be_told_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("link.sock");
+        // Another kind of socket refuses streams, and lives.
+        let _other = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
+        assert!(UnixSocket::bind(&path, 0o600).is_err());
+        assert!(path.exists());
     }
 
     #[tokio::test]

@@ -3,8 +3,10 @@
 //! They run on a thread of their own with a runtime of its own, so they answer while the
 //! request path is as busy as can be, and they never wait for a slot. They see the gateway
 //! only through [`Board`]. What a client of theirs can hold is bounded: connections, the
-//! time to send a head, the life of a connection; only GET and HEAD are answered.
+//! time to send a head, the life of a connection; only GET and HEAD are answered. Those who hold a
+//! connection and ask nothing make way for those who come.
 
+mod guests;
 mod host;
 mod page;
 mod pages;
@@ -23,7 +25,6 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -33,6 +34,8 @@ use tracing::{debug, warn};
 use crate::descriptors::{Spare, is_shortage};
 use crate::metrics::Metrics;
 use crate::recent::{Recent, SAMPLE};
+use crate::tcp_socket::{self, Place};
+use guests::{Guest, Guests};
 use pages::Sources;
 
 pub use status::{
@@ -43,8 +46,8 @@ pub use status::{
 const LIMITS: Limits = Limits {
     // Scrapers, kubelets and a few browsers need a dozen.
     connections: 128,
-    // Also bounds how long an idle connection is kept.
-    head: Duration::from_secs(10),
+    // Also bounds how long an idle connection is kept. Whoever asks sends its head at once.
+    head: Duration::from_secs(2),
     life: Duration::from_secs(120),
 };
 
@@ -78,7 +81,7 @@ struct Peer(IpAddr);
 /// What the clients of one listener can hold.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// More than these wait in the kernel's backlog.
+    /// When there are more, those that ask nothing are closed; if all ask, the others wait.
     connections: usize,
     head: Duration,
     life: Duration,
@@ -90,19 +93,19 @@ impl Admin {
     /// # Errors
     /// An address cannot be bound; the error names it.
     pub fn start(
-        addr: SocketAddr,
-        probes: Option<SocketAddr>,
+        admin: Place,
+        probes: Option<Place>,
         board: Arc<dyn Board>,
         metrics: Metrics,
         recent: Recent,
     ) -> io::Result<Self> {
-        Self::start_with(LIMITS, addr, probes, board, metrics, recent)
+        Self::start_with(LIMITS, admin, probes, board, metrics, recent)
     }
 
     fn start_with(
         limits: Limits,
-        addr: SocketAddr,
-        probes: Option<SocketAddr>,
+        admin: Place,
+        probes: Option<Place>,
         board: Arc<dyn Board>,
         metrics: Metrics,
         recent: Recent,
@@ -114,7 +117,7 @@ impl Admin {
             recent,
             started: Instant::now(),
         };
-        let (listener, addr) = bind("admin", addr)?;
+        let (listener, addr) = bind("admin", admin)?;
         let mut served = vec![(listener, pages::admin(sources.clone(), addr))];
         let mut probes_addr = None;
         if let Some(probes) = probes {
@@ -164,12 +167,12 @@ impl Admin {
     }
 }
 
-fn bind(name: &str, addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let bound = TcpListener::bind(addr).and_then(|listener| {
-        listener.set_nonblocking(true)?;
+fn bind(name: &str, place: Place) -> io::Result<(TcpListener, SocketAddr)> {
+    let bound = tcp_socket::bind(place, &[]).and_then(|listener| {
         let addr = listener.local_addr()?;
         Ok((listener, addr))
     });
+    let addr = place.address;
     bound.map_err(|e| io::Error::new(e.kind(), format!("{name} listener on {addr}: {e}")))
 }
 
@@ -195,7 +198,7 @@ async fn serve_all(served: Vec<(TcpListener, Router)>, limits: Limits, stop: Can
 async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
     let listener = tokio::net::TcpListener::from_std(listener)
         .expect("the listener is non-blocking and this is a runtime with I/O");
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let mut guests = Guests::default();
     let mut connections = JoinSet::new();
     let mut spare = Spare::new(SPARE);
     loop {
@@ -207,15 +210,28 @@ async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: Canc
                 spare.refill();
                 continue;
             }
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((place, stream)) => {
-                let conversation = converse(stream, router.clone(), limits, stop.clone());
-                connections.spawn(async move {
-                    conversation.await;
-                    drop(place);
-                });
+            Ok((stream, _)) => {
+                while connections.len() >= limits.connections {
+                    guests.make_room();
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => break,
+                        Some(_) = connections.join_next() => spare.refill(),
+                        // Somebody may have fallen silent meanwhile.
+                        () = sleep(ACCEPT_PAUSE) => {}
+                    }
+                }
+                let guest = guests.enter();
+                connections.spawn(converse(
+                    stream,
+                    router.clone(),
+                    limits,
+                    guest,
+                    stop.clone(),
+                ));
             }
             // Tried again at once, with a descriptor that was kept for this.
             Err(error) if is_shortage(&error) && spare.give_up() => {}
@@ -230,27 +246,28 @@ async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: Canc
     connections.join_all().await;
 }
 
-/// The next connection, once there is a place for it; until then it is better kept in the
-/// kernel's backlog. Cancel safe.
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(OwnedSemaphorePermit, TcpStream)> {
-    let place = Arc::clone(places).acquire_owned().await;
-    let place = place.expect("the semaphore is never closed");
-    let (stream, _) = listener.accept().await?;
-    Ok((place, stream))
-}
-
 /// One connection, to its end.
-async fn converse(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
+async fn converse(
+    stream: TcpStream,
+    router: Router,
+    limits: Limits,
+    guest: Arc<Guest>,
+    stop: CancellationToken,
+) {
     let Ok(peer) = stream.peer_addr() else {
         return; // It has left already.
     };
-    let service = router.map_request(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer.ip()));
-        request
-    });
+    let (asks, answered) = (Arc::clone(&guest), Arc::clone(&guest));
+    let service = router
+        .map_request(move |mut request: http::Request<Incoming>| {
+            asks.asks();
+            request.extensions_mut().insert(Peer(peer.ip()));
+            request
+        })
+        .map_response(move |answer| {
+            answered.is_answered();
+            answer
+        });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
@@ -259,7 +276,10 @@ async fn converse(stream: TcpStream, router: Router, limits: Limits, stop: Cance
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = until_its_end(limits.life, &stop) => {
+        () = until_its_end(&guest, limits.life, &stop) => {
+            if guest.is_unheard() {
+                return; // There is no answer to wait for.
+            }
             connection.as_mut().graceful_shutdown();
             timeout(GRACE, connection).await.unwrap_or(Ok(()))
         }
@@ -269,8 +289,9 @@ async fn converse(stream: TcpStream, router: Router, limits: Limits, stop: Cance
     }
 }
 
-async fn until_its_end(life: Duration, stop: &CancellationToken) {
+async fn until_its_end(guest: &Guest, life: Duration, stop: &CancellationToken) {
     tokio::select! {
+        () = guest.leaves() => {}
         () = stop.cancelled() => {}
         () = sleep(life) => {}
     }
@@ -374,8 +395,8 @@ mod tests {
         let recent = Recent::new(Instant::now());
         Admin::start_with(
             limits,
-            free_port(),
-            probes,
+            free_port().into(),
+            probes.map(Place::from),
             board,
             Metrics::new(&[]),
             recent,
@@ -589,7 +610,13 @@ mod tests {
         let addr = taken.local_addr().expect("it is bound");
         let metrics = Metrics::new(&[]);
         let recent = Recent::new(Instant::now());
-        let started = Admin::start(free_port(), Some(addr), desk(), metrics, recent);
+        let started = Admin::start(
+            free_port().into(),
+            Some(addr.into()),
+            desk(),
+            metrics,
+            recent,
+        );
         let error = started.expect_err("taken");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         assert!(
@@ -632,7 +659,11 @@ mod tests {
                 ..LIMITS
             },
         );
-        let first = TcpStream::connect(admin.addr()).expect("it listens");
+        let mut first = TcpStream::connect(admin.addr()).expect("it listens");
+        // Its answer takes its time.
+        first
+            .write_all(b"GET /slots/1/stack HTTP/1.0\r\n\r\n")
+            .expect("it reads");
         let mut second = TcpStream::connect(admin.addr()).expect("the backlog takes it");
         second
             .write_all(b"GET / HTTP/1.0\r\n\r\n")
@@ -649,6 +680,28 @@ mod tests {
         let mut answer = String::new();
         second.read_to_string(&mut answer).expect("it answers");
         assert!(answer.contains("200 OK"), "{answer}");
+    }
+
+    #[test]
+    fn who_asks_nothing_makes_way() {
+        let limits = Limits {
+            connections: 2,
+            ..LIMITS
+        };
+        let admin = started(desk(), limits);
+        let mut idle = TcpStream::connect(admin.addr()).expect("it listens");
+        idle.write_all(b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .expect("it reads");
+        idle.read_exact(&mut [0]).expect("it answers");
+        let mut silent = TcpStream::connect(admin.addr()).expect("it listens");
+        silent.write_all(b"GET / HT").expect("it reads");
+        let began = Instant::now();
+        for _ in 0..4 {
+            assert_eq!(get(admin.addr(), "/livez").0, 200);
+        }
+        assert!(began.elapsed() < limits.head, "{:?}", began.elapsed());
+        idle.read_to_end(&mut Vec::new()).expect("a clean end");
+        admin.stop();
     }
 
     #[test]

@@ -33,12 +33,26 @@ impl Effective {
             .0
             .iter()
             .filter_map(|entry| Some((entry.key, entry.value.as_ref()?)));
+        // After a reload they may stand in another order. Those of one key keep theirs.
+        let mut values: Vec<_> = values.collect();
+        values.sort_by_key(|(key, _)| *key);
         let text: String = values
+            .into_iter()
             .map(|(key, value)| format!("{key}={value}\n"))
             .collect();
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
         let first = digest.as_ref().first_chunk();
         u64::from_be_bytes(*first.expect("SHA-256 has 32 bytes"))
+    }
+
+    /// What is in force after a reload that keeps the values of these keys.
+    #[must_use]
+    pub fn reloaded(&self, new: Effective, kept: &[&str]) -> Self {
+        let stays = |entry: &Entry| kept.contains(&entry.key);
+        let mut entries = new.0;
+        entries.retain(|entry| !stays(entry));
+        entries.extend(self.0.iter().filter(|entry| stays(entry)).cloned());
+        Self(entries)
     }
 
     /// One line at `info` for each section, keys without a value left out.

@@ -101,7 +101,8 @@ pub(super) const KEYS: &[Key] = &[
         flag: Some("--listen"),
         doc: "Where clients connect: addresses with port, `unix:PATH`, or sockets that systemd holds: \
               `systemd` for all of them, `systemd:NAME` for those with this `FileDescriptorName`. A reload \
-              opens new ones and closes those that are gone.",
+              opens new ones and closes those that are gone. `[::]` is for IPv4 too, unless an address of IPv4 \
+              has the same port.",
         ..PLAIN
     },
     Key {

@@ -8,6 +8,7 @@
 //! effective configuration and the reference page all follow it. What a value means to the
 //! machine (does the folder exist, is the port free) is left to whoever uses it.
 
+mod addresses;
 mod effective;
 mod environment;
 mod file;
@@ -544,6 +545,19 @@ impl Config {
             },
             ..new
         }
+    }
+
+    /// The keys that have their old values after a reload: those that differ and need a restart, and with
+    /// another source of workers all that stands beside one.
+    #[must_use]
+    pub fn kept(&self, new: &Config) -> Vec<&'static str> {
+        let mut keys = self.changes_needing_restart(new);
+        let kind = |config: &Config| std::mem::discriminant(&config.workers.source);
+        if kind(self) != kind(new) {
+            keys.extend(rules::CHOICES);
+            keys.extend(rules::BESIDE_APP);
+        }
+        keys
     }
 
     /// The keys that differ and that a running gateway cannot change.

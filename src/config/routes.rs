@@ -3,6 +3,7 @@
 //! Each is read by itself; no two may be for the same requests, since one of them would say nothing.
 //! Which route a request takes is decided where requests are.
 
+use super::addresses;
 use super::keys::ROUTES;
 use super::mistakes::{Mistake, Place};
 use super::read::{ListTable, Reader, key, show};
@@ -10,14 +11,14 @@ use super::values::{Host, RoutePath, Size, Value};
 use super::{BodyMode, Entry, Listen, Route, RouteUpstream, Upstream};
 
 impl Reader {
-    pub fn routes(&mut self, listen: &[Listen]) -> Vec<Route> {
+    pub fn routes(&mut self) -> Vec<Route> {
         let mut routes: Vec<(Route, Place)> = Vec::new();
         let tables = self.lists.remove(ROUTES).unwrap_or_default();
         for table in &tables {
             let Some(route) = self.route(table) else {
                 continue;
             };
-            self.check_upstream(&route, table, &routes, listen);
+            self.check_upstream(&route, table, &routes);
             if let Some((_, before)) = routes.iter().find(|(other, _)| same(&route, other)) {
                 let text = format!("is for requests of the route at {before} already; keep one");
                 self.mistakes
@@ -35,13 +36,7 @@ impl Reader {
     }
 
     /// What a route says of its upstream, by itself and beside the routes before it.
-    fn check_upstream(
-        &mut self,
-        route: &Route,
-        table: &ListTable,
-        before: &[(Route, Place)],
-        listen: &[Listen],
-    ) {
+    fn check_upstream(&mut self, route: &Route, table: &ListTable, before: &[(Route, Place)]) {
         let mut blame = |key: &'static str, text: String| {
             let given = table.layer.get(key);
             let place = given.map_or(&table.place, |given| &given.place);
@@ -60,13 +55,6 @@ impl Reader {
                         or remove it";
             blame("route.body", text.to_owned());
         }
-        if listen
-            .iter()
-            .any(|address| is_at(&upstream.server, address))
-        {
-            let text = format!("{} is this gateway itself; write another", upstream.server);
-            blame("route.upstream", text);
-        }
         let differs = before.iter().find(|(other, _)| {
             other.upstream.as_ref().is_some_and(|other| {
                 other.server == upstream.server && other.connections != upstream.connections
@@ -79,6 +67,24 @@ impl Reader {
                 upstream.server
             );
             blame("route.connections", text);
+        }
+    }
+
+    /// No route leads back to one of these addresses.
+    pub fn check_elsewhere(&mut self, own: &[(&'static str, Listen)]) {
+        for table in self.lists.get(ROUTES).into_iter().flatten() {
+            let Some(given) = table.layer.get("route.upstream") else {
+                continue;
+            };
+            let server = given.items.first().map(|item| Upstream::parse(&item.text));
+            if let Some(Ok(server)) = server
+                && addresses::own(&server, own).is_some()
+            {
+                let text = format!("{server} is this gateway itself; write another");
+                let place = given.place.clone();
+                self.mistakes
+                    .push(Mistake::new(place, "route.upstream", text));
+            }
         }
     }
 
@@ -175,17 +181,6 @@ fn shown(route: &Route) -> String {
         .into_iter()
         .filter_map(|(name, value)| Some(format!("{name} = {}", value?)));
     format!("{{ {} }}", keys.collect::<Vec<_>>().join(", "))
-}
-
-/// Whether a server is found at an address where the gateway itself listens.
-fn is_at(server: &Upstream, address: &Listen) -> bool {
-    match (server, address) {
-        (Upstream::Unix(one), Listen::Unix(other)) => one == other,
-        (Upstream::Tcp(authority), Listen::Tcp(address)) => {
-            authority.parse() == Ok(*address) && address.port() != 0
-        }
-        _ => false,
-    }
 }
 
 pub(super) fn said<T: Value>(name: &str, values: &[T]) -> Option<String> {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use url::Url;
 
+use super::addresses::{overlap, own};
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{
@@ -19,10 +20,10 @@ use super::{
     Workers,
 };
 
-const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
+pub(super) const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
 
 /// What says something beside `workers.app` only.
-const BESIDE_APP: [&str; 6] = [
+pub(super) const BESIDE_APP: [&str; 6] = [
     "workers.processes",
     "workers.mode",
     "workers.python",
@@ -73,7 +74,7 @@ impl Reader {
         let sendfile_root = sendfile_root.into_iter().map(|Folder(path)| path).collect();
         let http2 = self.one("http2");
         let h2c = self.one("h2c");
-        let routes = self.routes(&listen);
+        let routes = self.routes();
         let mounts = self.mounts();
         let tls = self.tls();
         let slots = Slots {
@@ -131,7 +132,9 @@ impl Reader {
         }
         if self.complete {
             self.check_slots(&slots, workers.as_ref(), database.as_ref());
-            self.check_addresses(addresses(&listen, &tls, admin, probes, workers.as_ref()));
+            let own = addresses(&listen, &tls, admin, probes);
+            let source = workers.as_ref().map(|workers| &workers.source);
+            self.check_addresses(own, source);
         }
         if !admin.ip().is_loopback() {
             let text = format!(
@@ -366,11 +369,27 @@ impl Reader {
         }
     }
 
-    fn check_addresses(&mut self, mut addresses: Vec<(&'static str, Listen)>) {
+    fn check_addresses(
+        &mut self,
+        mut addresses: Vec<(&'static str, Listen)>,
+        source: Option<&Source>,
+    ) {
         if addresses.iter().all(|(key, _)| !key.ends_with("listen")) {
             self.blame("listen", "is empty; write at least one address");
         }
         addresses.retain(|(key, _)| self.is_right(key));
+        if let Some(Source::Upstream(server)) = source
+            && let Some((other, _)) = own(server, &addresses)
+        {
+            let server = server.to_string();
+            let server = server.trim_start_matches("http://");
+            let text = format!("{server} is taken by {other} already; write another");
+            self.blame("workers.upstream", text);
+        }
+        self.check_elsewhere(&addresses);
+        if let Some(Source::Link(path)) = source {
+            addresses.push(("workers.link", Listen::Unix(path.clone())));
+        }
         for (number, (key, address)) in addresses.iter().enumerate() {
             let mut before = addresses[..number].iter();
             if let Some((other, _)) = before.find(|(_, other)| overlap(address, other)) {
@@ -396,53 +415,16 @@ fn for_traces(mut url: Url) -> Url {
     url
 }
 
-/// Every address and the key it comes from. An upstream on this host is among them: a gateway
-/// that is its own upstream would pass a request round for ever.
+/// Every address where clients or people find the gateway, and the key it comes from.
 fn addresses(
     listen: &[Listen],
     tls: &Tls,
     admin: SocketAddr,
     probes: Option<SocketAddr>,
-    workers: Option<&Workers>,
 ) -> Vec<(&'static str, Listen)> {
     let mut all: Vec<_> = listen.iter().map(|one| ("listen", one.clone())).collect();
     all.extend(tls.listen.iter().map(|one| ("tls.listen", one.clone())));
     all.push(("admin", Listen::Tcp(admin)));
     all.extend(probes.map(|address| ("probes", Listen::Tcp(address))));
-    all.extend(match workers.map(|workers| &workers.source) {
-        None | Some(Source::App(_)) => None,
-        Some(Source::Link(path)) => Some(("workers.link", Listen::Unix(path.clone()))),
-        Some(Source::Upstream(Upstream::Unix(path))) => {
-            Some(("workers.upstream", Listen::Unix(path.clone())))
-        }
-        Some(Source::Upstream(Upstream::Tcp(authority))) => {
-            let address: Option<SocketAddr> = authority.parse().ok();
-            let here = |address: &SocketAddr| {
-                let mut ours = listen.iter().chain(&tls.listen);
-                address.ip().is_loopback() || ours.any(|one| *one == Listen::Tcp(*address))
-            };
-            let here = address.filter(here);
-            here.map(|address| ("workers.upstream", Listen::Tcp(address)))
-        }
-    });
     all
-}
-
-/// Whether both could not be bound.
-fn overlap(one: &Listen, other: &Listen) -> bool {
-    match (one, other) {
-        (Listen::Unix(one), Listen::Unix(other)) => one == other,
-        (Listen::Systemd(one), Listen::Systemd(other)) => {
-            one.is_none() || other.is_none() || one == other
-        }
-        (Listen::Tcp(one), Listen::Tcp(other)) => {
-            let same_family = one.is_ipv4() == other.is_ipv4();
-            let any = one.ip().is_unspecified() || other.ip().is_unspecified();
-            // Port 0 is a free port, another one each time.
-            one.port() != 0
-                && one.port() == other.port()
-                && (one.ip() == other.ip() || (same_family && any))
-        }
-        _ => false,
-    }
 }

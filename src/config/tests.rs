@@ -1114,6 +1114,18 @@ fn a_mistake_says_what_to_write() {
             "workers.upstream: 127.0.0.1:8000 is taken by listen already; write another",
         ),
         (
+            "workers.upstream = \"http://localhost:9180\"",
+            "workers.upstream: localhost:9180 is taken by admin already; write another",
+        ),
+        (
+            "route = [{ path = \"/\", upstream = \"http://localhost:8000\" }]",
+            "route.upstream: http://localhost:8000 is this gateway itself; write another",
+        ),
+        (
+            "route = [{ path = \"/\", upstream = \"http://127.0.0.1:9180\" }]",
+            "route.upstream: http://127.0.0.1:9180 is this gateway itself; write another",
+        ),
+        (
             "workers.app = \"site:make()\"",
             "workers.app: \"site:make()\" calls something; name an object that is a WSGI application already",
         ),
@@ -1503,5 +1515,29 @@ proptest! {
         for mistake in &mistakes.0 {
             prop_assert!(!mistake.to_string().contains('\n'), "{}", mistake);
         }
+    }
+}
+
+#[test]
+fn the_hash_after_a_reload_is_of_what_is_in_force() {
+    let load = |text: &str| Config::from_toml(text).expect("valid");
+    for (old, new, in_force) in [
+        (
+            "slots.count = 8\nslots.queue = 10\nworkers.app = \"shop:app\"",
+            "slots.count = 1\nslots.queue = 20\nworkers.app = \"shop:app\"\nworkers.mode = \"wsgi\"",
+            "slots.count = 8\nslots.queue = 20\nworkers.app = \"shop:app\"\nworkers.mode = \"wsgi\"",
+        ),
+        (
+            "log_format = \"json\"\nworkers.app = \"shop:app\"\nworkers.processes = 2",
+            "drain_timeout = \"9s\"\nworkers.link = \"unix:/run/link.sock\"",
+            "drain_timeout = \"9s\"\nlog_format = \"json\"\nworkers.app = \"shop:app\"\nworkers.processes = 2",
+        ),
+    ] {
+        let (old, new, in_force) = (load(old), load(new), load(in_force));
+        let kept = old.config.kept(&new.config);
+        let reloaded = old.effective.reloaded(new.effective, &kept);
+        assert_eq!(reloaded.hash(), in_force.effective.hash());
+        assert_ne!(reloaded.hash(), old.effective.hash());
+        assert_eq!(old.config.reloaded(new.config), in_force.config);
     }
 }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,17 +21,32 @@ use tokio_util::task::TaskTracker;
 use super::crowd::{self, Crowd};
 use super::forwarded::Peer;
 use super::proxy;
+use super::seldom::Seldom;
 use super::tls::Tls;
 use super::watch::Watch;
 use super::{Downstream, Settings};
 use crate::config::Listen;
 use crate::descriptors;
 use crate::layers::Resumed;
+use crate::tcp_socket::{self, Place};
 use crate::unix_socket::{BACKLOG, UnixSocket};
 
 /// Waited after an accept that failed for want of descriptors or memory: trying again at once
 /// would only turn the wheel.
 const BREATHER: Duration = Duration::from_millis(50);
+
+/// What is wrong with one connection, and says nothing of the listener.
+const OF_ONE: [Errno; 9] = [
+    Errno::CONNABORTED,
+    Errno::INTR,
+    Errno::PERM,
+    Errno::PROTO,
+    Errno::NOPROTOOPT,
+    Errno::NETDOWN,
+    Errno::NETUNREACH,
+    Errno::HOSTDOWN,
+    Errno::HOSTUNREACH,
+];
 
 /// Of an answer, so much waits in the kernel at most beside what is under way on the line.
 const UNSENT: u32 = 64 * 1024;
@@ -40,6 +56,7 @@ pub struct Listener {
     socket: Socket,
     entry: Listen,
     name: Listen,
+    v6_only: bool,
 }
 
 enum Socket {
@@ -54,20 +71,36 @@ pub enum Adopted {
     Unix(std::os::unix::net::UnixListener),
 }
 
+impl Adopted {
+    fn listens(&self) -> io::Result<bool> {
+        match self {
+            Self::Tcp(listener) => SockRef::from(listener).is_listener(),
+            Self::Unix(listener) => SockRef::from(listener).is_listener(),
+        }
+    }
+}
+
+impl From<Adopted> for OwnedFd {
+    fn from(socket: Adopted) -> Self {
+        match socket {
+            Adopted::Tcp(listener) => listener.into(),
+            Adopted::Unix(listener) => listener.into(),
+        }
+    }
+}
+
 impl Listener {
+    /// `ours` are those of our own that have the address, or a part of it, for the moment.
+    ///
     /// # Errors
-    /// When the address is taken or cannot be had.
-    pub fn bind(listen: &Listen) -> io::Result<Self> {
+    /// When somebody else has the address, or it cannot be had.
+    pub fn bind(listen: &Listen, v6_only: bool, ours: &[Arc<Listener>]) -> io::Result<Self> {
         let socket = match listen {
             Listen::Tcp(address) => {
-                let socket = match address.is_ipv4() {
-                    true => TcpSocket::new_v4()?,
-                    false => TcpSocket::new_v6()?,
-                };
-                // Connections of a predecessor that still linger do not keep the address.
-                socket.set_reuseaddr(true)?;
-                socket.bind(*address)?;
-                Socket::Tcp(socket.listen(BACKLOG)?)
+                let address = *address;
+                let ours: Vec<_> = ours.iter().filter_map(|it| it.tcp()).collect();
+                let bound = tcp_socket::bind(Place { address, v6_only }, &ours)?;
+                Socket::Tcp(TcpListener::from_std(bound)?)
             }
             // Whoever can reach the path may send requests, as to a port.
             Listen::Unix(path) => Socket::Unix(UnixSocket::bind(path, 0o666)?),
@@ -82,6 +115,7 @@ impl Listener {
             socket,
             entry: listen.clone(),
             name: listen.clone(),
+            v6_only,
         })
     }
 
@@ -91,6 +125,19 @@ impl Listener {
     /// # Errors
     /// When it is no listening socket.
     pub fn adopt(entry: &Listen, name: Listen, socket: Adopted) -> io::Result<Self> {
+        if !socket.listens()? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the socket that was passed does not listen; in a socket unit of systemd, write Accept=no",
+            ));
+        }
+        // Only what we have bound ourselves is bound anew when it is to be another.
+        let v6_only = match &socket {
+            Adopted::Tcp(listener) if matches!(name, Listen::Tcp(_)) => {
+                SockRef::from(listener).only_v6().unwrap_or(false)
+            }
+            Adopted::Tcp(_) | Adopted::Unix(_) => false,
+        };
         let socket = match socket {
             Adopted::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
@@ -105,7 +152,41 @@ impl Listener {
             socket,
             entry: entry.clone(),
             name,
+            v6_only,
         })
+    }
+
+    /// Which entry of the configuration it is for.
+    pub fn entry(&self) -> &Listen {
+        &self.entry
+    }
+
+    /// Whether it is what this entry asks for now. One that leaves IPv4 alone is not, if nobody else takes it.
+    pub fn serves(&self, entry: &Listen, v6_only: bool) -> bool {
+        self.entry == *entry && (v6_only || !self.v6_only)
+    }
+
+    /// The socket, if it is one of TCP that we have bound ourselves: nobody else accepts from it.
+    fn tcp(&self) -> Option<SockRef<'_>> {
+        match (&self.socket, &self.name) {
+            (Socket::Tcp(listener), Listen::Tcp(_)) => Some(SockRef::from(listener)),
+            _ => None,
+        }
+    }
+
+    /// Whether it may share a port for the moment: it is about to close, or for both families, where a new one
+    /// has the better address of IPv4.
+    fn makes_way(&self, port: u16, stays: bool) -> bool {
+        let Ok(Listen::Tcp(address)) = self.address() else {
+            return false;
+        };
+        let for_both = address.is_ipv6() && address.ip().is_unspecified() && !self.v6_only;
+        address.port() == port && (!stays || for_both)
+    }
+
+    /// What a successor knows it by.
+    pub fn name(&self) -> &Listen {
+        &self.name
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -142,10 +223,13 @@ impl Listener {
     }
 
     /// The socket, still listening, with all who wait there, and its name.
-    fn keep(self) -> io::Result<(Listen, OwnedFd)> {
+    ///
+    /// # Errors
+    /// When the descriptors have run out.
+    pub fn keep(self) -> io::Result<(Listen, Adopted)> {
         let kept = match self.socket {
-            Socket::Tcp(listener) => listener.into_std()?.into(),
-            Socket::Unix(listener) => listener.keep()?,
+            Socket::Tcp(listener) => Adopted::Tcp(listener.into_std()?),
+            Socket::Unix(listener) => Adopted::Unix(listener.keep()?.into()),
         };
         Ok((self.name, kept))
     }
@@ -269,6 +353,7 @@ impl Listeners {
                 }
             };
             tokio::pin!(closed);
+            let seldom = Seldom::new();
             loop {
                 let accepted = tokio::select! {
                     biased; // However many come, the end is seen.
@@ -285,7 +370,17 @@ impl Listeners {
                         make_do(&listener, &downstream.crowd, &error).await;
                     }
                     // That connection is gone already; the next one may be there.
-                    Err(error) => tracing::debug!(%error, "cannot accept a connection"),
+                    Err(error) if is_of_one(&error) => {
+                        tracing::debug!(%error, "cannot accept a connection");
+                    }
+                    // The next try will hardly fare better.
+                    Err(error) => {
+                        if let Some(unsaid) = seldom.says() {
+                            let listen = &listener.entry;
+                            tracing::warn!(%error, %listen, unsaid, "cannot accept connections");
+                        }
+                        tokio::time::sleep(BREATHER).await;
+                    }
                 }
             }
             // The runtime looks at its sockets once more: who is in the kernel's queue has come in time.
@@ -300,17 +395,30 @@ impl Listeners {
         });
     }
 
-    /// The entries of `listen` that are listened on, one for each socket.
-    pub fn entries(&self) -> impl Iterator<Item = &Listen> {
+    /// Those of entries of `listen`.
+    pub fn plain(&self) -> impl Iterator<Item = &Arc<Listener>> {
         let plain = self.doors.iter().filter(|door| !door.tls);
-        plain.map(|door| &door.listener.entry)
+        plain.map(|door| &door.listener)
     }
 
-    /// Closes the listeners of all other entries of `listen`. Their connections go on.
-    pub fn retain(&mut self, entries: &[Listen]) {
+    /// Those of `listen` beside which a new one may be opened at this entry.
+    pub fn in_the_way(
+        &self,
+        entry: &Listen,
+        stays: impl Fn(&Listener) -> bool,
+    ) -> Vec<Arc<Listener>> {
+        let Listen::Tcp(address) = entry else {
+            return Vec::new();
+        };
+        let makes_way = |it: &&Arc<Listener>| it.makes_way(address.port(), stays(it));
+        self.plain().filter(makes_way).cloned().collect()
+    }
+
+    /// Closes the listeners of `listen` that do not stay. Their connections go on.
+    pub fn retain(&mut self, stays: impl Fn(&Listener) -> bool) {
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.doors)
             .into_iter()
-            .partition(|door| door.tls || entries.contains(&door.listener.entry));
+            .partition(|door| door.tls || stays(&door.listener));
         self.doors = kept;
         for door in gone {
             tracing::info!(listen = %door.listener.entry, "listener closed");
@@ -354,8 +462,15 @@ impl Kept {
     pub fn sockets(self) -> io::Result<Vec<(Listen, OwnedFd)>> {
         let alone = |door: Door| Arc::into_inner(door.listener);
         let listeners = self.0.into_iter().filter_map(alone);
-        listeners.map(Listener::keep).collect()
+        let socket = |(name, socket): (Listen, Adopted)| (name, socket.into());
+        listeners.map(|it| it.keep().map(socket)).collect()
     }
+}
+
+/// The error is that of a connection that was in the queue, whose peer or network has left: `accept(2)`.
+fn is_of_one(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| OF_ONE.contains(&errno))
 }
 
 /// Goes on without descriptors: the connections that have been idle longest give theirs, and if there are

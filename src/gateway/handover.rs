@@ -49,16 +49,16 @@ const CHECKED_WITHIN: Duration = Duration::from_secs(30);
 pub struct Inherited(Vec<(Listen, Adopted)>);
 
 impl Inherited {
-    /// Takes what the environment tells of. Once in a process, and before it has other threads: the
-    /// descriptors become its own.
-    pub fn take() -> Self {
+    /// Takes what the environment tells of, and says what of it is of no use. Once in a process, and before it
+    /// has other threads: the descriptors become its own.
+    pub fn take() -> (Self, Vec<Listen>) {
         let mut sockets = ListenFd::from_env();
         let count = sockets.len();
         let us = std::process::id().to_string();
         let handed_over = std::env::var(HANDED_OVER).is_ok_and(|pid| pid == us);
         let names = std::env::var(NAMES).unwrap_or_default();
         let names: Vec<Listen> = (names.split(':').map(|name| called(name, handed_over))).collect();
-        let mut inherited = Vec::new();
+        let (mut inherited, mut useless) = (Vec::new(), Vec::new());
         for number in 0..count {
             let unnamed = Listen::Systemd(Some("unknown".to_owned()));
             let name = names.get(number).cloned().unwrap_or(unnamed);
@@ -68,18 +68,17 @@ impl Inherited {
             };
             match socket {
                 Some(socket) => inherited.push((name, socket)),
-                None => tracing::warn!(%name, "ignored: it is no stream socket"),
+                None => useless.push(name),
             }
         }
-        Self(inherited)
+        (Self(inherited), useless)
     }
 
-    /// The listeners of an entry of the configuration: those that are there already, or one that is bound
-    /// now.
+    /// The listeners of an entry of the configuration that are there already.
     ///
     /// # Errors
-    /// When there is none, and none can be bound.
-    pub fn listen(&mut self, entry: &Listen) -> io::Result<Vec<Listener>> {
+    /// When one is of no use. Then none is claimed.
+    pub fn claim(&mut self, entry: &Listen) -> io::Result<Vec<Listener>> {
         // What is not systemd's is there once for each entry. Only with port 0 can entries be the same, and
         // then their order tells them apart.
         let most = match entry {
@@ -91,11 +90,31 @@ impl Inherited {
             .extract_if(.., |(name, _)| is_for(entry, name))
             .take(most)
             .collect();
-        if claimed.is_empty() {
-            return Listener::bind(entry).map(|listener| vec![listener]);
+        let (mut adopted, mut claimed) = (Vec::new(), claimed.into_iter());
+        while let Some((name, socket)) = claimed.next() {
+            match Listener::adopt(entry, name, socket) {
+                Ok(listener) => adopted.push(listener),
+                Err(error) => {
+                    self.take_back(adopted);
+                    self.0.extend(claimed);
+                    return Err(error);
+                }
+            }
         }
-        let adopt = |(name, socket)| Listener::adopt(entry, name, socket);
-        claimed.into_iter().map(adopt).collect()
+        Ok(adopted)
+    }
+
+    /// Holds again what systemd has passed, as nobody needs it yet. Others, which can be bound again, are closed.
+    pub fn take_back(&mut self, listeners: Vec<Listener>) {
+        for listener in listeners {
+            if !matches!(listener.name(), Listen::Systemd(_)) {
+                continue;
+            }
+            match listener.keep() {
+                Ok(held) => self.0.push(held),
+                Err(error) => tracing::error!(%error, "a socket of systemd's is lost"),
+            }
+        }
     }
 
     /// Closes what a predecessor has left and this configuration has no use for. Clients would wait there
@@ -113,13 +132,8 @@ impl Inherited {
 
     /// What is left, for a successor.
     fn unclaimed(self) -> impl Iterator<Item = (Listen, OwnedFd)> {
-        self.0.into_iter().map(|(name, socket)| {
-            let socket = match socket {
-                Adopted::Tcp(socket) => socket.into(),
-                Adopted::Unix(socket) => socket.into(),
-            };
-            (name, socket)
-        })
+        let socket = |(name, socket): (Listen, Adopted)| (name, socket.into());
+        self.0.into_iter().map(socket)
     }
 }
 
@@ -195,8 +209,14 @@ impl Program {
         }
     }
 
-    /// Puts the program in the place of this process, with these sockets. Returns only if that fails.
-    pub fn succeed(&self, listeners: Vec<(Listen, OwnedFd)>, inherited: Inherited) -> io::Error {
+    /// Puts the program in the place of this process, with these sockets; `last` is what this one does before.
+    /// Returns only if that fails.
+    pub fn succeed(
+        &self,
+        listeners: Vec<(Listen, OwnedFd)>,
+        inherited: Inherited,
+        last: impl Fn(),
+    ) -> io::Error {
         let sockets: Vec<_> = listeners.into_iter().chain(inherited.unclaimed()).collect();
         let row = match row(&sockets) {
             Ok(row) => row,
@@ -206,6 +226,7 @@ impl Program {
         let names: Vec<String> = sockets.iter().map(|(name, _)| encoded(name)).collect();
         let us = std::process::id().to_string();
         let run = |program: &Path| {
+            last();
             Command::new(program)
                 .args(&self.arguments)
                 .env(FDS, row.len().to_string())
@@ -295,16 +316,36 @@ mod tests {
             (listen("systemd:other"), socket()),
         ]);
         assert_eq!(
-            inherited.listen(&listen("systemd:web")).expect("two").len(),
+            inherited.claim(&listen("systemd:web")).expect("two").len(),
             2
         );
-        assert!(inherited.listen(&listen("systemd:web")).is_err());
-        assert_eq!(inherited.listen(&listen("systemd")).expect("one").len(), 1);
         assert_eq!(
-            inherited.listen(&listen("127.0.0.1:0")).expect("one").len(),
+            inherited.claim(&listen("systemd:web")).expect("none").len(),
+            0
+        );
+        assert_eq!(inherited.claim(&listen("systemd")).expect("one").len(), 1);
+        assert_eq!(
+            inherited.claim(&listen("127.0.0.1:0")).expect("one").len(),
             1
         );
         assert!(inherited.0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_claimed_in_vain_is_there_for_the_next() {
+        let socket = || Adopted::Tcp(TcpListener::bind("127.0.0.1:0").expect("a port"));
+        let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let web = listen("systemd:web");
+        let mut inherited = Inherited(vec![(web.clone(), socket()), (web.clone(), socket())]);
+        let claimed = inherited.claim(&web).expect("two");
+        assert!(inherited.0.is_empty());
+        inherited.take_back(claimed);
+        assert_eq!(inherited.0.len(), 2);
+        // One that cannot be used costs no other.
+        let deaf = Adopted::Tcp(deaf.expect("a socket").into());
+        inherited.0.insert(1, (web.clone(), deaf));
+        assert!(inherited.claim(&web).is_err());
+        assert_eq!(inherited.claim(&web).expect("the others").len(), 2);
     }
 
     #[test]

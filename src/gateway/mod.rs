@@ -10,6 +10,7 @@ mod notify;
 mod sizing;
 mod upstreams;
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ use self::handover::{Inherited, Program};
 use self::notify::Manager;
 use self::upstreams::Upstreams;
 use crate::admin::Admin;
-use crate::config::{Config, Listen, Loaded, Source, Sources};
+use crate::config::{Config, Effective, Listen, Loaded, Source, Sources};
 use crate::descriptors;
 use crate::downstream::tls::{self, Tls, Wanted};
 use crate::downstream::{
@@ -34,12 +35,14 @@ use crate::downstream::{
 use crate::exchange::{self, Exchange};
 use crate::files::Files;
 use crate::metrics::Metrics;
-use crate::outbound::Outbound;
+use crate::outbound::{self, Outbound};
 use crate::recent::Recent;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spans::{Exporter, Tracer};
 use crate::spool::Spool;
+use crate::standard_error::StandardError;
 use crate::sweeper::Sweeper;
+use crate::tcp_socket::Place;
 use crate::unix_socket::UnixSocket;
 use crate::workers::http;
 use crate::workers::link::{Hub, Terms};
@@ -72,25 +75,73 @@ fn cannot<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) 
 /// Runs until a signal ends it, replacing the workers when their files change if `reload`. The exit status
 /// is that of the process.
 pub fn run(sources: Sources, loaded: Loaded, reload: bool) -> ExitCode {
-    log::start(loaded.config.log_format);
+    let (inherited, useless) = Inherited::take();
+    let errors = match log::start(loaded.config.log_format) {
+        Ok(errors) => errors,
+        Err(error) => {
+            eprintln!("cannot start the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for name in useless {
+        tracing::warn!(%name, "ignored: it is no stream socket");
+    }
+    let ground = Ground {
+        errors,
+        descriptors: descriptors::raise_limit(),
+        program: Program::this(),
+        manager: Manager::from_env(),
+    };
+    let code = run_on(&ground, sources, loaded, reload, inherited);
+    // Whatever the end was like, it is told to the last line.
+    ground.errors.finish();
+    code
+}
+
+/// What is there before the gateway and after it.
+struct Ground {
+    errors: StandardError,
+    descriptors: descriptors::Raised,
+    program: Program,
+    manager: Manager,
+}
+
+fn run_on(
+    ground: &Ground,
+    sources: Sources,
+    loaded: Loaded,
+    reload: bool,
+    inherited: Inherited,
+) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     loaded.effective.log();
-    let program = Program::this();
-    let inherited = Inherited::take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(serve(sources, loaded, reload, inherited, &program)),
+        Ok(runtime) => runtime.block_on(async {
+            let serving = serve(ground, sources, loaded, reload, inherited);
+            // From the first moment: a successor is watched before it is ready. To the last: a drain is long.
+            match ground.manager.heartbeat() {
+                None => serving.await,
+                Some(pause) => tokio::select! {
+                    ended = serving => ended,
+                    () = beat(&ground.manager, pause) => unreachable!("a heart beats for ever"),
+                },
+            }
+        }),
         Err(error) => Err(StartError(format!("cannot start the runtime: {error}"))),
     };
     match ended {
         Ok(Ended::Stopped(code)) => code,
         Ok(Ended::Succeeded(sockets, inherited)) => {
-            let error = program.succeed(sockets, inherited);
+            let error = ground.program.succeed(sockets, inherited, || {
+                ground.descriptors.restore(None);
+                ground.errors.finish();
+            });
             tracing::error!(%error, "cannot hand over");
             ExitCode::FAILURE
         }
@@ -157,28 +208,21 @@ impl Signals {
 }
 
 async fn serve(
+    ground: &Ground,
     sources: Sources,
     loaded: Loaded,
     reload: bool,
     inherited: Inherited,
-    program: &Program,
 ) -> Result<Ended, StartError> {
-    let manager = Manager::from_env();
     let mut signals = Signals::new().map_err(cannot("take signals"))?;
-    let starting = Gateway::start(sources, loaded, reload, inherited);
+    let starting = Gateway::start(ground, sources, loaded, reload, inherited);
     let mut gateway = tokio::select! {
         started = starting => started?,
         () = signals.stop() => return Ok(Ended::Stopped(ExitCode::SUCCESS)),
     };
+    let manager = &ground.manager;
     manager.ready();
-    let working = work(&mut gateway, &mut signals, program, &manager);
-    let succeed = match manager.heartbeat() {
-        None => working.await,
-        Some(pause) => tokio::select! {
-            succeed = working => succeed,
-            () = beat(&manager, pause) => unreachable!("a heart beats for ever"),
-        },
-    };
+    let succeed = work(&mut gateway, &mut signals, ground).await;
     // A successor tells the manager itself that it is ready.
     match succeed {
         true => manager.reloading(),
@@ -228,24 +272,19 @@ async fn serve(
 }
 
 /// Obeys until the gateway is to end; true, if a new program is to take over.
-async fn work(
-    gateway: &mut Gateway,
-    signals: &mut Signals,
-    program: &Program,
-    manager: &Manager,
-) -> bool {
+async fn work(gateway: &mut Gateway, signals: &mut Signals, ground: &Ground) -> bool {
     loop {
         match signals.next().await {
             Order::Stop => return false,
             Order::Reload => {
-                manager.reloading();
+                ground.manager.reloading();
                 gateway.reload();
-                manager.ready();
+                ground.manager.ready();
             }
             Order::ReopenLog => gateway.reopen_log(),
             // Before anything is given up for it.
             Order::Upgrade => tokio::select! {
-                checked = program.check() => match checked {
+                checked = ground.program.check() => match checked {
                     Ok(()) => return true,
                     Err(why) => tracing::error!("upgrade refused, the old program goes on:\n{why}"),
                 },
@@ -271,9 +310,19 @@ struct State {
     draining: AtomicBool,
 }
 
+/// What a reload takes into use.
+struct Prepared {
+    secure: Option<tls::Ready>,
+    pages: Pages,
+    outbound: outbound::Prepared,
+    opened: Vec<Listener>,
+}
+
 struct Gateway {
     sources: Sources,
+    /// What is in force, and so is `effective`.
     config: Config,
+    effective: Effective,
     state: Arc<State>,
     slots: Arc<WorkerSlots>,
     outbound: Outbound,
@@ -297,25 +346,31 @@ struct Gateway {
 
 impl Gateway {
     async fn start(
+        ground: &Ground,
         sources: Sources,
         loaded: Loaded,
         reload: bool,
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
-        let (config, hash) = (loaded.config, loaded.effective.hash());
-        let descriptors = descriptors::raise_limit();
+        let Ground {
+            errors,
+            descriptors,
+            ..
+        } = ground;
+        let (config, effective) = (loaded.config, loaded.effective);
         // Addresses first: that another process has them is the commonest mistake, and the quickest told.
         let mut bound = Vec::new();
         for listen in &config.listen {
-            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
+            bound.extend(self::listen(&mut inherited, listen, &config, &[]).map_err(StartError)?);
         }
         let plain = bound.len();
         for listen in &config.tls.listen {
-            bound.extend(self::listen(&mut inherited, listen).map_err(StartError)?);
+            bound.extend(self::listen(&mut inherited, listen, &config, &[]).map_err(StartError)?);
         }
         inherited.close_old();
         let metrics = Metrics::new(&config.outbound.label);
-        metrics.configured(hash);
+        metrics.configured(effective.hash());
+        errors.count_in(metrics.clone());
         let tls = match config.tls.listen.is_empty() {
             true => None,
             false => Some(Tls::new(wanted(&config), metrics.clone()).map_err(cannot("offer TLS"))?),
@@ -334,7 +389,7 @@ impl Gateway {
             .map_err(cannot("open the access log"))?;
         let started = Tracer::start(&config.tracing, &metrics).map_err(cannot("trace"))?;
         let (tracer, exporter) = started.unzip();
-        let limits = limits(&config);
+        let limits = limits(&config, count);
         let slots = Slots::new(count, limits.clone(), &metrics);
         let limits = Arc::new(RwLock::new(limits));
         let outbound = Outbound::start(
@@ -389,8 +444,8 @@ impl Gateway {
         let state = Arc::new(State::default());
         let board = GatewayBoard::new(&state, &slots, &hub, &upstreams, &exchange, &limits);
         let admin = Admin::start(
-            config.admin,
-            config.probes,
+            place(config.admin, &config),
+            config.probes.map(|address| place(address, &config)),
             Arc::new(board),
             metrics.clone(),
             recent.clone(),
@@ -417,10 +472,13 @@ impl Gateway {
                 let mut plan = Plan::new(app.clone(), &path, count, cores);
                 plan.watch = reload;
                 plan.hidden = &handover::VARIABLES;
+                plan.descriptors = Some(*descriptors);
                 tracing::info!(
                     processes = plan.threads.len(), slots = count, app = %app.app, reload, "starting workers"
                 );
-                let started = Supervisor::start(plan, Arc::clone(&hub), metrics.clone()).await;
+                let started =
+                    Supervisor::start(plan, Arc::clone(&hub), metrics.clone(), errors.clone())
+                        .await;
                 Some(started.map_err(|error| StartError(error.to_string()))?)
             }
             Source::Link(path) => {
@@ -444,7 +502,7 @@ impl Gateway {
         let downstream = Arc::new(Downstream {
             exchange: exchange.clone(),
             spool,
-            crowd: Crowd::new(most(&config, descriptors), metrics.clone()),
+            crowd: Crowd::new(most(&config, descriptors.limit), metrics.clone()),
             metrics,
             access_log,
             tracer,
@@ -476,6 +534,7 @@ impl Gateway {
         Ok(Self {
             sources,
             config,
+            effective,
             state,
             slots,
             outbound,
@@ -491,7 +550,7 @@ impl Gateway {
             exporter,
             limits,
             stop_link,
-            descriptors,
+            descriptors: descriptors.limit,
             _folder: folder,
         })
     }
@@ -506,9 +565,12 @@ impl Gateway {
                 return self.downstream.metrics.reload_refused();
             }
         };
-        let prepared = self.secure(&loaded.config);
-        let prepared = prepared.and_then(|ready| Ok((ready, self.open(&loaded.config)?)));
-        let (ready, opened) = match prepared {
+        let needing_restart = self.config.changes_needing_restart(&loaded.config);
+        let kept = self.config.kept(&loaded.config);
+        let effective = self.effective.reloaded(loaded.effective, &kept);
+        // From here on, what is to be in force.
+        let config = self.config.clone().reloaded(loaded.config);
+        let prepared = match self.prepare(&config) {
             Ok(prepared) => prepared,
             Err(why) => {
                 tracing::error!("reload refused, the old configuration stays: {why}");
@@ -518,38 +580,34 @@ impl Gateway {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        for key in self.config.changes_needing_restart(&loaded.config) {
+        for key in needing_restart {
             tracing::warn!(key, "changed, but only a restart applies it");
         }
-        self.downstream.metrics.configured(loaded.effective.hash());
-        let config = loaded.config;
-        let new_limits = limits(&config);
+        self.downstream.metrics.configured(effective.hash());
+        self.effective = effective;
+        let new_limits = limits(&config, self.slots.count().all());
         self.slots.set_limits(new_limits.clone());
         *self
             .limits
             .write()
             .expect("no code that holds this lock panics") = new_limits.clone();
-        if let (Some(tls), Some(ready)) = (&self.tls, ready) {
+        if let (Some(tls), Some(ready)) = (&self.tls, prepared.secure) {
             tls.set(ready);
         }
         let routes = self.upstreams.routes(&config, &new_limits, &self.exchange);
-        let pages = pages(&config).unwrap_or_else(|error| {
-            tracing::error!("{error}; the old ones stay");
-            self.downstream.settings().pages.clone()
-        });
-        self.downstream.set(settings(&config, routes, pages));
+        let settings = settings(&config, routes, prepared.pages);
+        self.downstream.set(settings);
         self.downstream.spool.set(&config.bodies);
         self.downstream.crowd.set(most(&config, self.descriptors));
-        if let Err(error) = self.outbound.reload(&config.outbound) {
-            tracing::error!(%error, "the old [outbound] settings stay");
-        }
+        self.outbound.apply(prepared.outbound);
         self.hub.set_terms(terms(&config));
-        for listener in opened {
+        for listener in prepared.opened {
+            tracing::info!(listen = %listener.entry(), "listener opened");
             let downstream = Arc::clone(&self.downstream);
             self.listeners.add(listener, None, downstream);
         }
-        self.listeners.retain(&config.listen);
-        self.config = self.config.clone().reloaded(config);
+        self.listeners.retain(|listener| stays(listener, &config));
+        self.config = config;
         if let Some(tracer) = &self.downstream.tracer {
             tracer.sample(self.config.tracing.sample);
         }
@@ -562,6 +620,18 @@ impl Gateway {
         tracing::info!("configuration reloaded");
     }
 
+    /// Whatever of this configuration can fail, so that nothing of it is in force if something does. Listeners
+    /// last: they are open from there on.
+    fn prepare(&mut self, config: &Config) -> Result<Prepared, String> {
+        let outbound = self.outbound.prepare(&config.outbound);
+        Ok(Prepared {
+            secure: self.secure(config)?,
+            pages: pages(config)?,
+            outbound: outbound.map_err(|error| error.to_string())?,
+            opened: self.open(config)?,
+        })
+    }
+
     /// What handshakes are to be made with by this configuration, if there are any.
     fn secure(&self, config: &Config) -> Result<Option<tls::Ready>, String> {
         let read = |_| tls::Ready::read(wanted(config)).map_err(|error| error.to_string());
@@ -570,15 +640,21 @@ impl Gateway {
 
     /// The listeners that this configuration has and the present one has not.
     fn open(&mut self, config: &Config) -> Result<Vec<Listener>, String> {
-        let present: Vec<Listen> = self.listeners.entries().cloned().collect();
         let mut opened = Vec::new();
-        for entry in config
-            .listen
-            .iter()
-            .filter(|entry| !present.contains(entry))
-        {
-            opened.extend(listen(&mut self.inherited, entry)?);
-            tracing::info!(listen = %entry, "listener opened");
+        for entry in &config.listen {
+            let v6_only = v6_only(entry, config);
+            if (self.listeners.plain()).any(|listener| listener.serves(entry, v6_only)) {
+                continue;
+            }
+            let stays = |listener: &Listener| stays(listener, config);
+            let ours = self.listeners.in_the_way(entry, stays);
+            match listen(&mut self.inherited, entry, config, &ours) {
+                Ok(listeners) => opened.extend(listeners),
+                Err(why) => {
+                    self.inherited.take_back(opened);
+                    return Err(why);
+                }
+            }
         }
         Ok(opened)
     }
@@ -598,6 +674,7 @@ impl Gateway {
             tracing::info!(delay = ?self.config.drain_delay, "readiness is red, the doors close later");
             tokio::time::sleep(self.config.drain_delay).await;
         }
+        let end = Instant::now() + grace;
         self.listeners.shut();
         self.downstream.drain.cancel();
         tracing::info!(
@@ -635,9 +712,13 @@ impl Gateway {
             }
         }
         self.stop_link.cancel();
-        self.outbound
-            .drain(if clean { grace } else { Duration::ZERO })
-            .await;
+        // Only fetches whose requests are over are left: unsafe ones, which are to run out.
+        let left = end.saturating_duration_since(Instant::now());
+        let cut = self.outbound.drain(left).await;
+        if cut > 0 {
+            tracing::warn!(plans = cut, "drain timeout: unsafe fetches are cut");
+            clean = false;
+        }
         if let Some(exporter) = self.exporter {
             exporter.finish().await;
         }
@@ -664,16 +745,53 @@ impl Gateway {
     }
 }
 
-fn listen(inherited: &mut Inherited, entry: &Listen) -> Result<Vec<Listener>, String> {
-    let listeners = inherited.listen(entry);
-    listeners.map_err(|error| format!("cannot listen on {entry}: {error}"))
+/// The listeners of an entry: those that are there already, or one that is bound now.
+fn listen(
+    inherited: &mut Inherited,
+    entry: &Listen,
+    config: &Config,
+    ours: &[Arc<Listener>],
+) -> Result<Vec<Listener>, String> {
+    let mut listen = || {
+        let claimed = inherited.claim(entry)?;
+        match claimed.is_empty() {
+            true => Ok(vec![Listener::bind(entry, v6_only(entry, config), ours)?]),
+            false => Ok(claimed),
+        }
+    };
+    listen().map_err(|error: std::io::Error| format!("cannot listen on {entry}: {error}"))
 }
 
-fn limits(config: &Config) -> Limits {
+/// Whether a listener is one of this configuration's.
+fn stays(listener: &Listener, config: &Config) -> bool {
+    let mut entries = config.listen.iter();
+    entries.any(|entry| listener.serves(entry, v6_only(entry, config)))
+}
+
+fn v6_only(entry: &Listen, config: &Config) -> bool {
+    matches!(entry, Listen::Tcp(address) if config.v6_only(*address))
+}
+
+fn place(address: SocketAddr, config: &Config) -> Place {
+    let v6_only = config.v6_only(address);
+    Place { address, v6_only }
+}
+
+/// For so many slots, which may be others than this configuration counts: a reload does not change them, and
+/// `"auto"` is counted at the start.
+fn limits(config: &Config, slots: u16) -> Limits {
+    let parked = config.slots.parked.max(usize::from(slots));
+    if parked > config.slots.parked {
+        tracing::warn!(
+            parked,
+            slots,
+            "slots.parked is below the number of slots; as many are in force"
+        );
+    }
     Limits {
         queue: config.slots.queue,
         queue_timeout: config.slots.queue_timeout,
-        parked: config.slots.parked,
+        parked,
         parked_bytes: config.slots.parked_bytes,
         overdue_grace: config.slots.overdue_grace,
     }

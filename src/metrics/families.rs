@@ -180,6 +180,11 @@ pub const ACCESS_LOG_DROPPED: Family = counter(
     &[],
     "Lines of the access log that could not be written: the disk was full, or whoever reads them is behind",
 );
+pub const LOG_DROPPED: Family = counter(
+    "layby_log_dropped_total",
+    &[],
+    "Lines of the gateway's own log that could not be written: whoever reads standard error is behind",
+);
 pub const SPANS: Family = counter(
     "layby_spans_total",
     &[of("outcome", SpanOutcome::MEANINGS)],
@@ -292,6 +297,7 @@ pub const ALL: &[Family] = &[
     FETCH_SECONDS,
     LEFTOVER_FETCHES,
     ACCESS_LOG_DROPPED,
+    LOG_DROPPED,
     SPANS,
     WORKER_RESTARTS,
     TLS_HANDSHAKES,

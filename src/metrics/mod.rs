@@ -93,6 +93,7 @@ struct Series {
     other_origin: Origin,
     leftover_fetches: IntCounter,
     access_log_dropped: IntCounter,
+    log_dropped: IntCounter,
     spans: PerLabel<SpanOutcome, IntCounter>,
     worker_restarts: PerLabel<RestartReason, IntCounter>,
     tls_handshakes: PerLabel<HandshakeOutcome, IntCounter>,
@@ -180,6 +181,7 @@ impl Metrics {
             other_origin: origin(OTHER),
             leftover_fetches: families::LEFTOVER_FETCHES.int_counter(&registry),
             access_log_dropped: families::ACCESS_LOG_DROPPED.int_counter(&registry),
+            log_dropped: families::LOG_DROPPED.int_counter(&registry),
             spans: families::SPANS.per_label(&registry),
             worker_restarts: families::WORKER_RESTARTS.per_label(&registry),
             tls_handshakes: families::TLS_HANDSHAKES.per_label(&registry),
@@ -321,6 +323,11 @@ impl Metrics {
     /// So many lines of the access log are lost.
     pub fn access_log_dropped(&self, lines: usize) {
         self.0.access_log_dropped.inc_by(lines as u64);
+    }
+
+    /// A line of the gateway's own log is lost.
+    pub fn log_dropped(&self) {
+        self.0.log_dropped.inc();
     }
 
     pub fn spans(&self, outcome: SpanOutcome, count: usize) {

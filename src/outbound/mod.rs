@@ -68,6 +68,9 @@ pub struct Outbound {
     lookup: Lookup,
 }
 
+/// Settings that can be taken into use.
+pub struct Prepared(Settings);
+
 /// Why outbound could not start.
 #[derive(Debug)]
 pub enum StartError {
@@ -207,21 +210,23 @@ impl Outbound {
         Err(Fault::new(kind, Phase::Url, message).failure(&url, started.elapsed()))
     }
 
-    /// Plans from now on run under `settings`; those under way keep what they have. Blocks
-    /// for some ten milliseconds.
+    /// Settings for [`Outbound::apply`]. Blocks for some ten milliseconds.
     ///
     /// # Errors
     ///
-    /// If the HTTP client cannot be made. The settings stay as they were.
-    pub fn reload(&self, settings: &config::Outbound) -> Result<(), StartError> {
-        let settings =
-            Settings::new(settings, Arc::clone(&self.lookup)).map_err(StartError::Client)?;
+    /// If the HTTP client cannot be made.
+    pub fn prepare(&self, settings: &config::Outbound) -> Result<Prepared, StartError> {
+        let settings = Settings::new(settings, Arc::clone(&self.lookup));
+        settings.map(Prepared).map_err(StartError::Client)
+    }
+
+    /// Plans from now on run under these settings; those under way keep what they have.
+    pub fn apply(&self, Prepared(settings): Prepared) {
         let mut current = self
             .settings
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(settings);
-        Ok(())
     }
 
     /// Begins no more plans, waits for those under way and for unsafe fetches that run out,

@@ -258,6 +258,13 @@ pub struct Count {
     pub lost: u16,
 }
 
+impl Count {
+    /// How many there are, whatever they do.
+    pub fn all(self) -> u16 {
+        self.idle + self.busy + self.lost
+    }
+}
+
 /// What one slot is doing, for the status page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotView {

@@ -6,7 +6,7 @@
 //! because a slot of it is stuck or because it does not answer, is killed when the hub gives it up.
 //! What a worker says on the link is not known here, only that it has said hello.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,7 +24,9 @@ use tokio_util::task::TaskTracker;
 use super::Process;
 use super::link::Hub;
 use crate::config::{App, Mode};
+use crate::descriptors;
 use crate::metrics::{Metrics, RestartReason};
+use crate::standard_error::{Output, StandardError};
 
 /// Pauses before a process is started again, growing from the first to the last while it does not start.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -114,6 +116,8 @@ pub struct Plan {
     pub watch: bool,
     /// Variables of the gateway's environment that are none of theirs.
     pub hidden: &'static [&'static str],
+    /// Nor is the gateway's own limit.
+    pub descriptors: Option<descriptors::Raised>,
 }
 
 impl Plan {
@@ -130,6 +134,7 @@ impl Plan {
             threads,
             watch: false,
             hidden: &[],
+            descriptors: None,
         }
     }
 
@@ -209,6 +214,8 @@ struct Shared {
     plan: Mutex<Plan>,
     hub: Arc<Hub>,
     metrics: Metrics,
+    /// Where their output goes.
+    errors: StandardError,
     restarts: Vec<AtomicU64>,
     /// Tokens tell processes apart, over all restarts.
     started: AtomicU64,
@@ -221,13 +228,19 @@ impl Supervisor {
     ///
     /// # Errors
     /// When one cannot be started at all; the others are stopped then.
-    pub async fn start(plan: Plan, hub: Arc<Hub>, metrics: Metrics) -> Result<Self, StartError> {
+    pub async fn start(
+        plan: Plan,
+        hub: Arc<Hub>,
+        metrics: Metrics,
+        errors: StandardError,
+    ) -> Result<Self, StartError> {
         let places = plan.threads.len();
         let restarts = (0..places).map(|_| AtomicU64::new(0)).collect();
         let shared = Arc::new(Shared {
             plan: Mutex::new(plan),
             hub,
             metrics,
+            errors,
             restarts,
             started: AtomicU64::new(0),
             rolling: tokio::sync::Mutex::new(()),
@@ -427,13 +440,16 @@ impl Shared {
             .map_err(|error| StartError::Spawn(python(&plan.app), error))?;
         let worker = place + 1;
         if let Some(output) = child.stdout.take() {
-            tokio::spawn(pass_on(output, worker));
+            tokio::spawn(pass_on(output, worker, self.errors.output()));
         }
         if let Some(output) = child.stderr.take() {
-            tokio::spawn(pass_on(output, worker));
+            tokio::spawn(pass_on(output, worker, self.errors.output()));
         }
         let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
         let pid = pid.expect("nobody has waited for it");
+        if let Some(raised) = &plan.descriptors {
+            raised.restore(Some(pid));
+        }
         tracing::debug!(worker, pid = pid.as_raw_pid(), "worker started");
         Ok(Starting {
             child,
@@ -742,8 +758,8 @@ fn share() -> f64 {
     0.8 + 0.2 * f64::from(u16::from_ne_bytes(bytes)) / f64::from(u16::MAX)
 }
 
-/// Passes a worker's output on, line by line.
-async fn pass_on(output: impl AsyncRead + Unpin, worker: usize) {
+/// Passes a worker's output on, line by line, no faster than it is read.
+async fn pass_on(output: impl AsyncRead + Unpin, worker: usize, to: Output) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     loop {
@@ -752,12 +768,9 @@ async fn pass_on(output: impl AsyncRead + Unpin, worker: usize) {
             Ok(0) | Err(_) => return,
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
-                // Standard error may be closed; a worker's output is not worth more than that.
-                let _ = writeln!(
-                    io::stderr().lock(),
-                    "[worker {worker}] {}",
-                    text.trim_end_matches('\n')
-                );
+                let text = text.trim_end_matches('\n');
+                to.write(format!("[worker {worker}] {text}\n").into_bytes())
+                    .await;
             }
         }
     }

@@ -178,8 +178,8 @@ def test_layby_faces_clients_itself(
     http, https, admin = free_ports(3)
     text = (DEPLOY / "tls" / "layby.toml").read_text()
     for ours, here in {
-        '["0.0.0.0:80", "[::]:80"]': f'"127.0.0.1:{http}"',
-        '["0.0.0.0:443", "[::]:443"]': f'"127.0.0.1:{https}"',
+        '["0.0.0.0:80", "[::]:80"]': f'["0.0.0.0:{http}", "[::]:{http}"]',
+        '["0.0.0.0:443", "[::]:443"]': f'["0.0.0.0:{https}", "[::]:{https}"]',
         "127.0.0.1:9180": f"127.0.0.1:{admin}",
         KEPT: str(certificate),
         "/srv/shop/staticfiles": str(tmp_path),
@@ -193,4 +193,5 @@ def test_layby_faces_clients_itself(
         url = f"https://127.0.0.1:{https}/static/site.css"
         with urllib.request.urlopen(url, timeout=30, context=trusting) as answer:
             assert answer.read() == b"body {}"
-        assert ask(f"http://127.0.0.1:{http}/", trusting)[1]["wsgi.url_scheme"] == "http"
+        for host in "127.0.0.1", "[::1]":
+            assert ask(f"http://{host}:{http}/", trusting)[1]["wsgi.url_scheme"] == "http"

@@ -147,3 +147,23 @@ async fn many_clients_at_once_are_all_answered() {
     assert!(worker.most() <= 4);
     gateway.rests().await;
 }
+
+#[tokio::test]
+async fn both_families_share_a_listener_or_have_one_each() {
+    let at = |host: &str, port: u16| {
+        let address = format!("{host}:{port}").parse().expect("an address");
+        Request::new(&Address::Tcp(address), "GET", "/ping")
+    };
+    let shared = gateway::new(1).set("listen", "[::]:0").run().await;
+    let worker = worker::new(1).run(&shared).await;
+    let port = shared.tcp().port();
+    assert_eq!(at("127.0.0.1", port).await.ok(), "pong");
+    assert_eq!(at("[::1]", port).await.ok(), "pong");
+    drop((shared, worker));
+
+    let entries = format!("[::]:{port},0.0.0.0:{port}");
+    let each = gateway::new(1).set("listen", entries).run().await;
+    let _worker = worker::new(1).run(&each).await;
+    assert_eq!(at("127.0.0.1", port).await.ok(), "pong");
+    assert_eq!(at("[::1]", port).await.ok(), "pong");
+}

@@ -2,12 +2,13 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::support::gate::Gate;
 use crate::support::http::{Address, Body, Request};
+use crate::support::plan::Plan;
 use crate::support::worker::Answer;
 use crate::support::{gateway, origin, takes, within, worker};
 
@@ -198,6 +199,39 @@ async fn what_does_not_finish_within_the_grace_is_cut_and_said() {
 }
 
 #[tokio::test]
+async fn unsafe_fetches_that_do_not_run_out_within_the_grace_are_cut_and_said() {
+    let origin = origin::stalled().await;
+    let gate = Gate::new();
+    let mut gateway = gateway::new(2)
+        .set("slots.on_disconnect", "cancel")
+        .set("drain_timeout", "600ms")
+        .run()
+        .await;
+    let worker = worker::new(2)
+        .parks("/pay", Plan::post(&origin.url("/charge"), b"12"))
+        .waits("/slow", &gate)
+        .run(&gateway)
+        .await;
+    let leaver = gateway.post("/pay", "12").spawn();
+    origin.received(1).await;
+    leaver.leave().await;
+    worker.cancelled(1).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
+
+    let began = Instant::now();
+    gateway.signal(Signal::TERM);
+    gateway.logged("drain started").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    gate.open();
+    assert_eq!(slow.await.ok(), "done");
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert_eq!(gateway.log_lines("unsafe fetches are cut").len(), 1);
+    // They have what the requests have left of the grace, not one of their own.
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
 async fn a_second_signal_stops_at_once() {
     let gate = Gate::new();
     let mut gateway = gateway::new(1).run().await;
@@ -228,14 +262,51 @@ async fn a_reload_applies_what_it_can_and_says_what_it_cannot() {
     gateway.logged("configuration reloaded").await;
     assert_eq!(limit().await, 20);
     assert_eq!(gateway.log_lines("only a restart applies it").len(), 1);
+    // The hash is of what is in force: without the key that is not, it is the same.
+    let hash = gateway.metric("layby_config_hash").await;
+    gateway.rewrite(&file(20, "drain_timeout = \"20s\""));
+    gateway.signal(Signal::HUP);
+    gateway.logged_times("configuration reloaded", 2).await;
+    assert_eq!(gateway.metric("layby_config_hash").await, hash);
+
+    // All of it, or nothing.
+    let successful = "layby_config_last_reload_successful";
+    assert_eq!(gateway.metric(successful).await, 1.0);
+    gateway.rewrite(&file(30, "error_pages = \"nowhere\""));
+    gateway.signal(Signal::HUP);
+    let line = gateway.logged("cannot read error_pages").await;
+    assert!(line.contains("reload refused"), "{line}");
+    assert_eq!(gateway.metric(successful).await, 0.0);
+    assert_eq!(limit().await, 20);
 
     gateway.rewrite(&file(30, "surprise = 1"));
     gateway.signal(Signal::HUP);
-    let line = gateway.logged("reload refused").await;
-    assert!(line.contains("the old configuration stays"), "{line}");
+    gateway
+        .logged_times("reload refused, the old configuration stays", 2)
+        .await;
     assert!(gateway.logged("surprise").await.contains("layby.toml"));
     assert_eq!(limit().await, 20);
     assert_eq!(gateway.get("/ping").await.ok(), "pong");
+}
+
+#[tokio::test]
+async fn a_reload_to_fewer_slots_leaves_those_that_are_there_at_work() {
+    let file = |slots: u16| format!("[slots]\ncount = {slots}\nparked = {slots}\n");
+    let gate = Gate::new();
+    let builder = gateway::new(3).unset("slots.count").file(&file(3));
+    let gateway = builder.run().await;
+    let _worker = worker::new(3).waits("/slow", &gate).run(&gateway).await;
+    gateway.rewrite(&file(1));
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    let warning = "slots.parked is below the number of slots";
+    assert_eq!(gateway.log_lines(warning).len(), 1);
+    let slow: Vec<_> = (0..3).map(|_| gateway.get("/slow").spawn()).collect();
+    gate.reached(3).await;
+    gate.open();
+    for request in slow {
+        assert_eq!(request.await.ok(), "done");
+    }
 }
 
 #[tokio::test]
@@ -433,6 +504,51 @@ async fn a_reload_during_a_drain_is_ignored() {
     assert_eq!(slow.await.ok(), "done");
     assert_eq!(gateway.ended().await.code(), Some(0));
     assert_eq!(gateway.log_lines("reload"), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_reload_opens_an_address_that_takes_the_place_of_another() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let port = port.expect("a free port").port();
+    let listen = |hosts: &[&str]| {
+        let entries: Vec<_> = (hosts.iter())
+            .map(|host| format!("\"{host}:{port}\""))
+            .collect();
+        format!("listen = [{}]", entries.join(", "))
+    };
+    let builder = gateway::new(1).unset("listen");
+    let gateway = builder.file(&listen(&["127.0.0.1"])).run().await;
+    let _worker = worker::new(1).run(&gateway).await;
+    let mut early = gateway.connect().await;
+    let pongs = async |host: &str| {
+        let address = format!("{host}:{port}").parse().expect("an address");
+        Request::new(&Address::Tcp(address), "GET", "/ping")
+            .await
+            .ok()
+            == "pong"
+    };
+    let steps: [(&[&str], &[&str]); 6] = [
+        (&["0.0.0.0"], &["127.0.0.1"]),
+        (&["0.0.0.0", "[::]"], &["127.0.0.1", "[::1]"]),
+        (&["[::]"], &["127.0.0.1", "[::1]"]),
+        (&["127.0.0.1", "[::]"], &["127.0.0.1", "[::1]"]),
+        (&["[::]"], &["127.0.0.1", "[::1]"]),
+        (&["[::1]"], &["[::1]"]),
+    ];
+    for (step, (hosts, reached)) in steps.into_iter().enumerate() {
+        gateway.rewrite(&listen(hosts));
+        gateway.signal(Signal::HUP);
+        gateway
+            .logged_times("configuration reloaded", step + 1)
+            .await;
+        for host in reached {
+            assert!(pongs(host).await, "{host} of {hosts:?}");
+        }
+        let taken = std::net::TcpListener::bind(("::1", port)).map(drop);
+        assert_eq!(taken.is_err(), reached.contains(&"[::1]"), "{hosts:?}");
+    }
+    early.send("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(early.response().await.ok(), "pong");
 }
 
 #[tokio::test]

@@ -46,6 +46,13 @@ def application(environ, start_response):
     elif path == "/say":
         print(query["text"], file=sys.stderr, flush=True)
         text = "said"
+    elif path == "/descriptors":
+        import resource
+
+        text = str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    elif path == "/shout":
+        print(("x" * 999 + "\n") * 600, file=sys.stderr, flush=True)
+        text = "shouted"
     else:
         text = str(os.getpid())
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -97,16 +104,38 @@ async fn gone(pids: &[i32]) {
 
 #[tokio::test]
 async fn an_application_is_served_by_as_many_processes_as_asked_for() {
-    let gateway = app(3, 2).run().await;
+    let gateway = app(3, 2).descriptors(256).run().await;
     let workers = pids(&gateway).await;
     assert_eq!(workers.len(), 2);
     let answer = gateway.get("/").await;
     assert!(workers.iter().any(|pid| pid.to_string() == answer.ok()));
+    // The gateway has raised its own limit.
+    assert_eq!(gateway.get("/descriptors").await.ok(), "256");
     gateway.logged("[worker 1] shop is open").await;
     gateway.logged("[worker 2] shop is open").await;
     assert_eq!(gateway.get("/say?text=hello").await.ok(), "said");
     assert!(gateway.logged("] hello").await.starts_with("[worker "));
     gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_only_who_writes_too_much() {
+    let mut gateway = app(2, 2).run().await;
+    gateway.read_log(false);
+    let loud = gateway.get("/shout").spawn();
+    gateway
+        .until("the one that shouts", |status| status.busy == 1)
+        .await;
+    // Past what pipes hold, it waits; everything else goes on.
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/").await.status(), 200);
+    }
+    assert_eq!(gateway.status().await.busy, 1);
+    gateway.read_log(true);
+    assert_eq!(loud.await.ok(), "shouted");
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.log_lines("drained").len(), 1);
 }
 
 #[tokio::test]

@@ -218,6 +218,30 @@ async fn a_socket_of_systemd_is_served_and_outlives_the_gateway() {
 }
 
 #[tokio::test]
+async fn a_reload_that_is_refused_leaves_a_socket_of_systemd_for_the_next() {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = Address::Tcp(socket.local_addr().expect("it has one"));
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().map(|address| (taken, address));
+    let (_held, taken) = taken.expect("it has one");
+    let builder = gateway::new(1).unset("listen");
+    let gateway = builder
+        .file("listen = \"127.0.0.1:0\"")
+        .activated(socket, "web")
+        .run()
+        .await;
+    let _worker = worker::new(1).run(&gateway).await;
+    gateway.rewrite(&format!("listen = [\"systemd:web\", \"{taken}\"]"));
+    gateway.signal(Signal::HUP);
+    gateway.logged("reload refused").await;
+    gateway.rewrite("listen = \"systemd:web\"");
+    gateway.signal(Signal::HUP);
+    gateway.logged("configuration reloaded").await;
+    let answer = Request::new(&address, "GET", "/ping").await;
+    assert_eq!(answer.ok(), "pong");
+}
+
+#[tokio::test]
 async fn a_socket_that_systemd_does_not_have_is_told_at_the_start() {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
     let builder = gateway::new(1).set("listen", "systemd:api");
@@ -230,6 +254,36 @@ async fn a_socket_that_systemd_does_not_have_is_told_at_the_start() {
         log.contains("cannot listen on systemd: systemd has passed no such socket"),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn a_socket_that_does_not_listen_is_told_at_the_start() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let builder = gateway::new(1).set("listen", "systemd:web");
+    let socket = socket.expect("a socket");
+    let (status, log) = builder.activated(socket, "web").fail().await;
+    assert_eq!(status.code(), Some(1));
+    let line = "cannot listen on systemd:web: the socket that was passed does not listen";
+    assert!(log.contains(line), "{log}");
+}
+
+#[tokio::test]
+async fn a_listener_that_somebody_else_has_shut_is_told_seldom_and_tried_slowly() {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let held = socket.try_clone().expect("a descriptor");
+    let builder = gateway::new(1).set("listen", "systemd:web");
+    let mut gateway = builder.activated(held, "web").run().await;
+    let shut = socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
+    shut.expect("it is the same socket");
+    let line = gateway.logged("cannot accept connections").await;
+    assert!(line.contains("listen=systemd:web"), "{line}");
+    let before = gateway.metric("process_cpu_seconds_total").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let spent = gateway.metric("process_cpu_seconds_total").await - before;
+    assert!(spent < 0.15, "{spent} s of CPU in 0.3 s");
+    assert_eq!(gateway.log_lines("cannot accept connections").len(), 1);
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -264,8 +318,18 @@ async fn the_service_manager_is_told_what_the_gateway_does() {
     gateway.signal(Signal::HUP);
     told("RELOADING=1\nMONOTONIC_USEC=").await;
     told("READY=1").await;
+    let gate = Gate::new();
+    let _worker = worker::new(1).waits("/slow", &gate).run(&gateway).await;
+    let slow = gateway.get("/slow").spawn();
+    gate.reached(1).await;
     gateway.signal(Signal::USR2);
     told("RELOADING=1\nMONOTONIC_USEC=").await;
+    // However long the drain is.
+    for _ in 0..3 {
+        told("WATCHDOG=1").await;
+    }
+    gate.open();
+    assert_eq!(slow.await.ok(), "done");
     told("READY=1").await;
     gateway.signal(Signal::TERM);
     told("STOPPING=1").await;

@@ -209,12 +209,14 @@ async fn new_settings_hold_for_kept_connections_too() {
     harness.response(get(origin.url("/"))).await;
 
     let public = settings(&["public"]);
-    harness.outbound.reload(&public).expect("good settings");
+    let public = harness.outbound.prepare(&public).expect("good settings");
+    harness.outbound.apply(public);
     let failure = harness.failure(get(origin.url("/"))).await;
     assert_eq!(failure.kind, FailureKind::Refused);
 
     let open = settings(&["127.0.0.1"]);
-    harness.outbound.reload(&open).expect("good settings");
+    let open = harness.outbound.prepare(&open).expect("good settings");
+    harness.outbound.apply(open);
     harness.response(get(origin.url("/"))).await;
     assert_eq!(origin.accepts(), 2);
 }

@@ -103,6 +103,13 @@ impl Builder {
         self
     }
 
+    /// Starts it with so many file descriptors at most, a limit that it may raise.
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        let lower = format!("ulimit -Sn {limit} && exec \"$@\"");
+        self.within = ["sh", "-c", &lower, "sh"].map(OsString::from).into();
+        self
+    }
+
     /// Passes a listening socket, as systemd does.
     pub fn activated(mut self, socket: impl Into<OwnedFd>, name: &str) -> Self {
         self.activated = Some(socket.into());
@@ -273,6 +280,8 @@ struct Log {
     /// How many there are; at the end of the log its sender is gone.
     count: watch::Receiver<usize>,
     counted: Arc<Mutex<Option<watch::Sender<usize>>>>,
+    /// Whether anybody reads it.
+    read: watch::Sender<bool>,
 }
 
 impl Default for Log {
@@ -282,6 +291,7 @@ impl Default for Log {
             lines: Arc::default(),
             count,
             counted: Arc::new(Mutex::new(Some(counted))),
+            read: watch::Sender::new(true),
         }
     }
 }
@@ -291,7 +301,15 @@ impl Log {
         let counted = self.counted.lock().expect("nobody panics").take();
         let counted = counted.expect("it is followed once");
         let mut lines = BufReader::new(errors).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let mut read = self.read.subscribe();
+        loop {
+            drop(read.wait_for(|read| *read).await);
+            let line = tokio::select! {
+                biased;
+                _ = read.changed() => continue,
+                line = lines.next_line() => line,
+            };
+            let Ok(Some(line)) = line else { return };
             self.lines.lock().expect("nobody panics").push(line);
             counted.send_modify(|count| *count += 1);
         }
@@ -527,6 +545,11 @@ impl Gateway {
     /// Waits until so many lines of the log have this in them.
     pub async fn logged_times(&self, part: &str, times: usize) {
         self.process.log.lines(part, times).await;
+    }
+
+    /// Stops reading the log, or goes on.
+    pub fn read_log(&self, read: bool) {
+        self.process.log.read.send_replace(read);
     }
 
     /// Lines of the log above debug, with this in them.
