@@ -11,6 +11,10 @@ use crate::record::Record;
 use crate::spool::{AnswerReader, Body, FilePart, RelayReader};
 use crate::tunnel::Tunnel;
 
+/// Headers of an answer, of a fetch, or that a relay's are replaced by: from workers, who are not trusted to be
+/// sparing. Nobody takes as many, and a map of headers panics when it is to hold some twenty times more.
+pub const MAX_HEADERS: usize = 1000;
+
 /// A client's request, with its whole body in hand unless that is to be taken later.
 #[derive(Debug)]
 pub struct Request {

@@ -119,6 +119,7 @@ impl Life {
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
         };
         self.id = Some(id);
+        let _place = self.exchange.around.slots.place(id);
         loop {
             let step = match self.step(id, &mut turn).await {
                 Some(Ok(step)) => step,

@@ -50,11 +50,10 @@ impl GatewayBoard {
             None => self.hub.board(),
         };
         let activity = board.of(view.slot);
-        let state = match (view.process, view.request) {
-            (None, _) => admin::SlotState::Lost,
-            (Some(_), None) => admin::SlotState::Idle,
-            (Some(_), Some(_)) if view.overdue => admin::SlotState::Lost,
-            (Some(_), Some(_)) => admin::SlotState::Busy,
+        let state = match view.request {
+            _ if view.lost => admin::SlotState::Lost,
+            None => admin::SlotState::Idle,
+            Some(_) => admin::SlotState::Busy,
         };
         let job = activity
             .filter(|_| view.request.is_some())

@@ -17,6 +17,7 @@ use serde::de::{Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, de};
 
 use super::{Fetch, Gather, Hold, Join, Plan, Relay, Thing, WaitReason};
+use crate::message::MAX_HEADERS;
 
 /// Fetches in one plan, at every depth.
 const FETCHES: usize = 1000;
@@ -284,6 +285,9 @@ impl Reading<'_> {
 }
 
 fn header_map(wire: &[(Text<'_>, Text<'_>)], at: &str, key: &str) -> Result<HeaderMap, PlanError> {
+    if wire.len() > MAX_HEADERS {
+        return Err(invalid(at, key, "are too many"));
+    }
     let mut headers = HeaderMap::with_capacity(wire.len());
     for (name, value) in wire {
         let name = HeaderName::from_bytes(name.0.as_bytes())
@@ -291,9 +295,7 @@ fn header_map(wire: &[(Text<'_>, Text<'_>)], at: &str, key: &str) -> Result<Head
         let value = latin1(&value.0)
             .and_then(|value| HeaderValue::from_bytes(&value).ok())
             .ok_or_else(|| invalid(at, key, "has a value with a forbidden character"))?;
-        headers
-            .try_append(name, value)
-            .map_err(|_| invalid(at, key, "are too many"))?;
+        headers.append(name, value);
     }
     Ok(headers)
 }
@@ -619,6 +621,17 @@ mod tests {
         assert!(read(&many(fetch, FETCHES)).is_ok());
         assert!(read(&many(fetch, FETCHES + 1)).is_err_and(|e| e.contains("fetches")));
         assert!(read(&many(r#"{"sleep":1}"#, THINGS + 1)).is_err_and(|e| e.contains("things")));
+
+        let headers = |n: usize| {
+            let pairs: Vec<_> = (0..n).map(|n| format!(r#"["x{n}",""]"#)).collect();
+            let headers = pairs.join(",");
+            only_fetch(&format!(r#""method":"GET","url":"","headers":[{headers}]"#))
+        };
+        assert!(headers(MAX_HEADERS).is_ok());
+        // A map of headers panics at some number beyond.
+        for many in [MAX_HEADERS + 1, 40_000] {
+            assert!(headers(many).is_err_and(|e| e.contains("headers are too many")));
+        }
     }
 
     #[test]

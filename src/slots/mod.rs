@@ -106,6 +106,14 @@ pub struct Slots<J, S> {
     pool: Pool,
 }
 
+/// A request's place in the books. Its owner gives it back by what becomes of the request, and does not come to
+/// that by a panic: then it is given back by this, or by the slot that the request runs on.
+#[derive(Debug)]
+pub struct Place<J, S> {
+    slots: Arc<Slots<J, S>>,
+    id: RequestId,
+}
+
 /// Jobs that wait are shed, at the latest, this much after their time.
 pub const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
@@ -209,12 +217,20 @@ impl<J, S> Slots<J, S> {
     }
 
     /// Takes a job back that no slot has yet. A new request or a call is then forgotten, a resuming request
-    /// parked again.
+    /// parked again. One that a slot has goes on, unless it comes back from there unseen: then it is forgotten.
     pub fn withdraw(&self, id: RequestId) -> Option<J> {
         let mut inner = self.lock();
         let job = inner.scheduler.withdraw(id).map(|ticket| ticket.job);
         self.publish(&inner);
         job
+    }
+
+    /// Kept by whoever owns a request.
+    pub fn place(self: &Arc<Self>, id: RequestId) -> Place<J, S> {
+        Place {
+            slots: Arc::clone(self),
+            id,
+        }
     }
 
     /// A parked request whose process is gone.
@@ -369,11 +385,15 @@ impl<J, S> Slots<J, S> {
     }
 
     /// A job that its slot could not hand to its worker. A new one goes back to the queue: no application
-    /// code has seen it. Any other could go on with this worker only.
+    /// code has seen it. Any other could go on with this worker only, and one that was to be withdrawn meanwhile
+    /// nobody waits for: these end with their slot.
     fn put_back(&self, inner: &mut Inner<J, S>, slot: SlotId, taken: Taken<J, S>) {
         let Some(submitted) = taken.submitted else {
             return; // Dropping the reply tells the request.
         };
+        if inner.scheduler.is_unwanted(taken.request) {
+            return;
+        }
         let ticket = Ticket {
             job: taken.job,
             submitted: taken.submitted,
@@ -396,6 +416,15 @@ impl<J, S> Slots<J, S> {
         self.inner
             .lock()
             .expect("no code that holds this lock panics")
+    }
+}
+
+impl<J, S> Drop for Place<J, S> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.slots.withdraw(self.id);
+            self.slots.forget(self.id);
+        }
     }
 }
 
@@ -453,6 +482,11 @@ impl<J, S> Port<J, S> {
     /// take its next job.
     pub fn parked(&mut self, bytes: u64, pinned: bool) -> Option<Taken<J, S>> {
         self.ready(|scheduler, slot| scheduler.parked(slot, bytes, pinned))
+    }
+
+    /// A request that parked here and that nobody owns any more.
+    pub fn forget(&self, id: RequestId) {
+        self.slots.forget(id);
     }
 
     /// The worker is gone, and provably has nothing of this job.

@@ -122,6 +122,8 @@ struct Entry {
     over: Option<Instant>,
     /// Runs something for another request, and is not counted beside that one.
     call: bool,
+    /// It was to be withdrawn when a slot had it.
+    unwanted: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,7 +273,8 @@ pub struct SlotView {
     pub slot: SlotId,
     pub process: Option<ProcessId>,
     pub request: Option<RequestId>,
-    pub overdue: bool,
+    /// It counts as lost: its request is overdue, or its process does not answer.
+    pub lost: bool,
 }
 
 #[derive(Debug)]
@@ -451,7 +454,7 @@ impl<J> Scheduler<J> {
     }
 
     /// Takes back a job that waits for a slot. A new request or a call is forgotten; a resuming request is
-    /// parked again. None when the job has been handed to a slot already.
+    /// parked again. None when the job has been handed to a slot already; it is noted then that nobody wants it.
     pub fn withdraw(&mut self, id: RequestId) -> Option<J> {
         let entry = self
             .requests
@@ -473,8 +476,18 @@ impl<J> Scheduler<J> {
                 let resumes = &mut self.waiting(home)?.resumes;
                 resumes.remove(&serial).map(|(_, job)| job)
             }
-            Phase::Running(_) | Phase::Parked(_) | Phase::Ending(_) => None,
+            Phase::Running(_) => {
+                entry.unwanted = true;
+                None
+            }
+            Phase::Parked(_) | Phase::Ending(_) => None,
         }
+    }
+
+    /// Whether a job that no worker has seen need not wait for another slot: it was to be withdrawn.
+    pub fn is_unwanted(&self, id: RequestId) -> bool {
+        let entry = self.requests.get(id.place());
+        entry.is_some_and(|entry| entry.id == id && entry.unwanted)
     }
 
     /// A parked request that will not be resumed: its process is gone.
@@ -598,7 +611,8 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// The process does not say that it lives, or does so again. Meanwhile it gets no new jobs.
+    /// The process does not say that it lives, or does so again. Meanwhile it gets no new jobs, and its idle
+    /// slots count as lost.
     pub fn set_silent(&mut self, process: ProcessId, silent: bool) {
         if let Some(process) = self.processes.get_mut(&process) {
             process.silent = silent;
@@ -875,11 +889,14 @@ impl<J> Scheduler<J> {
 
     pub fn count(&self) -> Count {
         let mut count = Count::default();
+        let nobody_silent = !self.processes.values().any(|process| process.silent);
         for slot in &self.slots {
             match slot {
-                Slot::Idle(_) => count.idle += 1,
+                Slot::Idle(process) if nobody_silent || !self.is_silent(*process) => {
+                    count.idle += 1;
+                }
                 Slot::Busy(spell) if !spell.overtime.is_lost() => count.busy += 1,
-                Slot::Lost | Slot::Busy(_) => count.lost += 1,
+                Slot::Lost | Slot::Idle(_) | Slot::Busy(_) => count.lost += 1,
             }
         }
         count
@@ -912,9 +929,9 @@ impl<J> Scheduler<J> {
 
     pub fn slot_views(&self) -> Vec<SlotView> {
         let view = |(number, slot): (usize, &Slot)| {
-            let (process, request, overdue) = match *slot {
-                Slot::Lost => (None, None, false),
-                Slot::Idle(process) => (Some(process), None, false),
+            let (process, request, lost) = match *slot {
+                Slot::Lost => (None, None, true),
+                Slot::Idle(process) => (Some(process), None, self.is_silent(process)),
                 Slot::Busy(spell) => (
                     Some(spell.process),
                     Some(spell.request),
@@ -925,13 +942,19 @@ impl<J> Scheduler<J> {
                 slot: SlotId(number as u16),
                 process,
                 request,
-                overdue,
+                lost,
             }
         };
         self.slots.iter().enumerate().map(view).collect()
     }
 
     // Inner ----------------------------------------------------------------------------
+
+    fn is_silent(&self, id: ProcessId) -> bool {
+        self.processes
+            .get(&id)
+            .is_some_and(|process| process.silent)
+    }
 
     /// May a new request start, as far as the parked bounds go?
     fn open(&self) -> bool {
@@ -984,6 +1007,7 @@ impl<J> Scheduler<J> {
             bytes,
             over: None,
             call: matches!(phase, Phase::Calling(_)),
+            unwanted: false,
         });
         (id, serial)
     }

@@ -599,7 +599,11 @@ impl Model {
             "slots are conserved"
         );
         let busy = self.busy();
-        assert_eq!(usize::from(count.idle), self.slots.len() - busy.len());
+        let idle = |(slot, process): &(&SlotId, &ProcessId)| {
+            !busy.contains(slot) && !self.silent.contains(process)
+        };
+        let idle = self.slots.iter().filter(idle).count();
+        assert_eq!(usize::from(count.idle), idle);
         assert_eq!(self.scheduler.working(), busy.len());
         assert_eq!(self.scheduler.queued(), self.queue.len());
         assert_eq!(
@@ -1040,6 +1044,29 @@ fn the_bytes_that_requests_retain_are_bounded_too() {
 }
 
 #[test]
+fn an_idle_slot_counts_as_lost_while_its_process_is_silent() {
+    let mut scheduler = one_process(2, roomy());
+    scheduler
+        .submit((1, Kind::New), 0, Instant::now())
+        .expect("there is room");
+    scheduler.place().expect("a slot is idle");
+    let counts = |scheduler: &Scheduler<Job>| {
+        let count = scheduler.count();
+        let lost = scheduler
+            .slot_views()
+            .iter()
+            .filter(|view| view.lost)
+            .count();
+        assert_eq!(lost, usize::from(count.lost));
+        (count.idle, count.busy, count.lost)
+    };
+    scheduler.set_silent(ProcessId(1), true);
+    assert_eq!(counts(&scheduler), (0, 1, 1));
+    scheduler.set_silent(ProcessId(1), false);
+    assert_eq!(counts(&scheduler), (1, 1, 0));
+}
+
+#[test]
 fn an_overdue_slot_counts_as_lost_until_it_is_ready() {
     let mut scheduler = one_process(1, roomy());
     let id = scheduler
@@ -1112,6 +1139,59 @@ async fn a_job_that_never_left_the_gateway_goes_to_another_worker() {
     let turn = turn.step().await;
     assert_eq!(turn, Err(super::NoTurn::Shed(Shed::Draining)));
     assert_eq!(slots.requests(), 0);
+}
+
+/// Its client left while it lay with a slot that then had no worker to give it to.
+#[tokio::test]
+async fn a_job_that_nobody_waits_for_any_more_goes_to_no_other_worker() {
+    for written in [false, true] {
+        let slots = Slots::<&str, ()>::new(1, roomy(), &Metrics::new(&[]));
+        slots.add_process(ProcessId(1));
+        let mut port = slots.open(SlotId(0), ProcessId(1));
+        let (id, mut turn) = slots.submit("first", 0).expect("there is room");
+        assert_eq!(slots.withdraw(id), None, "a slot has it");
+        if written {
+            let taken = port.next().await.expect("it is there");
+            port.put_back(taken);
+        } else {
+            drop(port);
+        }
+        assert_eq!((slots.queued(), slots.requests()), (0, 0));
+        assert_eq!(turn.step().await, Err(super::NoTurn::WorkerGone));
+    }
+}
+
+/// Wherever it stands: in the queue, with a slot, parked, or on its way back.
+#[test]
+fn a_request_whose_owner_panics_is_forgotten() {
+    for stands in ["queued", "running", "parked", "resuming"] {
+        let slots = Slots::<&str, ()>::new(1, roomy(), &Metrics::new(&[]));
+        slots.add_process(ProcessId(1));
+        let mut port = (stands != "queued").then(|| slots.open(SlotId(0), ProcessId(1)));
+        let (id, _turn) = slots.submit("first", 0).expect("there is room");
+        let taken = port.as_mut().map(super::Port::close);
+        assert_eq!(taken.is_some(), stands != "queued");
+        let park = |port: Option<&mut super::Port<&str, ()>>| {
+            assert!(port.is_some_and(|port| port.parked(0, false).is_none()));
+        };
+        if matches!(stands, "parked" | "resuming") {
+            park(port.as_mut());
+        }
+        let _turn = (stands == "resuming").then(|| {
+            port = None;
+            slots.resume(id, "second", 0)
+        });
+        let owner = std::panic::AssertUnwindSafe(|| {
+            let _place = slots.place(id);
+            panic!("for the test, {stands}");
+        });
+        assert!(std::panic::catch_unwind(owner).is_err());
+        if stands == "running" {
+            park(port.as_mut());
+            port.as_ref().expect("it is open").forget(id);
+        }
+        assert_eq!((slots.requests(), slots.parked()), (0, 0), "{stands}");
+    }
 }
 
 #[test]

@@ -198,6 +198,8 @@ pub struct Process {
     pub mute: Notify,
     /// Cancelled when it is to be replaced, because a slot of it is stuck, or it does not answer.
     pub condemned: CancellationToken,
+    /// Cancelled when it has asked to be drained.
+    pub leaves: CancellationToken,
     /// Cancelled when the process is dead to us, whatever the reason.
     pub gone: CancellationToken,
 }

@@ -1,10 +1,11 @@
 //! Worker processes that the gateway starts itself: keeping them alive, one log line for each event.
 //!
-//! A process that dies is started again, at once if it was of use, else with growing pauses, for
-//! ever. One that works well is replaced on a reload, and when it has had its share of requests, time or
+//! A process that dies is started again, for ever, after pauses that grow while its like do not live
+//! long. One that works well is replaced on a reload, and when it has had its share of requests, time or
 //! memory: its successor is up first, and one process is replaced at a time. One that is condemned,
 //! because a slot of it is stuck or because it does not answer, is killed when the hub gives it up.
-//! What a worker says on the link is not known here, only that it has said hello.
+//! What is replaced finishes by itself, while its place is kept with its successor.
+//! What a worker says on the link is not known here, only that it has said hello, or wants to go.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use rustix::param::page_size;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,14 +29,14 @@ use crate::descriptors;
 use crate::metrics::{Metrics, RestartReason};
 use crate::standard_error::{Output, StandardError};
 
-/// Pauses before a process is started again, growing from the first to the last while it does not start.
+/// Pauses before a process is started again, growing from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// A process that served this long was of use, and is missed at once. One that ends sooner takes more
-/// from the machine for its start than it gives back.
-const SETTLED: Duration = Duration::from_secs(1);
-const PAUSE_AFTER_A_SHORT_LIFE: Duration = Duration::from_secs(1);
+/// A process that served this long was of use, and is missed at once, with the first pause. A start costs the
+/// machine seconds of work: what dies sooner, again and again, takes more from it than it gives back. Not
+/// longer: where something kills workers now and then, pauses would keep whole places empty.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Longest line of a worker's output that is passed on in one piece.
 const LINE: u64 = 64 * 1024;
@@ -204,7 +205,6 @@ fn home() -> Option<PathBuf> {
 /// Keeps worker processes alive until [`Supervisor::stop`].
 pub struct Supervisor {
     shared: Arc<Shared>,
-    keepers: TaskTracker,
     /// Each keeper is asked to replace its process when the generation moves on.
     generation: watch::Sender<u64>,
     stop: CancellationToken,
@@ -220,8 +220,13 @@ struct Shared {
     /// Tokens tell processes apart, over all restarts.
     started: AtomicU64,
     /// One rolling replacement at a time.
-    rolling: tokio::sync::Mutex<()>,
+    rolling: Arc<tokio::sync::Mutex<()>>,
+    /// Keepers, and processes that finish beside their successors.
+    tasks: TaskTracker,
 }
+
+/// Held while a process is replaced, until the old one is gone.
+type RollingTurn = OwnedMutexGuard<()>;
 
 impl Supervisor {
     /// Starts all processes side by side; resolves when every one is ready.
@@ -243,12 +248,12 @@ impl Supervisor {
             errors,
             restarts,
             started: AtomicU64::new(0),
-            rolling: tokio::sync::Mutex::new(()),
+            rolling: Arc::default(),
+            tasks: TaskTracker::new(),
         });
         let (generation, _) = watch::channel(0);
         let supervisor = Self {
             shared,
-            keepers: TaskTracker::new(),
             generation,
             stop: CancellationToken::new(),
         };
@@ -257,9 +262,8 @@ impl Supervisor {
             let shared = Arc::clone(&supervisor.shared);
             let stop = supervisor.stop.clone();
             let generation = supervisor.generation.subscribe();
-            supervisor
-                .keepers
-                .spawn(keep(shared, place, report.clone(), generation, stop));
+            let keeper = keep(shared, place, report.clone(), generation, stop);
+            supervisor.shared.tasks.spawn(keeper);
         }
         drop(report);
         for _ in 0..places {
@@ -294,8 +298,8 @@ impl Supervisor {
 
     /// Waits so long for processes to exit by themselves, the hub having drained them, then kills.
     pub async fn stop(self, grace: Duration) {
-        self.keepers.close();
-        let all = self.keepers.wait();
+        self.shared.tasks.close();
+        let all = self.shared.tasks.wait();
         self.stop.cancel();
         if tokio::time::timeout(grace + EXIT_GRACE, all).await.is_err() {
             tracing::warn!("workers killed: they did not exit in time");
@@ -324,12 +328,22 @@ struct Running {
     share: f64,
     /// When recycling it has failed: not again before this.
     not_before: Option<Instant>,
+    /// When it was found that its link has ended.
+    lost: Option<Instant>,
+}
+
+/// The pauses before a process is started again in the same place.
+#[derive(Debug)]
+struct Pauses {
+    next: Duration,
 }
 
 /// What a keeper waits for.
-enum Event<'a> {
+enum Event {
     /// The process died by itself.
     Died(ExitStatus),
+    /// It has asked to be drained.
+    Leaves,
     /// A slot of it is stuck, or it does not answer.
     Condemned,
     /// It does not say what its slots do.
@@ -338,7 +352,7 @@ enum Event<'a> {
     Reload,
     Look,
     /// A replacement that is due may begin.
-    Turn(tokio::sync::MutexGuard<'a, ()>, RestartReason),
+    Turn(RollingTurn, RestartReason),
     Stopped,
 }
 
@@ -372,11 +386,15 @@ async fn keep(
     // A replacement that waits for its turn: one process at a time.
     let mut due = None;
     let mut wanted = Arc::clone(&running.app);
+    let mut pauses = Pauses::default();
     loop {
         let process = Arc::clone(&running.process);
         let event = tokio::select! {
-            biased; // A process that is gone needs no replacement, and one that is condemned no turn.
+            // A process that is gone needs no replacement, and one that is condemned no turn. One that has
+            // said that it goes has not died.
+            biased;
             () = stop.cancelled() => Event::Stopped,
+            () = process.leaves.cancelled() => Event::Leaves,
             status = running.child.wait() => Event::Died(status.unwrap_or_default()),
             () = process.condemned.cancelled() => Event::Condemned,
             () = process.mute.notified() => Event::Mute,
@@ -385,7 +403,7 @@ async fn keep(
             (turn, reason) = shared.turn(due) => Event::Turn(turn, reason),
         };
         let next = match event {
-            Event::Stopped => return shared.reap(running, EXIT_GRACE).await,
+            Event::Stopped => return running.reap(EXIT_GRACE).await,
             Event::Mute => {
                 running.dump_stacks();
                 continue;
@@ -396,6 +414,7 @@ async fn keep(
                 continue;
             }
             Event::Look => {
+                running.end_with_its_link();
                 shared.stop_growth(place, &running);
                 if due.is_none() && shared.is_due(place, &running) {
                     due = Some(RestartReason::Recycled);
@@ -407,9 +426,16 @@ async fn keep(
                 due = None;
                 continue;
             }
-            Event::Turn(_turn, reason) => Some(shared.replace(place, running, reason, &stop).await),
-            Event::Condemned => shared.succeed(place, running, &stop).await,
-            Event::Died(status) => shared.revive(place, running, status, &stop).await,
+            Event::Turn(turn, reason) => {
+                Some(shared.replace(place, running, turn, reason, &stop).await)
+            }
+            Event::Condemned => shared.succeed(place, running, &mut pauses, &stop).await,
+            Event::Leaves => shared.follow(place, running, &mut pauses, &stop).await,
+            Event::Died(status) => {
+                shared
+                    .revive(place, running, status, &mut pauses, &stop)
+                    .await
+            }
         };
         due = None;
         running = match next {
@@ -476,6 +502,7 @@ impl Shared {
                     since: Instant::now(),
                     share: share(),
                     not_before: None,
+                    lost: None,
                 });
             }
             let status = tokio::select! {
@@ -518,6 +545,7 @@ impl Shared {
         place: usize,
         reason: RestartReason,
         mut pause: Duration,
+        pauses: &mut Pauses,
         stop: &CancellationToken,
     ) -> Option<Running> {
         loop {
@@ -525,7 +553,6 @@ impl Shared {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return None,
             }
-            pause = (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
             self.count(place, reason);
             let error = match self.start_another(place, stop).await {
                 Ok(running) => return Some(running),
@@ -534,6 +561,7 @@ impl Shared {
             if stop.is_cancelled() {
                 return None;
             }
+            pause = pauses.next();
             tracing::error!(worker = place + 1, %error, restart_in = ?pause, "worker did not start");
         }
     }
@@ -544,42 +572,56 @@ impl Shared {
         place: usize,
         old: Running,
         status: ExitStatus,
+        pauses: &mut Pauses,
         stop: &CancellationToken,
     ) -> Option<Running> {
-        let pause = if old.since.elapsed() > SETTLED {
-            FIRST_PAUSE
-        } else {
-            PAUSE_AFTER_A_SHORT_LIFE
-        };
+        let pause = pauses.after(old.since.elapsed());
         tracing::error!(worker = place + 1, %status, restart_in = ?pause, "worker died");
-        let (new, ()) = tokio::join!(
-            self.restart(place, RestartReason::Crash, pause, stop),
-            old.bury()
+        self.tasks.spawn(old.bury());
+        self.restart(place, RestartReason::Crash, pause, pauses, stop)
+            .await
+    }
+
+    /// Puts a new process in the place of one that has asked to be drained. That one finishes what it has, and
+    /// takes nothing new: there is no turn to wait for.
+    async fn follow(
+        self: &Arc<Self>,
+        place: usize,
+        old: Running,
+        pauses: &mut Pauses,
+        stop: &CancellationToken,
+    ) -> Option<Running> {
+        let pause = pauses.after(old.since.elapsed());
+        tracing::info!(
+            worker = place + 1, pid = old.process.pid, restart_in = ?pause,
+            "worker leaves: it has asked for a drain, and is replaced"
         );
-        new
+        self.dismiss(place, old, None, RestartReason::Recycled, stop);
+        self.restart(place, RestartReason::Recycled, pause, pauses, stop)
+            .await
     }
 
     /// Puts a new process in the place of one that has a slot which does not come back, or does not answer.
     /// The new one takes over what the old one still gives back, and the rest once that is dead.
     async fn succeed(
-        &self,
+        self: &Arc<Self>,
         place: usize,
         old: Running,
+        pauses: &mut Pauses,
         stop: &CancellationToken,
     ) -> Option<Running> {
-        let (new, ()) = tokio::join!(
-            self.restart(place, RestartReason::Overdue, Duration::ZERO, stop),
-            self.reap(old, KILL_GRACE)
-        );
-        new
+        self.tasks.spawn(old.reap(KILL_GRACE));
+        self.restart(place, RestartReason::Overdue, Duration::ZERO, pauses, stop)
+            .await
     }
 
     /// Puts a new process in the place of a healthy one, which finishes what it has. The new one is
     /// up before the old one gives its slots back, so that they change hands at once.
     async fn replace(
-        &self,
+        self: &Arc<Self>,
         place: usize,
         mut old: Running,
+        turn: RollingTurn,
         reason: RestartReason,
         stop: &CancellationToken,
     ) -> Running {
@@ -604,23 +646,45 @@ impl Shared {
         };
         self.count(place, reason);
         self.hub.drain_process(old.process.id);
-        tokio::select! {
-            () = old.process.gone.cancelled() => {}
-            () = stop.cancelled() => {}
-            never = self.watch_growth(place, &old) => never,
-        }
-        self.reap(old, EXIT_GRACE).await;
-        tracing::info!(worker, reason = reason.as_str(), "worker replaced");
+        self.dismiss(place, old, Some(turn), reason, stop);
         new
     }
 
+    /// Has a draining process finish what it has, in a task of its own: its keeper is to keep its successor.
+    /// The turn that the replacement had ends with it.
+    fn dismiss(
+        self: &Arc<Self>,
+        place: usize,
+        old: Running,
+        turn: Option<RollingTurn>,
+        reason: RestartReason,
+        stop: &CancellationToken,
+    ) {
+        let (shared, stop) = (Arc::clone(self), stop.clone());
+        self.tasks.spawn(async move {
+            let process = Arc::clone(&old.process);
+            loop {
+                tokio::select! {
+                    () = process.gone.cancelled() => break,
+                    () = stop.cancelled() => break,
+                    () = process.mute.notified() => old.dump_stacks(),
+                    () = tokio::time::sleep(LOOK) => shared.stop_growth(place, &old),
+                }
+            }
+            old.reap(EXIT_GRACE).await;
+            tracing::info!(
+                worker = place + 1,
+                reason = reason.as_str(),
+                "worker replaced"
+            );
+            drop(turn);
+        });
+    }
+
     /// Resolves when a replacement may begin, if one is due. Cancel safe.
-    async fn turn(
-        &self,
-        due: Option<RestartReason>,
-    ) -> (tokio::sync::MutexGuard<'_, ()>, RestartReason) {
+    async fn turn(&self, due: Option<RestartReason>) -> (RollingTurn, RestartReason) {
         match due {
-            Some(reason) => (self.rolling.lock().await, reason),
+            Some(reason) => (Arc::clone(&self.rolling).lock_owned().await, reason),
             None => std::future::pending().await,
         }
     }
@@ -683,23 +747,61 @@ impl Shared {
         }
         due
     }
+}
 
-    /// Waits until a process is released or given up, and for its exit. It is killed when that takes
-    /// longer than the grace.
-    async fn reap(&self, mut old: Running, grace: Duration) {
-        old.process.gone.cancelled().await;
-        if tokio::time::timeout(grace, old.child.wait()).await.is_err() {
-            tracing::warn!(pid = old.process.pid, "worker killed: it did not exit");
-            old.kill();
-            if let Err(error) = old.child.wait().await {
-                tracing::error!(%error, "cannot wait for a worker");
-            }
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+}
+
+impl Pauses {
+    /// After a process that was ready for so long.
+    fn after(&mut self, life: Duration) -> Duration {
+        if life >= SETTLED {
+            self.next = FIRST_PAUSE;
         }
-        old.bury().await;
+        self.next()
+    }
+
+    /// After one that did not become ready.
+    fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(LAST_PAUSE);
+        pause
     }
 }
 
 impl Running {
+    /// Waits until it is released or given up, and for its exit. It is killed when that takes longer
+    /// than the grace.
+    async fn reap(mut self, grace: Duration) {
+        self.process.gone.cancelled().await;
+        if tokio::time::timeout(grace, self.child.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(pid = self.process.pid, "worker killed: it did not exit");
+            self.kill();
+            if let Err(error) = self.child.wait().await {
+                tracing::error!(%error, "cannot wait for a worker");
+            }
+        }
+        self.bury().await;
+    }
+
+    /// Kills it if it goes on after its link has ended: nobody can use it any more.
+    fn end_with_its_link(&mut self) {
+        if !self.process.gone.is_cancelled() {
+            return;
+        }
+        let lost = *self.lost.get_or_insert_with(Instant::now);
+        if lost.elapsed() >= EXIT_GRACE {
+            tracing::warn!(pid = self.process.pid, "worker killed: it did not exit");
+            self.kill();
+        }
+    }
+
     /// With all that it has started: what holds a copy of its connections must go, too.
     fn kill(&self) {
         if self.is_ours()
@@ -811,6 +913,20 @@ mod tests {
         plan.watch = true;
         assert!(watches(&plan, 0));
         assert!(!watches(&plan, 1));
+    }
+
+    #[test]
+    fn pauses_grow_while_processes_do_not_live_long() {
+        let mut pauses = Pauses::default();
+        let short = Duration::from_secs(2);
+        let grown: Vec<_> = (0..9).map(|_| pauses.after(short).as_millis()).collect();
+        assert_eq!(
+            grown,
+            [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
+        );
+        assert_eq!(pauses.next(), LAST_PAUSE, "also when one does not start");
+        assert_eq!(pauses.after(SETTLED), FIRST_PAUSE);
+        assert_eq!(pauses.after(short), FIRST_PAUSE * 2);
     }
 
     #[test]

@@ -286,6 +286,23 @@ async fn a_process_that_does_not_answer_gets_no_new_requests_and_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_gateway_whose_only_process_is_silent_is_not_ready() {
+    let gateway = gateway::new(1).run().await;
+    let mute = worker::new(1).mute().run(&gateway).await;
+    assert_eq!(gateway.admin("/readyz").await.status(), 200);
+    gateway.logged("worker silent").await;
+    let status = gateway.until("a lost slot", |s| s.lost == 1).await;
+    assert_eq!((status.idle, status.busy), (0, 0));
+    let lost = gateway.metric("layby_slots{state=\"lost\"}").await;
+    assert_eq!(lost, 1.0);
+    assert_eq!(gateway.admin("/readyz").await.status(), 503);
+
+    mute.say(&Frame::new(kind::PONG)).await;
+    gateway.until("an idle slot", |s| s.idle == 1).await;
+    assert_eq!(gateway.admin("/readyz").await.status(), 200);
+}
+
+#[tokio::test]
 async fn a_process_that_answers_unasked_is_broken_off() {
     let gateway = gateway::new(1).run().await;
     let worker = worker::new(1).run(&gateway).await;

@@ -9,6 +9,7 @@ use crate::support::gateway::{self, Gateway};
 use crate::support::{origin, takes, within};
 
 const APP: &str = r#"
+import multiprocessing
 import os
 import re
 import sys
@@ -41,6 +42,9 @@ def application(environ, start_response):
         text = "leaked"
     elif path == "/fork":
         text = str(os.fork() or time.sleep(60))
+    elif path == "/pool":
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            text = str(pool.apply(abs, [-1]))
     elif path == "/die":
         os._exit(7)
     elif path == "/say":
@@ -62,6 +66,8 @@ def application(environ, start_response):
 fn app(slots: u16, processes: u16) -> gateway::Builder {
     python(gateway::run("shop", slots))
         .beside("shop.py", APP)
+        // A start takes seconds on a busy machine.
+        .set("slots.queue_timeout", "25s")
         .set("workers.processes", processes.to_string())
 }
 
@@ -150,7 +156,7 @@ async fn a_wait_in_place_is_done_by_the_gateway_and_counted_with_its_line() {
     assert_eq!(gateway.metric(series).await, 1.0);
     let wait = gateway.status_json().await["waits_in_place"][0].clone();
     let source = wait["source"].as_str().expect("a string").to_owned();
-    assert!(source.contains("shop.py:22"), "{source}");
+    assert!(source.contains("shop.py:23"), "{source}");
 }
 
 #[tokio::test]
@@ -407,6 +413,73 @@ async fn what_a_dead_worker_has_forked_does_not_keep_its_slots() {
     gone(&[child]).await;
     gateway.rests().await;
     assert_ne!(gateway.get("/").await.ok(), before[0].to_string());
+}
+
+/// What ends one does not end the worker, and a slot that the worker has closed is closed.
+#[tokio::test]
+async fn forked_children_are_no_workers() {
+    let gateway = app(1, 1).run().await;
+    let before = pids(&gateway).await;
+    assert_eq!(gateway.get("/pool").await.ok(), "1");
+    let child: i32 = gateway.get("/fork").await.ok().parse().expect("a pid");
+    assert_eq!(gateway.get("/").await.ok(), before[0].to_string());
+
+    gateway.signal(Signal::HUP);
+    gateway.logged("worker replaced").await;
+    gateway.rests().await;
+    assert_ne!(gateway.get("/").await.ok(), before[0].to_string());
+    assert_eq!(gateway.log_lines("worker killed").len(), 0);
+    assert_eq!(gateway.log_lines("killed what a dead worker left").len(), 0);
+    kill(child);
+}
+
+/// Its keeper has not gone with the old one.
+#[tokio::test]
+async fn a_successor_that_dies_is_missed_while_the_old_worker_finishes() {
+    let origin = origin::stalled().await;
+    let gateway = app(2, 1).run().await;
+    let before = pids(&gateway).await;
+    let target = format!("/fetch?url={}", origin.url("/"));
+    let held = gateway.get(&target).spawn();
+    origin.received(1).await;
+    gateway.signal(Signal::HUP);
+    restarts(&gateway, "reload", 1).await;
+    let both = pids(&gateway).await;
+    let successor = both.iter().find(|pid| **pid != before[0]);
+    let successor = *successor.expect("two processes");
+    kill(successor);
+    restarts(&gateway, "crash", 1).await;
+    let third = gateway.get("/").await;
+    let third = third.ok();
+    assert!(third != successor.to_string() && third != before[0].to_string());
+    assert_eq!(gateway.log_lines("worker replaced").len(), 0);
+
+    origin.release("12");
+    assert_eq!(held.await.ok(), "12");
+    gateway.logged("worker replaced").await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_asks_for_a_drain_is_replaced_at_once() {
+    let origin = origin::stalled().await;
+    let gateway = app(2, 1).run().await;
+    let before = pids(&gateway).await;
+    let target = format!("/fetch?url={}", origin.url("/"));
+    let held = gateway.get(&target).spawn();
+    origin.received(1).await;
+    let pid = Pid::from_raw(before[0]).expect("not 0");
+    kill_process(pid, Signal::TERM).expect("it is there");
+    restarts(&gateway, "recycled", 1).await;
+    assert_ne!(gateway.get("/").await.ok(), before[0].to_string());
+
+    origin.release("12");
+    assert_eq!(held.await.ok(), "12");
+    gateway.logged("worker replaced").await;
+    gone(&before).await;
+    gateway.rests().await;
+    restarts(&gateway, "crash", 0).await;
+    assert_eq!(gateway.log_lines(" worker died ").len(), 0);
 }
 
 #[tokio::test]

@@ -418,6 +418,33 @@ async fn an_answer_with_a_header_that_is_two_ends_the_worker() {
 }
 
 #[tokio::test]
+async fn an_answer_with_more_headers_than_anybody_reads_ends_the_worker() {
+    nonsense("too many headers", async |job| {
+        let numbers = 0..40_000;
+        let many = numbers.fold(Answer::new(200), |answer, number| {
+            answer.header(&format!("x{number}"), "1")
+        });
+        job.respond(many).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_open_its_slot_is_given_up() {
+    let gateway = gateway::new(1)
+        .set("slots.overdue_grace", "50ms")
+        .run()
+        .await;
+    let lazy = worker::new(1).opens_nothing().connect(&gateway).await;
+    lazy.received(kind::GRANT, 1).await;
+    lazy.released().await;
+    let line = gateway.logged("worker lost").await;
+    assert!(line.contains("slot 0 was granted to it"), "{line}");
+    let _next = worker::new(1).run(&gateway).await;
+    gateway.rests().await;
+}
+
+#[tokio::test]
 async fn an_informational_answer_ends_the_worker() {
     nonsense("an informational status", async |job| {
         job.answer(103, "").await

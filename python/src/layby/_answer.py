@@ -14,7 +14,7 @@ from http import HTTPStatus
 from layby import _files
 from layby._body import LazyBody
 from layby._channel import Channel, Closed
-from layby._headers import HOP_BY_HOP
+from layby._headers import HOP_BY_HOP, MAX_HEADERS
 from layby._job import Job, named
 from layby._relay import Handover, Relay
 from layby._wire import (
@@ -121,6 +121,9 @@ class Answer:
                     length = int(value)
             parts.append(name)
             parts.append(value)
+        if len(parts) > 2 * MAX_HEADERS:
+            # Of a status, and of pairs, one of which may be added: the length of a file.
+            raise ValueError(f"{len(parts) // 2} headers, and {MAX_HEADERS - 1} is the most")
         if handed_off and length is not None:
             # It is that of the file, not of the body that comes along.
             parts = _without_length(parts)

@@ -109,6 +109,15 @@ class Channel:
         except OSError:
             pass  # It has ended already, which is what was wanted.
 
+    def disown(self) -> None:
+        """In a forked child: let go of the connection, which is its parent's.
+
+        Its descriptor stays open. Should the parent die, the gateway sees by it that copies
+        of the parent's connections are left, those to the database too, and waits for their end.
+        """
+        self._socket.detach()
+        self.close()
+
     def close(self) -> None:
         """Close the connection and what came with it."""
         self._socket.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -232,6 +233,16 @@ tls = _Tls()
 
 # Whether this process is a worker of a gateway.
 in_worker = False
+
+
+def _forget() -> None:
+    """A forked child has no slots, and its thread runs no job: that goes on in its parent."""
+    global in_worker
+    vars(tls).clear()
+    in_worker = False
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def current_job() -> Job | None:

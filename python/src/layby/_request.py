@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from layby import __version__, _urls
+from layby._headers import MAX_HEADERS
 from layby._urls import Params
 
 HeaderTypes = Mapping[str, str] | Mapping[bytes, bytes] | Iterable[tuple[str | bytes, str | bytes]]
@@ -56,7 +57,7 @@ def build(
         ("Content-Type", content_type),
     )
     missing = [(n, value) for n, value in defaults if value and n.lower() not in names]
-    return Request(method.upper(), sent, missing + given, body)
+    return Request(method.upper(), sent, _bounded(missing + given), body)
 
 
 def exact(
@@ -65,7 +66,7 @@ def exact(
     """A request that is sent as it is. Raises ValueError for what cannot be sent."""
     if not _TOKEN.fullmatch(method):
         raise ValueError(f"not an HTTP method: {method!r}")
-    return Request(method, url, _encode_headers(headers), body)
+    return Request(method, url, _bounded(_encode_headers(headers)), body)
 
 
 def _encode_body(content: Content | None, data: Data | None, json: Any) -> tuple[bytes, str | None]:
@@ -106,6 +107,12 @@ def _encode_headers(headers: HeaderTypes | None) -> list[tuple[str, str]]:
             raise ValueError(f"header {name!r} has characters outside ISO-8859-1") from None
         pairs.append((name, value))
     return pairs
+
+
+def _bounded(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    if len(headers) > MAX_HEADERS:
+        raise ValueError(f"{len(headers)} headers, and {MAX_HEADERS} is the most")
+    return headers
 
 
 def _text(value: str | bytes) -> str:

@@ -108,6 +108,7 @@ class Slot:
         runner: Runner,
         parking: ParkingRunner | None,
         on_request: Callable[[], None] | None = None,
+        on_refusal: Callable[[int], None] | None = None,
         process: Process | None = None,
     ) -> None:
         self.number = number
@@ -119,7 +120,11 @@ class Slot:
         # The same runner, if its requests park.
         self._parking = parking
         self._on_request = on_request
+        # Called on the slot's thread, at its end, if the slot could not be opened.
+        self._on_refusal = on_refusal
         self._process = process
+        self._open = False
+        self._forked = False
         self._broken = False
         # Held while a job waits in place: a loop that it is lent to may do so as well.
         self._waiting = threading.Lock()
@@ -141,6 +146,7 @@ class Slot:
             self._runner.open(self)
             self._run_openers()
             self.channel.send(encode(SLOT, aux=self.number, head=self._opening))
+            self._open = True
             while self._serve():
                 pass
             closed = self._run_closers()
@@ -157,7 +163,16 @@ class Slot:
             self._run_closers()
         finally:
             tls.waiter = None
+            # A forked child may have a copy: what is closed only here has not ended.
+            self.channel.shut()
             self.channel.close()
+            if not self._open and not self._forked and self._on_refusal is not None:
+                self._on_refusal(self.number)
+
+    def disown(self) -> None:
+        """In a forked child: what this slot has is its parent's."""
+        self._forked = True
+        self.channel.disown()
 
     def _serve(self) -> bool:
         """Read one job and run it. False when the slot is to retire."""
@@ -178,6 +193,7 @@ class Slot:
         elif kind == REFUSED:
             reason = frame.head.decode("utf-8", "replace")
             log.error("slot %d: refused by the gateway: %s", self.number, reason)
+            self._open = False
             raise Closed
         # A STOP for an answer that was over before it came means nothing.
         elif kind != STOP:
@@ -331,6 +347,8 @@ class Slot:
 
     def _run_closers(self) -> bool:
         """Close what this thread holds. False when something could not be closed."""
+        if self._forked:
+            return False  # To say goodbye to a database would end its parent's connection.
         done = True
         # First the requests that can only go on here: they may still use the rest.
         closers: list[Callable[[], None]] = [functools.partial(self._runner.close, self)]

@@ -65,6 +65,15 @@ _CONNECT_PATIENCE = 30.0
 # How long slot threads may take to end once the gateway is gone, in seconds.
 _GRACE = 3.0
 
+# What this process is, once it has joined a gateway.
+_this: Worker | None = None
+# Signal handlers of ours, and what there would be without them.
+_handlers: dict[int, Any] = {}
+_DEFAULTS: dict[signal.Signals, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+
 
 class StartError(Exception):
     """The worker cannot start; one line that says why."""
@@ -120,6 +129,12 @@ class Voice:
         """Say what a slot does to whoever asked."""
         self._send(encode(TOLD, request=asked, aux=slot, head=stacks))
 
+    def disown(self) -> None:
+        """In a forked child: what is said here from now on reaches nobody."""
+        # Of the parent's, another thread may have held it.
+        self._lock = threading.RLock()
+        self._control.close()
+
     def want(self, request: int, epoch: int) -> None:
         """See `_job.Process`."""
         self._send(encode(WANT, request=request, epoch=epoch))
@@ -171,6 +186,7 @@ class Worker:
         self._draining = False
         self._asked_to_drain = False
         self._lost = False
+        self._failed = False
 
     def run(self) -> int:
         """Join the gateway and serve until it lets go; the exit status."""
@@ -241,6 +257,9 @@ class Worker:
 
     def _lose(self, error: Closed | WireError) -> None:
         self._lost = True
+        if self._failed:
+            self._draining = False
+            return
         if isinstance(error, WireError):
             log.error("the gateway sent what it must not: %s", error)
             self._draining = False
@@ -265,8 +284,9 @@ class Worker:
         ours = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         control.send(encode(HELLO, head=json.dumps(hello).encode()))
+        global _this
         self._control, self._voice = control, Voice(control)
-        _job.in_worker = True
+        _this, _job.in_worker = self, True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         frame, _ = control.receive()
         if frame.type == REFUSED:
@@ -329,9 +349,12 @@ class Worker:
         self._slots = {t: slot for t, slot in self._slots.items() if t.is_alive()}
         try:
             channel = self.connect()
-        except OSError as error:
+        except (ConnectionRefusedError, FileNotFoundError) as error:
             # The gateway goes down; the control connection will say so.
             log.error("slot %d: no connection: %s", number, error)
+            return
+        except OSError as error:
+            self._fail(number, error)
             return
         runner, welcome = self._runner, self._welcome
         assert runner is not None
@@ -343,12 +366,38 @@ class Worker:
             runner=runner,
             parking=cast(ParkingRunner, runner) if runner.parks else None,
             on_request=self._on_request,
+            on_refusal=self._fail,
             process=self._voice,
         )
         # Daemons, because one that is stuck must not keep the process from ending.
         thread = threading.Thread(target=slot.run, name=f"layby-slot-{number}", daemon=True)
         self._slots[thread] = slot
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            del self._slots[thread]
+            channel.close()
+            self._fail(number, error)
+
+    def _fail(self, number: int, error: Exception | None = None) -> None:
+        """A slot was not opened that the gateway counts on: without it this process is of no use.
+
+        It ends as if the gateway had let go of it, and whoever started it starts another one.
+        """
+        if self._lost or self._failed or self._control is None:
+            return
+        self._failed = True
+        why = f": {error}" if error is not None else ""
+        log.critical("slot %d could not be opened, so this process ends%s", number, why)
+        self._control.shut()
+
+    def disown(self) -> None:
+        """In a forked child: its parent is the worker, and nothing of it reaches the gateway."""
+        self._lost = True
+        if self._voice is not None:
+            self._voice.disown()
+        for slot in self._slots.values():
+            slot.disown()
 
     def end(self) -> int:
         """End the slots, and then the process, even if some of them are stuck; the exit status."""
@@ -383,16 +432,55 @@ def _leave_at_once(status: int) -> None:
     os._exit(status)
 
 
+class _Forking(threading.local):
+    # What this thread has blocked before; None if nothing is.
+    mask: set[signal.Signals] | None = None
+
+
+_forking = _Forking()
+
+
+def _hold_signals() -> None:
+    """A signal to a child that is being forked waits: our handler must not get it any more."""
+    if _handlers:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTS)
+        _forking.mask = cast("set[signal.Signals]", mask)
+
+
+def _release_signals() -> None:
+    if _forking.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+        _forking.mask = None
+
+
+def _disown() -> None:
+    """A forked child is no worker, and ends at a signal as any other process."""
+    global _this
+    if _this is not None:
+        _this.disown()
+        _this = None
+    for number, default in _DEFAULTS.items():
+        if number in _handlers and signal.getsignal(number) is _handlers[number]:
+            signal.signal(number, default)
+    _handlers.clear()
+    _release_signals()
+
+
+os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_disown)
+
+
 def _handle_signals(worker: Worker) -> None:
     def on_term(number: int, _: FrameType | None) -> None:
         if not worker.ask_to_drain():
             # Asked twice, or the gateway does not know of us: there is nothing to wait for.
             os._exit(128 + number)
 
-    signal.signal(signal.SIGTERM, on_term)
     # Ctrl-C reaches the whole process group; a supervising gateway sees to us then.
     supervised = bool(os.environ.get("LAYBY_TOKEN"))
-    signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else on_term)
+    _handlers[signal.SIGTERM] = on_term
+    _handlers[signal.SIGINT] = signal.SIG_IGN if supervised else on_term
+    for number, handler in _handlers.items():
+        signal.signal(number, handler)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

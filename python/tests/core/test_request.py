@@ -122,6 +122,7 @@ def test_a_user_agent_of_ones_own_is_kept() -> None:
         ("GET", {"X:": "a"}, ValueError),
         ("GET", {"X": "\u20ac"}, ValueError),
         ("GET", {"X": 1}, TypeError),
+        ("GET", [("X", "a")] * 1001, ValueError),
     ],
 )
 def test_what_cannot_be_sent_is_an_error_at_once(method: str, headers: Any, error: Any) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,76 @@ def test_a_signal_during_a_drain_asks_for_nothing(link: Link, run: Run) -> None:
     slot.expect("RETIRED")
     control.close()
     assert worker.end()[0] == 0
+
+
+class Hello(BaseHTTPRequestHandler):
+    """A page that is not the gateway's."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"from an origin")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("mode", ["wsgi", "greenlet"])
+def test_a_forked_child_is_no_worker(link: Link, run: Run, mode: str) -> None:
+    if mode == "greenlet":
+        pytest.importorskip("greenlet")
+    worker = run("shop", "--mode", mode, LAYBY_TOKEN="t")
+    control, _ = link.welcome()
+    slot, other = link.grant(control, 0), link.grant(control, 1)
+    with HTTPServer(("127.0.0.1", 0), Hello) as origin:
+        threading.Thread(target=origin.serve_forever, daemon=True).start()
+        # Its fetches are its own affair: the slot is its parent's.
+        url = f"http://127.0.0.1:{origin.server_port}/"
+        slot.request(1, "/child-asks", QUERY_STRING=url)
+        assert slot.answer()[1] == b"from an origin"
+        origin.shutdown()
+    # What ends it says nothing of the worker.
+    slot.request(2, "/pool")
+    assert slot.answer()[1] == b"3"
+    slot.request(3, "/end-a-child")
+    assert slot.answer()[1] == b"%d" % -signal.SIGTERM
+    assert control.quiet(0.05)
+    # Nor does its life keep a slot that its parent has given back, or its parent.
+    slot.request(4, "/child-stays")
+    slot.answer()
+    control.send("DRAIN")
+    for each in (slot, other):
+        each.send("RETIRE")
+        each.expect("RETIRED")
+        assert each.closed()
+    control.close()
+    status, errors = worker.end()
+    assert status == 0, errors
+
+
+def test_a_slot_that_cannot_be_opened_ends_the_process(link: Link, run: Run) -> None:
+    worker = run("shop")
+    control, _ = link.welcome()
+    slot = link.grant(control, 0)
+    slot.request(1, "/take-descriptors")
+    slot.answer()
+    control.send("GRANT", aux=1)
+    assert control.closed()
+    status, errors = worker.end()
+    assert status == 1
+    assert "slot 1 could not be opened, so this process ends: [Errno 24]" in errors
+    assert "gone" not in errors
+
+
+def test_a_slot_that_is_refused_ends_the_process(link: Link, run: Run) -> None:
+    worker = run("shop")
+    control, _ = link.welcome()
+    link.grant(control, 0)
+    link.grant(control, 1).send("REFUSED", head=b"slot 1 was not granted to it")
+    status, errors = worker.end()
+    assert status == 1
+    assert "slot 1: refused by the gateway: slot 1 was not granted to it" in errors
+    assert "slot 1 could not be opened, so this process ends" in errors
 
 
 def test_it_ends_when_the_gateway_is_gone_even_if_a_slot_is_stuck(link: Link, run: Run) -> None:

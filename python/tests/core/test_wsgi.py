@@ -174,6 +174,7 @@ def test_what_escapes_before_the_head_is_a_500_and_the_slot_lives(
         (200, []),
         ("200 OK", [("Content-Length", "-1")]),
         ("200 OK", [("Content-Length", "3"), ("content-length", "4")]),
+        ("200 OK", [("X", "a")] * 1000),
     ],
 )
 def test_a_head_that_cannot_be_sent_is_a_500(start: Start, status: Any, headers: Any) -> None:

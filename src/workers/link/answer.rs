@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::message::MAX_HEADERS;
+
 /// Status, unusual reason, headers.
 pub type Head = (StatusCode, Option<Bytes>, HeaderMap);
 
@@ -25,6 +27,9 @@ pub fn decode(status: u16, head: &Bytes) -> Result<Head, &'static str> {
         let value = fields.next().ok_or("a header without a value")?;
         let name = HeaderName::from_bytes(name).map_err(|_| "an invalid header name")?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(value));
+        if headers.len() == MAX_HEADERS {
+            return Err("too many headers");
+        }
         headers.append(name, value.map_err(|_| "an invalid header value")?);
     }
     Ok((status, unusual.then(|| head.slice_ref(reason)), headers))
@@ -69,6 +74,20 @@ mod tests {
         assert_eq!(status, 404);
         assert_eq!(reason.as_deref(), Some(&b"Not Here"[..]));
         assert_eq!(headers.get_all("set-cookie").iter().count(), 2);
+    }
+
+    #[test]
+    fn headers_are_bounded() {
+        let head = |count: usize| {
+            let fields: String = (0..count).map(|number| format!("x{number}\0v\0")).collect();
+            Bytes::from(format!("OK\0{fields}"))
+        };
+        let (_, _, headers) = decode(200, &head(MAX_HEADERS)).expect("a head");
+        assert_eq!(headers.len(), MAX_HEADERS);
+        // A map of headers panics at some number beyond.
+        for many in [MAX_HEADERS + 1, 40_000] {
+            assert_eq!(decode(200, &head(many)), Err("too many headers"));
+        }
     }
 
     #[test]

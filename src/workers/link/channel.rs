@@ -48,6 +48,8 @@ pub enum Broken {
     Content(String),
     /// We have nothing more to wait for, and it does not end.
     GivenUp(&'static str),
+    /// This slot was granted, and is not opened.
+    Unopened(u16),
 }
 
 impl std::fmt::Display for Broken {
@@ -63,6 +65,10 @@ impl std::fmt::Display for Broken {
             ),
             Self::Content(what) => f.write_str(what),
             Self::GivenUp(why) => f.write_str(why),
+            Self::Unopened(slot) => write!(
+                f,
+                "given up: slot {slot} was granted to it, and not opened in time"
+            ),
         }
     }
 }

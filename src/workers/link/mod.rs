@@ -12,7 +12,7 @@ mod slot;
 mod stacks;
 pub(crate) mod wire;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,7 +40,8 @@ use crate::unix_socket::UnixSocket;
 
 pub use self::stacks::{Call, NoStacks, Parked, Stacks};
 
-/// A new connection must say what it is within this time.
+/// A new connection must say what it is within this time. A slot that was granted must be open within this
+/// time as well, or within the grace that a slot has, if that is more.
 const GREETING: Duration = Duration::from_secs(5);
 
 /// How often a draining process is looked at.
@@ -107,8 +109,8 @@ struct Member {
     key: String,
     /// Granted and not yet closed, each with the order to retire it.
     slots: BTreeMap<SlotId, CancellationToken>,
-    /// Granted, connection awaited.
-    expected: BTreeSet<SlotId>,
+    /// Granted, connection awaited since then.
+    expected: BTreeMap<SlotId, Instant>,
     orders: mpsc::UnboundedSender<Order>,
     /// Slots whose stacks are wanted.
     stacks: mpsc::Sender<(SlotId, Asker)>,
@@ -144,12 +146,33 @@ struct Books {
     /// Slots that no process has, the longest free first.
     free: VecDeque<SlotId>,
     members: BTreeMap<ProcessId, Member>,
+    /// Slots of processes that are gone, whose threads may not be.
+    left_behind: usize,
     closed: bool,
+}
+
+/// A process is in the books for as long as this lives. However its control task ends, they are put right.
+struct Joined {
+    hub: Arc<Hub>,
+    process: Arc<Process>,
+}
+
+/// A slot's connection. However the slot's task ends, its number is free when the worker's end of this is
+/// closed, and not before: only then is the worker's thread, with its database connection, known to be gone.
+struct Opened {
+    hub: Arc<Hub>,
+    process: Arc<Process>,
+    slot: SlotId,
+    retire: CancellationToken,
+    /// None once it is being closed.
+    channel: Option<Channel>,
 }
 
 /// Accepts workers and hands out slots.
 #[derive(Debug)]
 pub struct Hub {
+    /// Of slots.
+    count: u16,
     slots: Arc<WorkerSlots>,
     spool: Spool,
     metrics: Metrics,
@@ -177,6 +200,7 @@ impl Hub {
             ..Books::default()
         };
         Arc::new(Self {
+            count,
             slots,
             spool,
             metrics,
@@ -269,13 +293,14 @@ impl Hub {
                 open: AtomicUsize::new(0),
                 mute: Notify::new(),
                 condemned: CancellationToken::new(),
+                leaves: CancellationToken::new(),
                 gone: CancellationToken::new(),
             });
             let member = Member {
                 process: Arc::clone(&process),
                 key: key.clone(),
                 slots: BTreeMap::new(),
-                expected: BTreeSet::new(),
+                expected: BTreeMap::new(),
                 orders,
                 stacks,
                 draining: books.closed,
@@ -283,6 +308,10 @@ impl Hub {
             };
             books.members.insert(process.id, member);
             process
+        };
+        let _joined = Joined {
+            hub: Arc::clone(&self),
+            process: Arc::clone(&process),
         };
         tracing::info!(
             process = process.id.0, pid = process.pid, mode = %process.mode, threads = process.threads,
@@ -320,10 +349,6 @@ impl Hub {
                 "this worker was started by somebody else: its slots stay lost until it has ended"
             );
         }
-        // First nobody new is sent there, then those who wait for it learn that it is gone.
-        process.gone.cancel();
-        self.slots.remove_process(process.id);
-        self.leave(process.id);
         Ok(())
     }
 
@@ -377,9 +402,12 @@ impl Hub {
                         }
                     }
                 },
-                _ = ticks.tick(), if process.pings => {
+                _ = ticks.tick() => {
                     let grace = self.terms().overdue_grace;
-                    while let Some(beat) = heart.beat(Instant::now(), grace) {
+                    if let Some(slot) = self.books().unopened(process.id, Instant::now(), grace) {
+                        return Err(Broken::Unopened(slot.0));
+                    }
+                    while process.pings && let Some(beat) = heart.beat(Instant::now(), grace) {
                         if beat == Beat::Ask {
                             channel.send(Header::bare(Kind::Ping, 0), |_, _| {}, &[]).await?;
                         } else {
@@ -444,7 +472,7 @@ impl Hub {
     fn heard(&self, process: ProcessId, header: Header) -> Result<(), Broken> {
         let ask = match header.kind {
             Kind::Bye => {
-                self.drain_process(process);
+                self.leaves(process);
                 return Ok(());
             }
             Kind::Want => Ask::Want,
@@ -520,6 +548,16 @@ impl Hub {
             // The control task may have ended: then the process is gone anyway.
             let _ = member.orders.send(Order::Drain);
         }
+    }
+
+    /// The process has asked for a drain. Whoever started it is told to see to a successor.
+    fn leaves(&self, id: ProcessId) {
+        let process = match self.books().members.get(&id) {
+            Some(member) if !member.draining => Arc::clone(&member.process),
+            _ => return, // It is replaced already, or nobody is to follow.
+        };
+        process.leaves.cancel();
+        self.drain_process(id);
     }
 
     /// The process cannot be trusted to come back: it is drained, and given up when its other requests have
@@ -637,10 +675,18 @@ impl Hub {
         let port = self.slots.open(slot, process.id);
         self.changed.notify_waiters();
         process.open.fetch_add(1, Relaxed);
-        let task = SlotTask {
-            channel,
-            port,
+        let mut opened = Opened {
+            hub: Arc::clone(&self),
             process: Arc::clone(&process),
+            slot,
+            retire: retire.clone(),
+            channel: Some(channel),
+        };
+        let channel = opened.channel.as_mut();
+        let task = SlotTask {
+            channel: channel.expect("it has just been put there"),
+            port,
+            process,
             spool: self.spool.clone(),
             metrics: self.metrics.clone(),
             waits: self.waits.clone(),
@@ -648,8 +694,6 @@ impl Hub {
             locals: Arc::clone(&self.locals),
         };
         task.run(retire).await;
-        process.open.fetch_sub(1, Relaxed);
-        self.free(process.id, slot).await;
         Ok(())
     }
 
@@ -664,9 +708,7 @@ impl Hub {
             .members
             .get_mut(&id)
             .filter(|member| member.key == key)?;
-        if !member.expected.remove(&slot) {
-            return None;
-        }
+        member.expected.remove(&slot)?;
         Some((
             Arc::clone(&member.process),
             member.slots.get(&slot)?.clone(),
@@ -691,7 +733,7 @@ impl Hub {
                 .min_by_key(|member| member.slots.len());
             let Some(member) = poorest else { return };
             member.slots.insert(slot, CancellationToken::new());
-            member.expected.insert(slot);
+            member.expected.insert(slot, Instant::now());
             // A control task that has ended takes its process out of the books, and frees the slot.
             let _ = member.orders.send(Order::Grant(slot));
             books.free.pop_front();
@@ -701,8 +743,12 @@ impl Hub {
     /// A slot's connection is closed by the worker: its number may go to another process, when the
     /// database knows, too.
     async fn free(&self, id: ProcessId, slot: SlotId) {
-        if let Some(member) = self.books().members.get_mut(&id) {
-            member.slots.remove(&slot);
+        {
+            let mut books = self.books();
+            match books.members.get_mut(&id) {
+                Some(member) => drop(member.slots.remove(&slot)),
+                None => books.left_behind -= 1,
+            }
         }
         self.changed.notify_waiters();
         tokio::time::sleep(DATABASE_NOTICES).await;
@@ -716,7 +762,8 @@ impl Hub {
         {
             let mut books = self.books();
             if let Some(member) = books.members.remove(&id) {
-                books.free.extend(member.expected);
+                books.left_behind += member.slots.len() - member.expected.len();
+                books.free.extend(member.expected.into_keys());
             }
         }
         self.grant();
@@ -738,10 +785,9 @@ impl Hub {
         }
     }
 
-    /// Whether any process gets new requests.
+    /// Whether any process gets new requests, now or as soon as a slot is free.
     pub fn serves(&self) -> bool {
-        let books = self.books();
-        books.members.values().any(|member| !member.draining)
+        self.books().serves(self.count)
     }
 
     pub fn processes(&self) -> Vec<Arc<Process>> {
@@ -795,10 +841,212 @@ impl Hub {
     }
 }
 
+impl Books {
+    /// A slot that the process has had for too long without opening it.
+    fn unopened(&self, id: ProcessId, now: Instant, grace: Duration) -> Option<SlotId> {
+        let late = |since: Instant| now.saturating_duration_since(since) >= GREETING.max(grace);
+        let mut expected = self.members.get(&id)?.expected.iter();
+        expected.find_map(|(slot, since)| late(*since).then_some(*slot))
+    }
+
+    /// Somebody takes new requests, and there are slots to run them on: maybe with a process that is to
+    /// give them back, or busy, but not all with those that do not answer or are gone.
+    fn serves(&self, count: u16) -> bool {
+        let answering = |member: &&Member| !member.silent;
+        let takes_new = self
+            .members
+            .values()
+            .filter(answering)
+            .any(|it| !it.draining);
+        let mute = self.members.values().filter(|member| member.silent);
+        let out_of_reach = self.left_behind + mute.map(|member| member.slots.len()).sum::<usize>();
+        takes_new && out_of_reach < usize::from(count)
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // First nobody new is sent there, then those who wait for it learn that it is gone.
+        self.process.gone.cancel();
+        self.hub.slots.remove_process(self.process.id);
+        self.hub.leave(self.process.id);
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.hub.board.set(self.slot, None);
+        self.hub.locals.ends(self.slot);
+        if !self.retire.is_cancelled() || std::thread::panicking() {
+            // A worker that lost one slot cannot be trusted with the others.
+            self.process.gone.cancel();
+        }
+        // After a runtime's end there is nobody to wait, and nobody who could have the slot next.
+        if let (Some(channel), Ok(_)) = (self.channel.take(), Handle::try_current()) {
+            let (hub, process, slot) =
+                (Arc::clone(&self.hub), Arc::clone(&self.process), self.slot);
+            self.hub.tasks.spawn(async move {
+                channel.closed().await;
+                process.open.fetch_sub(1, Relaxed);
+                hub.free(process.id, slot).await;
+            });
+        }
+    }
+}
+
 /// A secret that only the process that was welcomed with it knows.
 fn key() -> String {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .expect("the kernel gives 16 random bytes at once");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::Limits;
+
+    const TERMS: Terms = Terms {
+        fetch_timeout: Duration::from_secs(30),
+        thread_locals: Vec::new(),
+        request_timeout: Duration::from_secs(60),
+        overdue_grace: Duration::from_secs(30),
+    };
+
+    fn hub(count: u16) -> Arc<Hub> {
+        let metrics = Metrics::new(&[]);
+        let limits = Limits {
+            queue: 1,
+            queue_timeout: Duration::from_secs(5),
+            parked: 10,
+            parked_bytes: 1 << 30,
+            overdue_grace: TERMS.overdue_grace,
+        };
+        let spool = Spool::new(std::env::temp_dir(), metrics.clone()).expect("a folder");
+        let slots = WorkerSlots::new(count, limits, metrics.clone());
+        let waits = Waits::new(metrics.clone());
+        Hub::new(count, slots, spool, metrics, waits, TERMS)
+    }
+
+    fn process(id: u32) -> Arc<Process> {
+        Arc::new(Process {
+            id: ProcessId(id),
+            pid: id,
+            mode: "wsgi".into(),
+            threads: 2,
+            token: String::new(),
+            pings: true,
+            dumps: false,
+            stacks: false,
+            begun: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            mute: Notify::new(),
+            condemned: CancellationToken::new(),
+            leaves: CancellationToken::new(),
+            gone: CancellationToken::new(),
+        })
+    }
+
+    /// A process that has opened these slots.
+    fn member(id: u32, slots: &[u16]) -> Member {
+        let slots = slots.iter();
+        Member {
+            process: process(id),
+            key: key(),
+            slots: slots
+                .map(|slot| (SlotId(*slot), CancellationToken::new()))
+                .collect(),
+            expected: BTreeMap::new(),
+            orders: mpsc::unbounded_channel().0,
+            stacks: mpsc::channel(1).0,
+            draining: false,
+            silent: false,
+        }
+    }
+
+    fn books(members: impl IntoIterator<Item = Member>) -> Books {
+        let with_id = |member: Member| (member.process.id, member);
+        Books {
+            members: members.into_iter().map(with_id).collect(),
+            ..Books::default()
+        }
+    }
+
+    #[test]
+    fn who_takes_new_requests_and_has_no_slot_yet_serves_if_it_will_have_one() {
+        let draining = |member| Member {
+            draining: true,
+            ..member
+        };
+        let silent = |member| Member {
+            silent: true,
+            ..member
+        };
+        assert!(!books([]).serves(2));
+        assert!(books([member(1, &[0, 1])]).serves(2));
+        assert!(!books([silent(member(1, &[0, 1]))]).serves(2));
+        assert!(!books([draining(member(1, &[0, 1]))]).serves(2));
+        // The successor of one that finishes what it has, of one that does not answer, of one that is gone.
+        assert!(books([draining(member(1, &[0, 1])), member(2, &[])]).serves(2));
+        assert!(!books([silent(member(1, &[0, 1])), member(2, &[])]).serves(2));
+        assert!(books([silent(member(1, &[0])), member(2, &[1])]).serves(2));
+        let mut after = books([member(2, &[])]);
+        assert!(after.serves(2));
+        after.left_behind = 2;
+        assert!(!after.serves(2));
+    }
+
+    #[test]
+    fn a_slot_that_was_granted_has_its_time_to_be_opened() {
+        let granted = Instant::now();
+        let mut slow = member(1, &[0, 1]);
+        slow.expected.insert(SlotId(1), granted);
+        let books = books([slow]);
+        let unopened = |after: u64, grace: u64| {
+            let now = granted + Duration::from_secs(after);
+            books.unopened(ProcessId(1), now, Duration::from_secs(grace))
+        };
+        assert_eq!(unopened(29, 30), None);
+        assert_eq!(unopened(30, 30), Some(SlotId(1)));
+        assert_eq!(unopened(4, 1), None);
+        assert_eq!(unopened(5, 1), Some(SlotId(1)));
+    }
+
+    #[tokio::test]
+    async fn a_slot_whose_task_panics_is_free_when_its_worker_has_closed_it() {
+        let hub = hub(1);
+        let member = member(1, &[0]);
+        let process = Arc::clone(&member.process);
+        *hub.books() = books([member]);
+        let joined = Joined {
+            hub: Arc::clone(&hub),
+            process: Arc::clone(&process),
+        };
+        process.open.fetch_add(1, Relaxed);
+        let (ours, theirs) = UnixStream::pair().expect("two sockets");
+        let opened = Opened {
+            hub: Arc::clone(&hub),
+            process: Arc::clone(&process),
+            slot: SlotId(0),
+            retire: CancellationToken::new(),
+            channel: Some(Channel::new(ours)),
+        };
+        let task = tokio::spawn(async move {
+            let _opened = opened;
+            panic!("for the test");
+        });
+        assert!(task.await.is_err_and(|error| error.is_panic()));
+        assert!(process.gone.is_cancelled());
+        drop(joined);
+        assert_eq!(hub.books().left_behind, 1);
+        assert_eq!(process.open.load(Relaxed), 1, "its thread may be there");
+
+        drop(theirs);
+        while hub.books().free.is_empty() {
+            hub.changed().await;
+        }
+        assert_eq!(process.open.load(Relaxed), 0);
+        assert_eq!(hub.books().left_behind, 0);
+    }
 }

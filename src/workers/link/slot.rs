@@ -52,8 +52,8 @@ enum Event {
     Retire,
 }
 
-pub struct SlotTask {
-    pub channel: Channel,
+pub struct SlotTask<'a> {
+    pub channel: &'a mut Channel,
     pub port: Port<Job, Step>,
     pub process: Arc<Process>,
     pub spool: Spool,
@@ -63,9 +63,8 @@ pub struct SlotTask {
     pub locals: Arc<Locals>,
 }
 
-impl SlotTask {
-    /// Drives the slot until it is retired or its worker breaks, then waits for the worker's end of
-    /// the connection: only then is the worker's thread, with its database connection, known to be gone.
+impl SlotTask<'_> {
+    /// Drives the slot until it is retired or its worker breaks.
     pub async fn run(mut self, retire: tokio_util::sync::CancellationToken) {
         match self.serve(&retire).await {
             Ok(()) => tracing::debug!(slot = self.port.slot().0, "slot retired"),
@@ -77,22 +76,6 @@ impl SlotTask {
                 slot = self.port.slot().0, pid = self.process.pid, %broken, "worker refused"
             ),
         }
-        let Self {
-            channel,
-            port,
-            process,
-            board,
-            locals,
-            ..
-        } = self;
-        board.set(port.slot(), None);
-        locals.ends(port.slot());
-        drop(port);
-        if !retire.is_cancelled() {
-            // A worker that lost one slot cannot be trusted with the others.
-            process.gone.cancel();
-        }
-        channel.closed().await;
     }
 
     async fn serve(&mut self, retire: &tokio_util::sync::CancellationToken) -> Result<(), Broken> {
@@ -134,6 +117,7 @@ impl SlotTask {
                 }),
             );
             let traced = taken.job.about.record.if_traced();
+            let request = taken.request;
             let calls = matches!(taken.job.work, Work::Run(_));
             // Calls do not park, and their time is not that of their request.
             if !calls {
@@ -172,6 +156,7 @@ impl SlotTask {
                     let step = Step::Park(parked.park);
                     if let Err(Ok(Step::Park(_))) = parked.reply.send(Ok(step)) {
                         tracing::debug!("parked a request that nobody owns");
+                        self.port.forget(request);
                     }
                     next
                 }

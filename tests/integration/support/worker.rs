@@ -44,6 +44,8 @@ pub struct Builder {
     /// Whether it says that it answers PING, and whether it does.
     pings: bool,
     mute: bool,
+    /// It does nothing about a GRANT.
+    idles: bool,
     /// What it answers when a person asks for stacks: none, if it does not say that it does; empty, if it does
     /// not.
     tells: Option<&'static str>,
@@ -59,6 +61,7 @@ pub fn new(threads: u16) -> Builder {
         retiring: None,
         pings: false,
         mute: false,
+        idles: false,
         tells: None,
     };
     builder
@@ -183,6 +186,12 @@ impl Builder {
         self.pings()
     }
 
+    /// Opens none of its slots.
+    pub fn opens_nothing(mut self) -> Self {
+        self.idles = true;
+        self
+    }
+
     /// Says that it tells stacks, and tells these; nothing, if they are empty.
     pub fn tells_stacks(mut self, stacks: &'static str) -> Self {
         self.tells = Some(stacks);
@@ -231,6 +240,7 @@ impl Builder {
             calls: self.calls,
             retiring: self.retiring,
             mute: self.mute,
+            idles: self.idles,
             tells: self.tells,
             waiting: Mutex::default(),
             stops: Mutex::default(),
@@ -286,6 +296,7 @@ struct Shared {
     calls: Option<CallScript>,
     retiring: Option<Gate>,
     mute: bool,
+    idles: bool,
     tells: Option<&'static str>,
     /// Parked requests, by id, and held jobs, by id and slot.
     waiting: Mutex<Waiting>,
@@ -456,6 +467,7 @@ impl Shared {
         while let Some(frame) = self.control.frame().await {
             self.seen.send_modify(|seen| seen.frames.push(frame.kind));
             match frame.kind {
+                kind::GRANT if self.idles => {}
                 kind::GRANT => self.spawn(Arc::clone(&self).slot(frame.aux)),
                 kind::DRAIN => {}
                 kind::PING if self.mute => {}
