@@ -213,6 +213,10 @@ impl File {
             && no_quotes
         {
             let (key, value) = (self.full_name(line, key.trim()), masked(value.trim()));
+            // Of other secrets the secret part is known to be masked.
+            if keys::find(&key).is_some_and(|key| key.kind == keys::Kind::SharedSecret) {
+                return format!("{key}: *** is no text in quotes; write it in quotes");
+            }
             if value.is_empty() {
                 return format!("{key}: there is no value");
             }

@@ -71,6 +71,8 @@ pub struct Config {
     pub error_pages: Option<PathBuf>,
     pub compression: Compression,
     pub tracing: Tracing,
+    /// None: no plans over HTTP.
+    pub plans: Option<Plans>,
     /// Where `X-Sendfile` may point; empty: nowhere.
     pub sendfile_root: Vec<PathBuf>,
     /// In the order of the file; no two for the same requests.
@@ -221,6 +223,8 @@ pub enum OnDisconnect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workers {
     pub source: Source,
+    /// The server of the source may answer with plans. There are [`Plans`] then.
+    pub plans: bool,
     /// `module.attribute` names.
     pub thread_locals: Vec<String>,
 }
@@ -320,6 +324,17 @@ pub struct RouteUpstream {
     pub server: Upstream,
     /// Requests at once, 1 to 10000.
     pub connections: u16,
+    /// It may answer with plans. There are [`Plans`] then.
+    pub plans: bool,
+}
+
+/// Plans over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plans {
+    /// Never systemd's.
+    pub listen: Listen,
+    /// At least 32 characters, all of them visible ASCII.
+    pub secret: Secret,
 }
 
 /// Files that are sent without the application: one `[[static]]`.
@@ -505,7 +520,15 @@ impl Config {
             }),
             (old, _) => old,
         };
+        let plans = match (self.plans, new.plans) {
+            (Some(old), Some(new)) => Some(Plans {
+                listen: old.listen,
+                ..new
+            }),
+            (old, _) => old,
+        };
         Config {
+            plans,
             admin: self.admin,
             probes: self.probes,
             spool_dir: self.spool_dir,
@@ -557,6 +580,7 @@ impl Config {
                 .as_ref()
                 .map(|database| database.url.clone())
         };
+        let plans = |config: &Config| config.plans.as_ref().map(|plans| plans.listen.clone());
         [
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
@@ -568,6 +592,7 @@ impl Config {
             ("workers.processes", processes(self) != processes(new)),
             ("outbound.label", self.outbound.label != new.outbound.label),
             ("database.url", url(self) != url(new)),
+            ("plans.listen", plans(self) != plans(new)),
             (
                 "tracing.otlp_endpoint",
                 self.tracing.endpoint != new.tracing.endpoint,
