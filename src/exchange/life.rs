@@ -191,6 +191,9 @@ impl Life {
 
     /// Waits for a slot to make a step. None when the job was withdrawn unseen.
     async fn step(&mut self, id: RequestId, turn: &mut Turn<Step>) -> Option<Turned<Step>> {
+        if self.expired && self.is_at_server() {
+            self.alarm.set(Instant::now() + self.timeout);
+        }
         loop {
             let event = tokio::select! {
                 biased; // A step that is there is worth more than a deadline that passed with it.

@@ -47,6 +47,11 @@ pub const UPSTREAM_QUEUE_LENGTH: Family = gauge(
     &[UPSTREAM],
     "Requests waiting for a connection to the upstream of a `[[route]]`",
 );
+pub const UPSTREAM_PARKED_REQUESTS: Family = gauge(
+    "layby_upstream_parked_requests",
+    &[UPSTREAM],
+    "Requests for the upstream of a `[[route]]` that wait for a plan and hold no connection",
+);
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
     &[],
@@ -256,6 +261,7 @@ pub const ALL: &[Family] = &[
     PARKED_REQUESTS,
     UPSTREAM_SLOTS,
     UPSTREAM_QUEUE_LENGTH,
+    UPSTREAM_PARKED_REQUESTS,
     WAITING_IN_PLACE,
     CONNECTIONS,
     CONNECTIONS_REFUSED,

@@ -21,6 +21,7 @@ enum Place {
     Upstream {
         slots: PerLabel<SlotState, Share>,
         queue_length: Share,
+        parked_requests: Share,
     },
 }
 
@@ -41,9 +42,13 @@ impl Metrics {
         let series = &self.0;
         let slots = |state| series.upstream_slots.with_label_values(&[upstream, state]);
         let queue_length = series.upstream_queue_length.with_label_values(&[upstream]);
+        let parked_requests = series
+            .upstream_parked_requests
+            .with_label_values(&[upstream]);
         Pool(Place::Upstream {
             slots: PerLabel::new(|state| Share::of(slots(state))),
             queue_length: Share::of(queue_length),
+            parked_requests: Share::of(parked_requests),
         })
     }
 }
@@ -68,10 +73,12 @@ impl Pool {
         }
     }
 
-    /// Nothing of an upstream parks.
     pub fn parked_requests(&self, requests: usize) {
-        if let Place::Main(metrics) = &self.0 {
-            metrics.parked_requests(requests);
+        match &self.0 {
+            Place::Main(metrics) => metrics.parked_requests(requests),
+            Place::Upstream {
+                parked_requests, ..
+            } => parked_requests.set(gauge_value(requests)),
         }
     }
 
@@ -124,9 +131,12 @@ mod tests {
         old.slots(0, 3, 0);
         new.slots(4, 1, 2);
         new.queue_length(7);
+        new.parked_requests(5);
         shown("layby_upstream_slots{state=\"busy\",upstream=\"http://a:80\"} 4");
         shown("layby_upstream_slots{state=\"lost\",upstream=\"http://a:80\"} 2");
         shown("layby_upstream_queue_length{upstream=\"http://a:80\"} 7");
+        shown("layby_upstream_parked_requests{upstream=\"http://a:80\"} 5");
+        shown("layby_parked_requests 0");
         shown("layby_slots{state=\"busy\"} 0");
         old.slots(0, 2, 0);
         shown("layby_upstream_slots{state=\"busy\",upstream=\"http://a:80\"} 3");

@@ -581,6 +581,29 @@ async fn results_do_not_wait_for_ever() {
 }
 
 #[tokio::test]
+async fn large_results_come_whole_or_as_failures() {
+    for (limit, expected) in [("10MiB", None), ("0", Some("failed"))] {
+        let app = upstream::tcp().await;
+        let origin = origin::answering(&"\u{e4}\"".repeat(300_000)).await;
+        let gateway = before(&app, 1).set("spool_limit", limit).run().await;
+        let pending = gateway.get("/").spawn();
+        let mut connection = app.accept().await;
+        let request = connection.request().await;
+        connection
+            .send(planned(&request, &quote(&origin.url("/"))))
+            .await;
+        let resume = connection.request().await;
+        let result = verified(&resume, SECRET)["results"][0].clone();
+        assert_eq!(result["error"].as_str(), expected);
+        let length = result["body"].as_str().map(str::len);
+        assert_eq!(length, expected.is_none().then_some(900_000));
+        connection.send(OK).await;
+        assert_eq!(pending.await.ok(), "ok");
+        gateway.rests().await;
+    }
+}
+
+#[tokio::test]
 async fn a_drain_waits_for_what_is_parked() {
     let app = upstream::tcp().await;
     let origin = origin::stalled().await;
@@ -630,6 +653,12 @@ async fn routes_have_plans_too_and_a_reload_changes_the_secret() {
         .send(planned(&request, &quote(&origin.url("/"))))
         .await;
     origin.received(1).await;
+    let parked = format!(
+        "layby_upstream_parked_requests{{upstream=\"{}\"}}",
+        other.url()
+    );
+    assert_eq!(gateway.metric(&parked).await, 1.0);
+    assert_eq!(gateway.status_json().await["upstreams"][1]["parked"], 1);
     let new = "another secret, said without blanks".replace(' ', "-");
     gateway.rewrite(&file(&new));
     gateway.signal(Signal::HUP);

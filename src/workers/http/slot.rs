@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use super::body::{Framing, Piece};
 use super::connection::{self, Connection, Reader, Refused, Writer};
 use super::head::{self, Head};
-use super::plans::{self, Continuation, Digest, Digesting};
+use super::plans::{self, Continuation, Digest, Digesting, Signer};
 use super::{Health, PROCESS, Shared, Terms};
 use crate::layers::Resumed;
 use crate::message::{Answer, AnswerBody, Request, RequestBody};
@@ -82,6 +82,8 @@ enum Sent {
 struct Planned {
     plan: Plan,
     resume: Resume,
+    /// Whose token it had.
+    signer: Arc<Signer>,
     /// Bytes of the plan.
     len: u64,
     keeps: bool,
@@ -304,7 +306,7 @@ impl SlotTask {
             _ => unreachable!("an HTTP server knows no other jobs"),
         };
         // One for each try: it is told to this connection alone.
-        let asked = terms.plans.as_deref();
+        let asked = terms.plans.as_ref();
         let asked = asked.map(|signer| (signer, signer.token()));
         let begun = AtomicBool::new(false);
         let mut out = BytesMut::with_capacity(1024);
@@ -326,12 +328,12 @@ impl SlotTask {
                 return Sent::Spent;
             }
         };
-        let is_plan = asked.is_some_and(|(signer, token)| plans::is_plan(signer, token, &mut head));
+        let of_plan = asked.filter(|(signer, token)| plans::is_plan(signer, *token, &mut head));
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Sent::Switched(Box::new(head));
         }
         let keeps = head.keeps;
-        if is_plan {
+        if let Some((signer, _)) = of_plan {
             // Boxed: its size would be paid by every request.
             let reading = Box::pin(self.plan(head, request, times, &mut wire));
             return match reading.await {
@@ -340,6 +342,7 @@ impl SlotTask {
                     Sent::Planned(Box::new(Planned {
                         plan,
                         resume,
+                        signer: Arc::clone(signer),
                         len,
                         keeps: keeps && sent && wire.buffer.is_empty(),
                     }))
@@ -420,22 +423,24 @@ impl SlotTask {
     /// The request waits for its plan, and no slot has it from here on.
     fn park(&self, planned: Planned, job: Job, reply: Option<Reply>) -> Left {
         let Planned {
-            plan, resume, len, ..
+            plan,
+            resume,
+            signer,
+            len,
+            keeps: _,
         } = planned;
         let Some(reply) = reply else {
             unreachable!("nobody has been told anything of a request that parks");
         };
-        // It may have changed since, with a reload; what comes of it is signed by the one in force then.
-        let signer = self.upstream.terms().plans.clone();
         let then = match job.work {
-            Work::Begin(request, _) => signer.map(|it| Continuation::new(*request, resume, it)),
+            Work::Begin(request, _) => Some(Continuation::new(*request, resume, signer)),
             Work::Continue(next) if next.late => {
                 let server = &self.upstream.server;
                 let request = &job.about;
                 tracing::warn!(upstream = %server, %request, "another plan of a request whose time is over: it ends here");
                 None
             }
-            Work::Continue(next) => signer.map(|it| next.continuation.again(resume, it)),
+            Work::Continue(next) => Some(next.continuation.again(resume, signer)),
             _ => None,
         };
         // Dropping the reply says that there is no answer.
