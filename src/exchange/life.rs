@@ -204,10 +204,11 @@ impl Life {
             match event {
                 Event::Step(step) => return Some(step),
                 Event::Expired if self.expired => {
-                    self.alarm.clear();
                     if self.is_given_up(id) {
                         return None;
                     }
+                    // A slot has it just now, and may put it back.
+                    self.alarm.set(Instant::now() + self.timeout);
                 }
                 Event::Expired => self.expire(),
                 _ => {}
