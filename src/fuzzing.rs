@@ -15,6 +15,7 @@ use crate::downstream::way::Way;
 use crate::downstream::{answers, forwarded, framing, head as heads};
 use crate::message;
 use crate::metrics::Metrics;
+use crate::plan::http::decode_parking;
 use crate::plan::{Gather, Thing, decode, decode_relay};
 use crate::record::{Id, Record};
 use crate::spool::{Body, Limit};
@@ -73,6 +74,11 @@ pub fn plan(bytes: &[u8]) {
     let head = parts.next().unwrap_or_default();
     let body = Bytes::copy_from_slice(parts.next().unwrap_or_default());
     check_plan(head, &body);
+    if let Ok((plan, resume)) = decode_parking(head) {
+        let (things, depth) = extent(&plan.root);
+        assert!(things <= 4000 && depth <= 16);
+        assert!(resume.path.starts_with("/.layby/"));
+    }
 }
 
 fn check_plan(head: &[u8], body: &Bytes) {

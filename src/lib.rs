@@ -20,6 +20,7 @@ pub mod message;
 pub mod metrics;
 pub mod outbound;
 pub mod plan;
+pub mod plan_listener;
 pub mod recent;
 pub mod record;
 pub mod slots;

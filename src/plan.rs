@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
+use ::http::{HeaderMap, Method, StatusCode};
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
 
 mod decode;
 mod encode;
+pub mod http;
 
 pub use decode::{PlanError, decode, decode_hold, decode_relay};
 pub use encode::{encode, encode_captured};

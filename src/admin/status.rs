@@ -131,6 +131,8 @@ pub struct Upstream {
     pub lost: u16,
     /// Requests that wait for one.
     pub queued: usize,
+    /// Requests that wait for a plan, and hold none.
+    pub parked: usize,
 }
 
 /// A worker process.

@@ -44,6 +44,8 @@ pub(super) enum Kind {
     SecretHeader,
     /// `NAME=VALUE`
     Attribute,
+    /// What two programs know, and nobody else.
+    SharedSecret,
 }
 
 /// What holds when no source gives a key.
@@ -602,6 +604,18 @@ pub(super) const KEYS: &[Key] = &[
         ..PLAIN
     },
     Key {
+        name: "workers.plans",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "a server must mean it: its answers decide what the gateway fetches",
+        },
+        example: "true",
+        doc: "Whether the server of `workers.upstream` may answer with a plan, which parks its request \
+              ([plans.md](plans.md)). Only with `[plans]`.",
+        ..PLAIN
+    },
+    Key {
         name: "workers.processes",
         kind: Kind::Number,
         range: Some(("1", "1024")),
@@ -902,6 +916,25 @@ pub(super) const KEYS: &[Key] = &[
         doc: "What else is to be said of the gateway with every span. Also `OTEL_RESOURCE_ATTRIBUTES`.",
         ..PLAIN
     },
+    Key {
+        name: "plans.listen",
+        kind: Kind::Listen,
+        default: Default::Unset("no plans over HTTP"),
+        example: "unix:/run/layby/plans.sock",
+        restart: true,
+        doc: "Where an application posts plans to `/v1/fetch` and waits for their results: `unix:PATH`, or an address of \
+              this machine; not `systemd`. Only with `plans.secret` ([plans.md](plans.md)).",
+        ..PLAIN
+    },
+    Key {
+        name: "plans.secret",
+        kind: Kind::SharedSecret,
+        default: Default::Unset("no plans over HTTP"),
+        example: "write-32-random-characters-or-more",
+        doc: "What the gateway and the application know, and nobody else: at least 32 characters of ASCII, without \
+              blanks. It signs what the gateway posts to `/.layby/`, and lets in who posts to `/v1/fetch`. Never printed.",
+        ..PLAIN
+    },
 ];
 
 /// The keys of one `[[route]]`. They are in the file only: an environment variable holds no list of sections.
@@ -977,6 +1010,18 @@ pub(super) const ROUTE: &[Key] = &[
         doc: "Requests, and tunnels, at once to the upstream of this route, on a connection each; more wait in its \
               queue, bounded by `slots.queue` and `slots.queue_timeout`. At or below what the server itself works on \
               at once.",
+        ..PLAIN
+    },
+    Key {
+        name: "route.plans",
+        kind: Kind::Truth,
+        default: Default::Value {
+            text: "false",
+            because: "a server must mean it: its answers decide what the gateway fetches",
+        },
+        example: "true",
+        doc: "Whether the server of `upstream` may answer with a plan, which parks its request \
+              ([plans.md](plans.md)). Only with `[plans]`.",
         ..PLAIN
     },
 ];
@@ -1094,6 +1139,7 @@ pub(super) const SECTIONS: &[&str] = &[
     "access_log",
     "compression",
     "tracing",
+    "plans",
 ];
 
 /// What other servers call a key, and what it is here.
@@ -1189,7 +1235,10 @@ impl Key {
     }
 
     pub fn is_secret(&self) -> bool {
-        matches!(self.kind, Kind::DatabaseUrl | Kind::SecretHeader)
+        matches!(
+            self.kind,
+            Kind::DatabaseUrl | Kind::SecretHeader | Kind::SharedSecret
+        )
     }
 }
 

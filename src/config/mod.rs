@@ -72,6 +72,8 @@ pub struct Config {
     pub error_pages: Option<PathBuf>,
     pub compression: Compression,
     pub tracing: Tracing,
+    /// None: no plans over HTTP.
+    pub plans: Option<Plans>,
     /// Where `X-Sendfile` may point; empty: nowhere.
     pub sendfile_root: Vec<PathBuf>,
     /// In the order of the file; no two for the same requests.
@@ -222,6 +224,8 @@ pub enum OnDisconnect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workers {
     pub source: Source,
+    /// The server of the source may answer with plans. There are [`Plans`] then.
+    pub plans: bool,
     /// `module.attribute` names.
     pub thread_locals: Vec<String>,
 }
@@ -325,6 +329,17 @@ pub struct RouteUpstream {
     pub server: Upstream,
     /// Requests at once, 1 to 10000.
     pub connections: u16,
+    /// It may answer with plans. There are [`Plans`] then.
+    pub plans: bool,
+}
+
+/// Plans over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plans {
+    /// Never systemd's.
+    pub listen: Listen,
+    /// At least 32 characters, all of them visible ASCII.
+    pub secret: Secret,
 }
 
 /// Files that are sent without the application: one `[[static]]`.
@@ -517,7 +532,15 @@ impl Config {
             }),
             (old, _) => old,
         };
+        let plans = match (self.plans, new.plans) {
+            (Some(old), Some(new)) => Some(Plans {
+                listen: old.listen,
+                ..new
+            }),
+            (old, _) => old,
+        };
         Config {
+            plans,
             admin: self.admin,
             probes: self.probes,
             spool_dir: self.spool_dir,
@@ -583,6 +606,7 @@ impl Config {
                 .map(|database| database.url.clone())
         };
         let share = |config: &Config| config.database.as_ref().map(|database| database.share);
+        let plans = |config: &Config| config.plans.as_ref().map(|plans| plans.listen.clone());
         [
             ("admin", self.admin != new.admin),
             ("probes", self.probes != new.probes),
@@ -594,6 +618,7 @@ impl Config {
             ("workers.processes", processes(self) != processes(new)),
             ("outbound.label", self.outbound.label != new.outbound.label),
             ("database.url", url(self) != url(new)),
+            ("plans.listen", plans(self) != plans(new)),
             (
                 "database.share",
                 url(self) == url(new) && share(self) != share(new),

@@ -178,6 +178,7 @@ fn describe(key: &Key) -> String {
         Kind::Title => "text".to_owned(),
         Kind::SecretHeader => "`NAME: VALUE`, a secret".to_owned(),
         Kind::Attribute => "`NAME=VALUE`".to_owned(),
+        Kind::SharedSecret => "text without blanks, a secret".to_owned(),
     };
     let list = if key.list { "list of: " } else { "" };
     match key.range {

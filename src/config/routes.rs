@@ -44,9 +44,11 @@ impl Reader {
         };
         let Some(upstream) = &route.upstream else {
             let right = table.layer.contains_key("route.upstream");
-            if table.layer.contains_key("route.connections") && !right {
-                let text = "says nothing without upstream; remove it, or set upstream";
-                blame("route.connections", text.to_owned());
+            for key in ["route.connections", "route.plans"] {
+                if table.layer.contains_key(key) && !right {
+                    let text = "says nothing without upstream; remove it, or set upstream";
+                    blame(key, text.to_owned());
+                }
             }
             return;
         };
@@ -67,6 +69,19 @@ impl Reader {
                 upstream.server
             );
             blame("route.connections", text);
+        }
+        let differs = before.iter().find(|(other, _)| {
+            other.upstream.as_ref().is_some_and(|other| {
+                other.server == upstream.server && other.plans != upstream.plans
+            })
+        });
+        if let Some((_, place)) = differs {
+            let other = !upstream.plans;
+            let text = format!(
+                "{} has {other} by the route at {place}; write {other} here too",
+                upstream.server
+            );
+            blame("route.plans", text);
         }
     }
 
@@ -124,6 +139,8 @@ impl Reader {
         let server = self.within(table, "route.upstream").pop();
         let connections = self.within(table, "route.connections").pop();
         let connections = connections.expect("the table has a default for it");
+        let plans = self.within(table, "route.plans").pop();
+        let plans = plans.expect("the table has a default for it");
         if path.is_none() && !table.layer.contains_key("route.path") {
             let text = "is missing; write path = \"/\" for every path";
             let mistake = Mistake::new(table.place.clone(), "route.path", text);
@@ -138,6 +155,7 @@ impl Reader {
             upstream: server.map(|server| RouteUpstream {
                 server,
                 connections,
+                plans,
             }),
         })
     }
@@ -164,6 +182,7 @@ fn shown(route: &Route) -> String {
     } = route;
     let server = upstream.as_ref().map(|it| &it.server);
     let connections = upstream.as_ref().map(|it| it.connections);
+    let plans = upstream.as_ref().map(|it| it.plans).filter(|plans| *plans);
     let default = (*body != BodyMode::Buffered).then_some(*body);
     let keys = [
         ("path", said("route.path", &[RoutePath(path.clone())])),
@@ -176,6 +195,7 @@ fn shown(route: &Route) -> String {
         ),
         ("upstream", said("route.upstream", &list(server.cloned()))),
         ("connections", said("route.connections", &list(connections))),
+        ("plans", said("route.plans", &list(plans))),
     ];
     let keys = keys
         .into_iter()

@@ -9,15 +9,18 @@ use std::path::PathBuf;
 use url::Url;
 
 use super::addresses::{overlap, own};
+use super::effective::Entry;
+use super::keys::ROUTES;
 use super::mistakes::{Mistake, Place};
 use super::read::Reader;
 use super::values::{
-    AppName, Attribute, Dotted, Folder, Host, HttpUrl, MediaType, Size, Title, UnixSocket,
+    AppName, Attribute, Dotted, Folder, Host, HttpUrl, MediaType, SharedSecret, Size, Title,
+    UnixSocket,
 };
 use super::{
     AccessLog, App, Bodies, Certificate, Clients, Compression, Config, Count, Database, Listen,
-    OtlpProtocol, Outbound, Ratio, Recycle, Role, Secret, Slots, Source, Tls, Tracing, Upstream,
-    Workers,
+    OtlpProtocol, Outbound, Plans, Ratio, Recycle, Role, Secret, Slots, Source, Tls, Tracing,
+    Upstream, Workers,
 };
 
 pub(super) const CHOICES: [&str; 3] = ["workers.app", "workers.link", "workers.upstream"];
@@ -126,15 +129,19 @@ impl Reader {
         };
 
         let tracing = self.tracing();
+        let plans = self.plans();
         if outbound.label.len() > MOST_LABELS {
             let text = format!("too many hosts; write at most {MOST_LABELS}");
             self.blame("outbound.label", text);
         }
         if self.complete {
             self.check_slots(&slots, workers.as_ref(), database.as_ref());
-            let own = addresses(&listen, &tls, admin, probes);
+            let own = addresses(&listen, &tls, admin, probes, plans.as_ref());
             let source = workers.as_ref().map(|workers| &workers.source);
             self.check_addresses(own, source);
+            if plans.is_none() {
+                self.check_planless();
+            }
         }
         if !admin.ip().is_loopback() {
             let text = format!(
@@ -169,6 +176,7 @@ impl Reader {
             error_pages,
             compression,
             tracing,
+            plans,
             sendfile_root,
             routes,
             mounts,
@@ -202,6 +210,65 @@ impl Reader {
                 .map(|Attribute(name, value)| (name, value))
                 .collect(),
         }
+    }
+
+    /// Both keys or neither.
+    fn plans(&mut self) -> Option<Plans> {
+        let listen: Option<Listen> = self.optional("plans.listen");
+        let secret: Option<SharedSecret> = self.optional("plans.secret");
+        match &listen {
+            Some(Listen::Systemd(_)) => {
+                let text =
+                    "is not for sockets of systemd; write unix:PATH, or an address of this machine";
+                self.blame("plans.listen", text);
+            }
+            Some(Listen::Tcp(address)) if !address.ip().is_loopback() => {
+                let text = format!(
+                    "{address} lets other hosts try the secret, which nothing encrypts; write unix:PATH, or an \
+                     address of this machine"
+                );
+                let warning = Mistake::new(self.place("plans.listen"), "plans.listen", text);
+                self.warnings.push(warning.to_string());
+            }
+            _ => {}
+        }
+        let right = |key| self.complete && self.is_right(key);
+        let missing = match (&listen, &secret) {
+            (Some(_), None) if right("plans.secret") => Some(("plans.listen", "plans.secret")),
+            (None, Some(_)) if right("plans.listen") => Some(("plans.secret", "plans.listen")),
+            _ => None,
+        };
+        if let Some((given, missing)) = missing {
+            self.blame(given, format!("says nothing without {missing}; set both"));
+        }
+        Some(Plans {
+            listen: listen?,
+            secret: secret.map(|SharedSecret(text)| Secret(text))?,
+        })
+    }
+
+    /// Nothing signs what a server is to resume by.
+    fn check_planless(&mut self) {
+        const TEXT: &str = "needs [plans]; set plans.listen and plans.secret";
+        // One mistake is said once.
+        if !self.is_right("plans.listen") || !self.is_right("plans.secret") {
+            return;
+        }
+        let in_force =
+            |entry: &Entry| entry.key == "workers.plans" && entry.value.as_deref() == Some("true");
+        if self.entries.iter().any(in_force) && self.is_right("workers.plans") {
+            self.blame("workers.plans", TEXT);
+        }
+        let mut mistakes = Vec::new();
+        for table in self.lists.get(ROUTES).into_iter().flatten() {
+            if table.layer.contains_key("route.upstream")
+                && let Some(given) = table.layer.get("route.plans")
+                && given.items.first().is_some_and(|item| item.text == "true")
+            {
+                mistakes.push(Mistake::new(given.place.clone(), "route.plans", TEXT));
+            }
+        }
+        self.mistakes.extend(mistakes);
     }
 
     fn tls(&mut self) -> Tls {
@@ -238,6 +305,7 @@ impl Reader {
         let app: Option<AppName> = self.optional("workers.app");
         let link: Option<UnixSocket> = self.optional("workers.link");
         let upstream: Option<Upstream> = self.optional("workers.upstream");
+        let plans = self.one("workers.plans");
         let processes = self.optional("workers.processes");
         let mode = self.one("workers.mode");
         let python = self.optional("workers.python");
@@ -257,8 +325,9 @@ impl Reader {
         if chosen != "workers.app" {
             idle.extend(BESIDE_APP);
         }
-        if chosen == "workers.upstream" {
-            idle.push("workers.thread_locals");
+        match chosen {
+            "workers.upstream" => idle.push("workers.thread_locals"),
+            _ => idle.push("workers.plans"),
         }
         for key in idle {
             self.entries.retain(|entry| entry.key != key);
@@ -280,6 +349,7 @@ impl Reader {
             _ => Source::Upstream(upstream?),
         };
         Some(Workers {
+            plans: plans && chosen == "workers.upstream",
             source,
             thread_locals: thread_locals.into_iter().map(|Dotted(name)| name).collect(),
         })
@@ -421,10 +491,12 @@ fn addresses(
     tls: &Tls,
     admin: SocketAddr,
     probes: Option<SocketAddr>,
+    plans: Option<&Plans>,
 ) -> Vec<(&'static str, Listen)> {
     let mut all: Vec<_> = listen.iter().map(|one| ("listen", one.clone())).collect();
     all.extend(tls.listen.iter().map(|one| ("tls.listen", one.clone())));
     all.push(("admin", Listen::Tcp(admin)));
     all.extend(probes.map(|address| ("probes", Listen::Tcp(address))));
+    all.extend(plans.map(|plans| ("plans.listen", plans.listen.clone())));
     all
 }

@@ -50,10 +50,20 @@ fn in_file(key: &Key) -> String {
     }
 }
 
+/// One key of the section is nothing without the other.
+const PLANS: &str = "workers.app = \"base\"\nplans.listen = \"unix:a\"\nplans.secret = \"01234567890123456789012345678901\"";
+
 /// What has to be set too, so that a key makes sense.
 fn beside(key: &Key) -> &'static str {
     match key.name {
         "workers.app" | "workers.link" | "workers.upstream" => "",
+        "workers.plans" => {
+            "\nworkers.upstream = \"unix:a\"\nplans.listen = \"unix:b\"\nplans.secret = \"01234567890123456789012345678901\""
+        }
+        "plans.listen" => {
+            "\nworkers.app = \"base\"\nplans.secret = \"01234567890123456789012345678901\""
+        }
+        "plans.secret" => "\nworkers.app = \"base\"\nplans.listen = \"unix:a\"",
         "tls.listen" => "\nworkers.app = \"base\"\ntls.cert = \"cert\"\ntls.key = \"key\"",
         "database.share" => "\nworkers.app = \"base\"\ndatabase.url = \"postgres://db/shop\"",
         _ => "\nworkers.app = \"base\"",
@@ -97,6 +107,7 @@ url = "postgres://shop:hunter2@db/shop"
 fn the_sample_of_the_contract_is_valid() {
     let config = Config::from_toml(SAMPLE).expect("valid").config;
     let expected = Config {
+        plans: None,
         listen: vec![Listen::Tcp(([0, 0, 0, 0], 8000).into())],
         admin: ([127, 0, 0, 1], 9180).into(),
         probes: Some(([0, 0, 0, 0], 9181).into()),
@@ -142,6 +153,7 @@ fn the_sample_of_the_contract_is_valid() {
             on_disconnect: OnDisconnect::Finish,
         },
         workers: Workers {
+            plans: false,
             source: Source::App(App {
                 app: "mysite.wsgi:application".to_owned(),
                 processes: Some(2),
@@ -320,8 +332,8 @@ fn the_table_is_sound() {
     let by_default = |entry: &&Entry| entry.source == Place::Default;
     assert_eq!(
         defaults.effective.0.iter().filter(by_default).count(),
-        // All but app and its two rivals.
-        KEYS.len() - 3
+        // All but app, its two rivals, and what stands beside a rival only.
+        KEYS.len() - 4
     );
 }
 
@@ -377,17 +389,14 @@ fn the_keys_of_a_route_are_those_of_the_table() {
     for key in ROUTE {
         let path = match key.short() {
             "path" => "",
-            "connections" => "path = \"/\"\nupstream = \"unix:/run/app.sock\"\n",
+            "connections" | "plans" => "path = \"/\"\nupstream = \"unix:/run/app.sock\"\n",
             _ => "path = \"/\"\n",
         };
         let example = match key.kind {
-            Kind::Number => key.example.to_owned(),
+            Kind::Number | Kind::Truth => key.example.to_owned(),
             _ => format!("{:?}", key.example),
         };
-        let text = format!(
-            "[[route]]\n{path}{} = {example}\n[workers]\napp = \"base\"",
-            key.short(),
-        );
+        let text = format!("{PLANS}\n[[route]]\n{path}{} = {example}", key.short());
         let loaded = Config::from_toml(&text).expect(&text);
         let entry = loaded.effective.entry("route").expect("it is in force");
         let value = entry.value.as_deref().expect("it has one");
@@ -581,10 +590,12 @@ fn a_route_may_have_an_upstream_of_its_own() {
             Some(RouteUpstream {
                 server: Upstream::Tcp("live.example:9000".to_owned()),
                 connections: 200,
+                plans: false,
             }),
             Some(RouteUpstream {
                 server: Upstream::Unix("/run/api.sock".into()),
                 connections: 64,
+                plans: false,
             }),
         ]
     );
@@ -850,7 +861,7 @@ parked = 0
 app = "mysite/wsgi.py"
 link = "unix:/run/link.sock"
 
-[plans]
+[plan]
 listen = "x"
 
 [database]
@@ -877,7 +888,7 @@ layby.toml:14: slots.queue_timeout: 5 has no unit; write "5s"
 layby.toml:15: slots.parked: 0 is too small; write 1 to 1000000
 layby.toml:18: workers.app: "mysite/wsgi.py" is not a Python name, module:object; write "mysite.wsgi:application"
 layby.toml:19: workers.link: conflicts with workers.app (layby.toml:18); keep exactly one of app, link and upstream
-layby.toml:21: plans: unknown section; there are SECTIONS
+layby.toml:21: plan: unknown section; did you mean [plans]?
 layby.toml:25: database.url: *** is not a PostgreSQL URL; write it like "postgres://user:password@host:5432/name"
 LAYBY_OUTBOUND_ALLOW: localhost is loopback, which only an address allows; write 127.0.0.1
 LAYBY_SLOTS_QUEUE_TIMEOUT: 6 has no unit; write 6s
@@ -1240,8 +1251,8 @@ fn a_mistake_says_what_to_write() {
             "slot: unknown section; did you mean [slots]?",
         ),
         (
-            "plans = [{ path = \"/\" }]",
-            "plans: unknown section; there are SECTIONS",
+            "colours = [{ path = \"/\" }]",
+            "colours: unknown section; there are SECTIONS",
         ),
     ];
     for (line, expected) in cases {
@@ -1433,6 +1444,7 @@ fn a_change_needs_a_restart_exactly_where_the_table_says_so() {
     for key in KEYS {
         let old = match beside(key) {
             "" => "workers.app = \"base\"",
+            _ if key.section() == "plans" => PLANS,
             beside => beside,
         };
         let new = format!("{}{}", in_file(key), beside(key));
@@ -1540,4 +1552,96 @@ fn the_hash_after_a_reload_is_of_what_is_in_force() {
         assert_ne!(reloaded.hash(), old.effective.hash());
         assert_eq!(old.config.reloaded(new.config), in_force.config);
     }
+}
+
+#[test]
+fn plans_over_http_take_an_address_and_a_secret() {
+    let text = r#"
+workers.upstream = "unix:/run/app.sock"
+workers.plans = true
+plans.listen = "127.0.0.1:9182"
+plans.secret = "0123456789abcdef0123456789abcdef"
+[[route]]
+path = "/live"
+upstream = "unix:/run/live.sock"
+plans = true
+"#;
+    let loaded = Config::from_toml(text).expect("valid");
+    let plans = loaded.config.plans.clone().expect("given");
+    assert_eq!(plans.secret.0, "0123456789abcdef0123456789abcdef");
+    assert!(loaded.config.workers.plans);
+    let route = loaded.config.routes[0].upstream.clone();
+    assert!(route.is_some_and(|upstream| upstream.plans));
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let shown = loaded.effective.to_string();
+    assert!(!shown.contains("0123456789abcdef"), "{shown}");
+    assert!(shown.contains("plans = true }"), "{shown}");
+    assert!(!format!("{:?}", loaded.config).contains("0123456789abcdef"));
+
+    let other = text
+        .replace("9182", "9183")
+        .replace("0123456789abcdef0", "another-one-of-32-");
+    let new = Config::from_toml(&other).expect("valid").config;
+    let old = loaded.config;
+    assert_eq!(old.changes_needing_restart(&new), ["plans.listen"]);
+    let reloaded = old.clone().reloaded(new.clone()).plans.expect("kept");
+    assert_eq!(reloaded.listen, plans.listen);
+    assert_eq!(
+        Some(&reloaded.secret),
+        new.plans.as_ref().map(|it| &it.secret)
+    );
+
+    let open = Config::from_toml(&text.replace("127.0.0.1", "0.0.0.0")).expect("valid");
+    assert!(open.warnings[0].contains("plans.listen: 0.0.0.0:9182 lets other hosts try"));
+}
+
+#[test]
+fn what_plans_over_http_lack_is_said() {
+    for (text, said) in [
+        (
+            "plans.listen = \"unix:b\"",
+            "layby.toml:1: plans.listen: says nothing without plans.secret; set both",
+        ),
+        (
+            "plans.secret = \"0123456789abcdef0123456789abcdef\"",
+            "layby.toml:1: plans.secret: says nothing without plans.listen; set both",
+        ),
+        (
+            "plans.secret = \"0123456789abcdef\"\nplans.listen = \"unix:b\"",
+            "layby.toml:1: plans.secret: *** is shorter than 32 characters; write what `openssl rand -hex 32` prints",
+        ),
+        (
+            "plans.secret = \"0123456789abcdef 123456789abcdef\"\nplans.listen = \"unix:b\"",
+            "layby.toml:1: plans.secret: *** has blanks, or characters beyond ASCII; \
+             write what `openssl rand -hex 32` prints",
+        ),
+        (
+            "plans.secret = hunter2\nplans.listen = \"unix:b\"",
+            "layby.toml:1: plans.secret: *** is no text in quotes; write it in quotes",
+        ),
+        (
+            "plans.listen = \"systemd\"\nplans.secret = \"0123456789abcdef0123456789abcdef\"",
+            "layby.toml:1: plans.listen: is not for sockets of systemd; write unix:PATH, or an address of this machine",
+        ),
+        (
+            "plans.listen = \"127.0.0.1:8000\"\nplans.secret = \"0123456789abcdef0123456789abcdef\"",
+            "layby.toml:1: plans.listen: 127.0.0.1:8000 is taken by listen already; write another",
+        ),
+    ] {
+        assert_eq!(mistake(text), said, "{text}");
+    }
+    assert_eq!(
+        mistakes(
+            "workers.upstream = \"unix:a\"\nworkers.plans = true\n[[route]]\npath = \"/a\"\nupstream = \"unix:c\"\nplans = true\n\
+             [[route]]\npath = \"/b\"\nupstream = \"unix:c\"\n[[route]]\npath = \"/c\"\nplans = false"
+        ),
+        "layby.toml:2: workers.plans: needs [plans]; set plans.listen and plans.secret\n\
+         layby.toml:6: route.plans: needs [plans]; set plans.listen and plans.secret\n\
+         layby.toml:7: route.plans: unix:c has true by the route at layby.toml:3; write true here too\n\
+         layby.toml:12: route.plans: says nothing without upstream; remove it, or set upstream"
+    );
+    assert_eq!(
+        mistake("workers.app = \"base\"\nworkers.plans = true"),
+        "layby.toml:2: workers.plans: says nothing beside workers.app; remove it"
+    );
 }

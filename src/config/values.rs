@@ -143,3 +143,36 @@ impl Value for Secret {
         "***".to_owned()
     }
 }
+
+/// Of two programs. It stands in a header of HTTP as it is.
+#[derive(PartialEq, Eq)]
+pub struct SharedSecret(pub String);
+
+/// Of random letters and digits more than anybody can try.
+const SHORTEST_SECRET: usize = 32;
+const LONGEST_SECRET: usize = 1024;
+
+impl Value for SharedSecret {
+    fn is(kind: Kind) -> bool {
+        kind == Kind::SharedSecret
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let make = "write what `openssl rand -hex 32` prints";
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Problem::new("has blanks, or characters beyond ASCII").say(make));
+        }
+        match text.len() {
+            ..SHORTEST_SECRET => {
+                let problem = format!("is shorter than {SHORTEST_SECRET} characters");
+                Err(Problem::new(problem).say(make))
+            }
+            SHORTEST_SECRET..=LONGEST_SECRET => Ok(Self(text.to_owned())),
+            _ => Err(Problem::new("is too long").say(make)),
+        }
+    }
+
+    fn show(&self) -> String {
+        "***".to_owned()
+    }
+}

@@ -4,6 +4,8 @@
 //! passed [`super::framing`], those of HTTP/2 the h2 crate; from here on both versions are the same.
 //! Pure: no I/O.
 
+use std::borrow::Cow;
+
 use http::header::{
     CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
@@ -194,6 +196,44 @@ fn path(raw: &[u8]) -> Result<Vec<u8>, Refusal> {
     Ok(path)
 }
 
+/// What a client gets for a path that requests resume at.
+pub const NOT_FOR_CLIENTS: Refusal = Refusal(StatusCode::NOT_FOUND, "there is nothing here");
+
+/// The one segment below which requests resume.
+const RESUMES: &[u8] = b".layby";
+
+/// A path that has been decoded once may be decoded so often again on its way.
+const MOST_DECODED: usize = 3;
+
+/// Whether some server could take this decoded path for one that only the gateway posts to: decoding it
+/// again, folding its case, merging slashes, cutting parameters off, or taking what comes before for a script.
+pub fn is_for_resumes(path: &[u8]) -> bool {
+    if leads_to_resumes(path) {
+        return true;
+    }
+    let mut path = Cow::Borrowed(path);
+    for _ in 0..MOST_DECODED {
+        if !path.contains(&b'%') {
+            break;
+        }
+        path = percent_decode(&path).into();
+        if leads_to_resumes(&path) {
+            return true;
+        }
+    }
+    false
+}
+
+fn leads_to_resumes(path: &[u8]) -> bool {
+    let is_ours = |segment: &[u8]| {
+        let end = segment.iter().position(|byte| *byte == b';');
+        let name = &segment[..end.unwrap_or(segment.len())];
+        name.trim_ascii().eq_ignore_ascii_case(RESUMES)
+    };
+    let mut segments = path.split(|byte| matches!(byte, b'/' | b'\\'));
+    segments.any(is_ours)
+}
+
 /// `%41` becomes `A`; what is no valid escape stays as it is.
 fn percent_decode(raw: &[u8]) -> Vec<u8> {
     let digit = |byte: &u8| (*byte as char).to_digit(16).map(|digit| digit as u8);
@@ -332,6 +372,38 @@ mod tests {
 
     fn get(target: &str) -> http::request::Builder {
         Request::get(target).header("host", "shop.example")
+    }
+
+    #[test]
+    fn paths_that_requests_resume_at_are_known_in_every_spelling() {
+        for path in [
+            &b"/.layby/x"[..],
+            b"/.layby",
+            b"//.layby/x",
+            b"/.LAYBY/x",
+            b"/.layby;a=b/x",
+            b"/ .layby/x",
+            b"\\.layby\\x",
+            b"/%2elayby/x",
+            b"/%252elayby/x",
+            b"/%2f%2elayby%2fx",
+            b"/index.php/.layby/x",
+        ] {
+            assert!(is_for_resumes(path), "{}", path.escape_ascii());
+        }
+        for path in [
+            &b"/"[..],
+            b"/layby/x",
+            b"/.laybyx",
+            b"/x.layby/",
+            b"/%",
+            b"*",
+        ] {
+            assert!(!is_for_resumes(path), "{}", path.escape_ascii());
+        }
+        // What could be decoded for ever is not.
+        let endless = [&b"/%"[..], &b"25".repeat(30_000), b"2elayby"].concat();
+        assert!(!is_for_resumes(&endless));
     }
 
     #[test]

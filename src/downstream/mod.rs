@@ -99,6 +99,8 @@ pub struct Settings {
     pub max_body: u64,
     /// Of connections that are yet to come.
     pub bounds: Bounds,
+    /// Some paths are the gateway's own to post to.
+    pub resumes: bool,
     pub routes: Routes,
     pub files: Files,
     pub compression: Compression,
@@ -314,6 +316,9 @@ impl Downstream {
         let answered = async {
             let target = vetted.and_then(|target| told.map(|()| target));
             let target = target.map_err(Trouble::Refused)?;
+            if settings.resumes && head::is_for_resumes(&target.path) {
+                return Err(Trouble::Refused(head::NOT_FOR_CLIENTS));
+            }
             if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
                 && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
             {

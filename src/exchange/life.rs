@@ -22,7 +22,9 @@ use crate::slots::{NoTurn, RequestId, Turn, Turned};
 use crate::spool::{AnswerWatch, AnswerWriter, Body};
 use crate::sweeper::Alarm;
 use crate::workers::local::Asked;
-use crate::workers::{About, Awaited, Hold, Job, Park, Release, Step, Times, Work};
+use crate::workers::{
+    About, Awaited, Continue, Hold, Job, Park, Release, Results, Step, Times, Work,
+};
 
 pub struct Life {
     exchange: Exchange,
@@ -109,11 +111,7 @@ impl Life {
     pub async fn run(mut self, request: Request) {
         self.enters(Stage::Queue);
         let bytes = retained(&request);
-        let times = Times {
-            deadline: self.deadline,
-            timeout: self.timeout,
-        };
-        let work = self.job(Work::Begin(Box::new(request), times), None);
+        let work = self.job(Work::Begin(Box::new(request), self.times()), None);
         let (id, mut turn) = match self.exchange.around.slots.submit(work, bytes) {
             Ok(submitted) => submitted,
             Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
@@ -194,15 +192,25 @@ impl Life {
 
     /// Waits for a slot to make a step. None when the job was withdrawn unseen.
     async fn step(&mut self, id: RequestId, turn: &mut Turn<Step>) -> Option<Turned<Step>> {
+        if self.expired && self.is_at_server() {
+            self.alarm.set(Instant::now() + self.timeout);
+        }
         loop {
             let event = tokio::select! {
                 biased; // A step that is there is worth more than a deadline that passed with it.
                 step = turn.step() => Event::Step(step),
                 () = gone(&self.client, self.reader.as_ref()), if !self.left => Event::Left,
-                () = self.alarm.rang(), if !self.expired => Event::Expired,
+                () = self.alarm.rang(), if !self.expired || self.is_at_server() => Event::Expired,
             };
             match event {
                 Event::Step(step) => return Some(step),
+                Event::Expired if self.expired => {
+                    if self.is_given_up(id) {
+                        return None;
+                    }
+                    // A slot has it just now, and may put it back.
+                    self.alarm.set(Instant::now() + self.timeout);
+                }
                 Event::Expired => self.expire(),
                 _ => {}
             }
@@ -228,6 +236,11 @@ impl Life {
             && self.cancellable()
             && let Some(job) = slots.withdraw(id)
         {
+            if self.is_at_server() {
+                slots.forget(id);
+                self.leave(CancelPhase::Parked);
+                return Leaving::Withdrawn;
+            }
             // Its worker never saw it, so the next job is the one that it expects.
             self.epoch = job.epoch;
             self.leave(CancelPhase::Parked);
@@ -237,13 +250,26 @@ impl Life {
         Leaving::Stays
     }
 
+    /// A request that must be finished, and has waited for its server as long again as it had. Nobody waits for
+    /// it, and what its fetches have brought is lost with it.
+    fn is_given_up(&self, id: RequestId) -> bool {
+        let slots = &self.exchange.around.slots;
+        let waits = self.is_at_server() && slots.withdraw(id).is_some();
+        if waits {
+            slots.forget(id);
+            let request = &self.about;
+            tracing::error!(%request, id = %self.about.record.id, "given up: no slot has taken its results in time");
+        }
+        waits
+    }
+
     /// Waits for what a parked request waits for, and asks for the slot to go on. None when its process died.
     async fn park(&mut self, id: RequestId, park: Park) -> Option<Turn<Step>> {
         self.shielded = park.shielded;
         self.enters(Stage::Park);
         let parked = Instant::now();
         let listed = self.exchange.around.parked.list(&park.awaited);
-        let gone = park.process.gone.cancelled();
+        let gone = park.gone.cancelled();
         let event = match park.awaited {
             Awaited::Plan(plan) => self.plan(plan, gone).await,
             Awaited::Body => self.receive(gone).await,
@@ -256,8 +282,20 @@ impl Life {
         self.enters(Stage::Resume);
         match event {
             Event::Results(outcomes) => {
-                let bytes = outcomes.iter().map(weight).sum();
-                let job = self.job(Work::Resume(outcomes), park.answer);
+                let mut bytes = outcomes.iter().map(weight).sum();
+                let work = match park.then {
+                    None => Work::Resume(outcomes),
+                    Some(continuation) => {
+                        bytes += continuation.retained();
+                        Work::Continue(Box::new(Continue {
+                            continuation: *continuation,
+                            results: Results::Outcomes(outcomes),
+                            times: self.times(),
+                            late: false,
+                        }))
+                    }
+                };
+                let job = self.job(work, park.answer);
                 Some(self.exchange.around.slots.resume(id, job, bytes))
             }
             Event::Body(Ok(body)) => {
@@ -274,7 +312,10 @@ impl Life {
                 let job = self.job(Work::Wanted, park.answer);
                 Some(self.exchange.around.slots.resume(id, job, 0))
             }
-            Event::Left | Event::Expired | Event::Body(Err(_)) => Some(self.end(id, park.answer)),
+            Event::Left | Event::Expired | Event::Body(Err(_)) if park.then.is_none() => {
+                Some(self.end(id, park.answer))
+            }
+            // Its process is gone, or never knew of it.
             _ => {
                 self.exchange.around.slots.forget(id);
                 None
@@ -345,6 +386,9 @@ impl Life {
     /// The deadline has passed.
     fn expire(&mut self) {
         self.expired = true;
+        if self.is_at_server() {
+            self.alarm.set(self.deadline + self.timeout);
+        }
         if let Some(id) = self.id {
             self.exchange.around.slots.overdue(id);
         }
@@ -446,6 +490,19 @@ impl Life {
 
     fn cancellable(&self) -> bool {
         !self.finishes && !self.shielded
+    }
+
+    fn times(&self) -> Times {
+        Times {
+            deadline: self.deadline,
+            timeout: self.timeout,
+        }
+    }
+
+    /// Its server has nothing of it between two jobs: there is nothing to unwind, and nothing that says how
+    /// long it is away.
+    fn is_at_server(&self) -> bool {
+        self.exchange.around.upstream.is_some()
     }
 
     fn enters(&self, stage: Stage) {

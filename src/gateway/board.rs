@@ -120,6 +120,7 @@ impl Board for GatewayBoard {
                 busy: count.busy,
                 lost: count.lost,
                 queued: upstream.slots().queued(),
+                parked: upstream.slots().parked(),
             }
         };
         let wait = |wait: crate::workers::WaitsInPlace| admin::WaitsInPlace {

@@ -36,6 +36,7 @@ use crate::exchange::{self, Exchange};
 use crate::files::Files;
 use crate::metrics::Metrics;
 use crate::outbound::{self, Outbound};
+use crate::plan_listener::{self, Bound, PlanListener};
 use crate::recent::Recent;
 use crate::slots::{EXPIRY_TICK, Limits, Slots};
 use crate::spans::{Exporter, Tracer};
@@ -60,6 +61,9 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// How long workers may take to end after a clean drain.
 const LAST_WORKERS: Duration = Duration::from_secs(5);
+
+/// What applications still wait for at the plans listener when every request is over is for nobody of ours.
+const LAST_PLANS: Duration = Duration::from_secs(1);
 
 /// Tunnels that are told to end do so within this time.
 const TUNNEL_ENDS: Duration = Duration::from_millis(100);
@@ -334,6 +338,7 @@ struct Gateway {
     listeners: Listeners,
     tls: Option<Arc<Tls>>,
     inherited: Inherited,
+    plan_listener: Option<PlanListener>,
     admin: Admin,
     exporter: Option<Exporter>,
     limits: Arc<RwLock<Limits>>,
@@ -368,6 +373,13 @@ impl Gateway {
             bound.extend(self::listen(&mut inherited, listen, &config, &[]).map_err(StartError)?);
         }
         inherited.close_old();
+        let waiting = match &config.plans {
+            None => None,
+            Some(plans) => {
+                let what = format!("listen on {} (plans.listen)", plans.listen);
+                Some(Bound::at(&plans.listen).await.map_err(cannot(what))?)
+            }
+        };
         let metrics = Metrics::new(&config.outbound.label);
         metrics.configured(effective.hash());
         errors.count_in(metrics.clone());
@@ -398,6 +410,10 @@ impl Gateway {
             spool.memory().clone(),
         )
         .map_err(cannot("start outbound"))?;
+        let terms_of_plans = plan_listener::Terms::of(&config);
+        let plan_listener = waiting
+            .zip(terms_of_plans)
+            .map(|(bound, terms)| bound.serve(terms, outbound.clone()));
         let sweeper = Sweeper::default();
         let expiring = Arc::clone(&slots);
         debug_assert!(crate::sweeper::TICK <= EXPIRY_TICK);
@@ -546,6 +562,7 @@ impl Gateway {
             listeners,
             tls,
             inherited,
+            plan_listener,
             admin,
             exporter,
             limits,
@@ -601,6 +618,11 @@ impl Gateway {
         self.downstream.crowd.set(most(&config, self.descriptors));
         self.outbound.apply(prepared.outbound);
         self.hub.set_terms(terms(&config));
+        if let (Some(listener), Some(terms)) =
+            (&self.plan_listener, plan_listener::Terms::of(&config))
+        {
+            listener.set(terms);
+        }
         for listener in prepared.opened {
             tracing::info!(listen = %listener.entry(), "listener opened");
             let downstream = Arc::clone(&self.downstream);
@@ -712,6 +734,12 @@ impl Gateway {
             }
         }
         self.stop_link.cancel();
+        if let Some(listener) = self.plan_listener {
+            // Applications have waited there for what is over by now.
+            listener
+                .drain(if clean { LAST_PLANS } else { Duration::ZERO })
+                .await;
+        }
         // Only fetches whose requests are over are left: unsafe ones, which are to run out.
         let left = end.saturating_duration_since(Instant::now());
         let cut = self.outbound.drain(left).await;
@@ -848,6 +876,7 @@ fn settings(config: &Config, routes: Routes, pages: Pages) -> downstream::Settin
                 least: config.clients.min_rate,
             },
         },
+        resumes: config.plans.is_some(),
         routes,
         files: Files::new(config.mounts.clone(), config.sendfile_root.clone()),
         compression: config.compression.clone(),

@@ -11,7 +11,7 @@ use crate::downstream::{Route, Routes};
 use crate::exchange::Exchange;
 use crate::slots::{Limits, Slots};
 use crate::workers::WorkerSlots;
-use crate::workers::http::{Parts, Terms, Upstream};
+use crate::workers::http::{Parts, Signer, Terms, Upstream};
 
 #[derive(Debug)]
 pub struct Upstreams {
@@ -30,7 +30,7 @@ impl Upstreams {
                 server.clone(),
                 Arc::clone(slots),
                 parts.clone(),
-                terms(config),
+                terms(config, config.workers.plans),
                 true,
             )),
             Source::App(_) | Source::Link(_) => None,
@@ -72,8 +72,11 @@ impl Upstreams {
         for upstream in now.values() {
             upstream.slots().set_limits(limits.clone());
         }
-        for upstream in self.main.iter().chain(now.values()) {
-            upstream.set_terms(terms(config));
+        if let Some(upstream) = &self.main {
+            upstream.set_terms(terms(config, config.workers.plans));
+        }
+        for (named, upstream) in &now {
+            upstream.set_terms(terms(config, named.plans));
         }
         *self.beside() = now;
         Routes::new(routes)
@@ -89,7 +92,13 @@ impl Upstreams {
         let pool = metrics.upstream_pool(&named.server.to_string());
         let slots = Slots::counted(named.connections, limits.clone(), pool);
         let parts = self.parts.clone();
-        Upstream::start(named.server.clone(), slots, parts, terms(config), false)
+        Upstream::start(
+            named.server.clone(),
+            slots,
+            parts,
+            terms(config, named.plans),
+            false,
+        )
     }
 
     /// Sheds what waits for an upstream of a route, now and from here on.
@@ -106,8 +115,11 @@ impl Upstreams {
     }
 }
 
-fn terms(config: &Config) -> Terms {
+/// `plans`: whether the server may answer with plans.
+fn terms(config: &Config, plans: bool) -> Terms {
+    let secret = config.plans.as_ref().filter(|_| plans);
     Terms {
+        plans: secret.map(|plans| Arc::new(Signer::new(&plans.secret.0))),
         tunnel_timeout: config.tunnel_timeout,
         overdue_grace: config.slots.overdue_grace,
     }

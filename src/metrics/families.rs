@@ -52,6 +52,11 @@ pub const UPSTREAM_REQUESTS_SHED: Family = counter(
     &[UPSTREAM, of("reason", ShedReason::MEANINGS)],
     "Requests for the upstream of a `[[route]]` refused because of load; `layby_requests_shed_total` does not count them",
 );
+pub const UPSTREAM_PARKED_REQUESTS: Family = gauge(
+    "layby_upstream_parked_requests",
+    &[UPSTREAM],
+    "Requests for the upstream of a `[[route]]` that wait for a plan and hold no connection",
+);
 pub const WAITING_IN_PLACE: Family = gauge(
     "layby_waiting_in_place",
     &[],
@@ -273,6 +278,7 @@ pub const ALL: &[Family] = &[
     UPSTREAM_SLOTS,
     UPSTREAM_QUEUE_LENGTH,
     UPSTREAM_REQUESTS_SHED,
+    UPSTREAM_PARKED_REQUESTS,
     WAITING_IN_PLACE,
     CONNECTIONS,
     CONNECTIONS_REFUSED,

@@ -22,6 +22,7 @@ enum Place {
         slots: PerLabel<SlotState, Share>,
         queue_length: Share,
         requests_shed: PerLabel<ShedReason, IntCounter>,
+        parked_requests: Share,
     },
 }
 
@@ -43,10 +44,14 @@ impl Metrics {
         let slots = |state| series.upstream_slots.with_label_values(&[upstream, state]);
         let queue_length = series.upstream_queue_length.with_label_values(&[upstream]);
         let shed = &series.upstream_requests_shed;
+        let parked_requests = series
+            .upstream_parked_requests
+            .with_label_values(&[upstream]);
         Pool(Place::Upstream {
             slots: PerLabel::new(|state| Share::of(slots(state))),
             queue_length: Share::of(queue_length),
             requests_shed: PerLabel::new(|reason| shed.with_label_values(&[upstream, reason])),
+            parked_requests: Share::of(parked_requests),
         })
     }
 }
@@ -78,10 +83,12 @@ impl Pool {
         }
     }
 
-    /// Nothing of an upstream parks.
     pub fn parked_requests(&self, requests: usize) {
-        if let Place::Main(metrics) = &self.0 {
-            metrics.parked_requests(requests);
+        match &self.0 {
+            Place::Main(metrics) => metrics.parked_requests(requests),
+            Place::Upstream {
+                parked_requests, ..
+            } => parked_requests.set(gauge_value(requests)),
         }
     }
 
@@ -142,9 +149,12 @@ mod tests {
         old.slots(0, 3, 0);
         new.slots(4, 1, 2);
         new.queue_length(7);
+        new.parked_requests(5);
         shown("layby_upstream_slots{state=\"busy\",upstream=\"http://a:80\"} 4");
         shown("layby_upstream_slots{state=\"lost\",upstream=\"http://a:80\"} 2");
         shown("layby_upstream_queue_length{upstream=\"http://a:80\"} 7");
+        shown("layby_upstream_parked_requests{upstream=\"http://a:80\"} 5");
+        shown("layby_parked_requests 0");
         shown("layby_slots{state=\"busy\"} 0");
         old.slots(0, 2, 0);
         shown("layby_upstream_slots{state=\"busy\",upstream=\"http://a:80\"} 3");

@@ -56,8 +56,7 @@ pub fn decode(head: &[u8], body: &Bytes) -> Result<Plan, PlanError> {
     let wire: WirePlan = serde_json::from_slice(head).map_err(|error| shape(&error))?;
     let mut reading = Reading {
         body,
-        fetches: 0,
-        things: 0,
+        extent: Extent::default(),
     };
     let root = reading.gather("", 1, wire.gather, wire.join, wire.timeout)?;
     Ok(Plan {
@@ -85,8 +84,7 @@ pub fn decode_relay(head: &[u8], body: &Bytes) -> Result<Relay, PlanError> {
     let wire: WireRelay = serde_json::from_slice(head).map_err(|error| shape(&error))?;
     let mut reading = Reading {
         body,
-        fetches: 0,
-        things: 0,
+        extent: Extent::default(),
     };
     Ok(Relay {
         fetch: reading.fetch("", wire.fetch)?,
@@ -96,11 +94,47 @@ pub fn decode_relay(head: &[u8], body: &Bytes) -> Result<Relay, PlanError> {
     })
 }
 
-/// What has been read so far, over all depths.
 struct Reading<'b> {
     body: &'b Bytes,
+    extent: Extent,
+}
+
+/// How much of a plan has been read, over all depths.
+#[derive(Default)]
+pub(super) struct Extent {
     fetches: usize,
     things: usize,
+}
+
+impl Extent {
+    /// A gather of so many things, called `key`, is within bounds.
+    pub(super) fn gather(
+        &mut self,
+        at: &str,
+        key: &str,
+        depth: usize,
+        things: usize,
+    ) -> Result<(), PlanError> {
+        if depth > DEPTH {
+            return Err(PlanError::TooDeep);
+        }
+        if things == 0 {
+            return Err(invalid(at, key, "has nothing in it"));
+        }
+        self.things += things;
+        if self.things > THINGS {
+            return Err(PlanError::TooManyThings);
+        }
+        Ok(())
+    }
+
+    pub(super) fn fetch(&mut self) -> Result<(), PlanError> {
+        self.fetches += 1;
+        match self.fetches > FETCHES {
+            true => Err(PlanError::TooManyFetches),
+            false => Ok(()),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -198,9 +232,9 @@ impl From<WireHold> for Hold {
 
 /// Borrowed from the head unless it has escapes.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-struct WireJoin(Join);
+pub(super) struct WireJoin(pub(super) Join);
 
 impl Reading<'_> {
     fn gather(
@@ -211,16 +245,7 @@ impl Reading<'_> {
         join: WireJoin,
         timeout: Option<f64>,
     ) -> Result<Gather, PlanError> {
-        if depth > DEPTH {
-            return Err(PlanError::TooDeep);
-        }
-        if things.is_empty() {
-            return Err(invalid(at, "gather", "has nothing in it"));
-        }
-        self.things += things.len();
-        if self.things > THINGS {
-            return Err(PlanError::TooManyThings);
-        }
+        self.extent.gather(at, "gather", depth, things.len())?;
         let timeout = seconds(timeout, at, "timeout")?;
         let things = things
             .into_iter()
@@ -255,17 +280,9 @@ impl Reading<'_> {
     }
 
     fn fetch(&mut self, at: &str, wire: WireFetch) -> Result<Fetch, PlanError> {
-        self.fetches += 1;
-        if self.fetches > FETCHES {
-            return Err(PlanError::TooManyFetches);
-        }
-        let method = Method::from_bytes(wire.method.0.as_bytes())
-            .map_err(|_| invalid(at, "fetch.method", "is not a token"))?;
-        if method == Method::CONNECT {
-            return Err(invalid(at, "fetch.method", "CONNECT opens no exchange"));
-        }
+        self.extent.fetch()?;
         Ok(Fetch {
-            method,
+            method: method(&wire.method.0, at, "fetch.method")?,
             url: wire.url,
             headers: header_map(&wire.headers, at, "fetch.headers")?,
             timeout: seconds(wire.timeout, at, "fetch.timeout")?,
@@ -284,7 +301,20 @@ impl Reading<'_> {
     }
 }
 
-fn header_map(wire: &[(Text<'_>, Text<'_>)], at: &str, key: &str) -> Result<HeaderMap, PlanError> {
+pub(super) fn method(wire: &str, at: &str, key: &str) -> Result<Method, PlanError> {
+    let method =
+        Method::from_bytes(wire.as_bytes()).map_err(|_| invalid(at, key, "is not a token"))?;
+    match method == Method::CONNECT {
+        true => Err(invalid(at, key, "CONNECT opens no exchange")),
+        false => Ok(method),
+    }
+}
+
+pub(super) fn header_map(
+    wire: &[(Text<'_>, Text<'_>)],
+    at: &str,
+    key: &str,
+) -> Result<HeaderMap, PlanError> {
     if wire.len() > MAX_HEADERS {
         return Err(invalid(at, key, "are too many"));
     }
@@ -300,11 +330,15 @@ fn header_map(wire: &[(Text<'_>, Text<'_>)], at: &str, key: &str) -> Result<Head
     Ok(headers)
 }
 
-fn seconds(value: Option<f64>, at: &str, key: &str) -> Result<Option<Duration>, PlanError> {
+pub(super) fn seconds(
+    value: Option<f64>,
+    at: &str,
+    key: &str,
+) -> Result<Option<Duration>, PlanError> {
     value.map(|value| duration(value, at, key)).transpose()
 }
 
-fn duration(value: f64, at: &str, key: &str) -> Result<Duration, PlanError> {
+pub(super) fn duration(value: f64, at: &str, key: &str) -> Result<Duration, PlanError> {
     // Refuses what is negative, not finite, or beyond what a Duration can hold.
     Duration::try_from_secs_f64(value)
         .map_err(|_| invalid(at, key, "is not a number of seconds, zero or more"))
@@ -321,14 +355,14 @@ fn latin1(text: &str) -> Option<Cow<'_, [u8]>> {
         .map(Cow::Owned)
 }
 
-fn invalid(at: &str, key: &str, what: &'static str) -> PlanError {
+pub(super) fn invalid(at: &str, key: &str, what: &'static str) -> PlanError {
     let at = format!("{at}{key}").trim_end_matches('.').to_owned();
     PlanError::Invalid { at, what }
 }
 
 /// serde quotes the value that it did not expect; it is cut out. Unknown keys it quotes
 /// in full, however long the worker made them.
-fn shape(error: &serde_json::Error) -> PlanError {
+pub(super) fn shape(error: &serde_json::Error) -> PlanError {
     let mut message = error.to_string();
     if message.starts_with("invalid ")
         && let Some((_, expected)) = message.rsplit_once(", expected ")
@@ -340,7 +374,9 @@ fn shape(error: &serde_json::Error) -> PlanError {
 
 /// For optional keys: present means a value. Without this, `null` would pass for absent,
 /// and a worker that means "no timeout" would get the default one.
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 

@@ -384,16 +384,13 @@ impl<J, S> Slots<J, S> {
         }
     }
 
-    /// A job that its slot could not hand to its worker. A new one goes back to the queue: no application
-    /// code has seen it. Any other could go on with this worker only, and one that was to be withdrawn meanwhile
-    /// nobody waits for: these end with their slot.
+    /// A job that its slot could not hand to its worker: no application code has seen it, and it goes back to
+    /// where it waited. One that was to be withdrawn meanwhile nobody waits for: it ends with its slot.
     fn put_back(&self, inner: &mut Inner<J, S>, slot: SlotId, taken: Taken<J, S>) {
-        let Some(submitted) = taken.submitted else {
-            return; // Dropping the reply tells the request.
-        };
         if inner.scheduler.is_unwanted(taken.request) {
-            return;
+            return; // Dropping the reply tells the request.
         }
+        let submitted = taken.submitted;
         let ticket = Ticket {
             job: taken.job,
             submitted: taken.submitted,
@@ -489,7 +486,8 @@ impl<J, S> Port<J, S> {
         self.slots.forget(id);
     }
 
-    /// The worker is gone, and provably has nothing of this job.
+    /// The worker does not take jobs now, and provably has nothing of this one. One that is not new is put back
+    /// only where any slot of the process can take it.
     pub fn put_back(&mut self, taken: Taken<J, S>) {
         let mut inner = self.slots.lock();
         self.slots.put_back(&mut inner, self.slot, taken);
@@ -514,7 +512,10 @@ impl<J, S> Drop for Port<J, S> {
     fn drop(&mut self) {
         let mut inner = self.slots.lock();
         // Jobs are sent under this lock. One that is still here has not been looked at.
-        if let Ok(taken) = self.mailbox.try_recv() {
+        // Any other than a new one could go on with this worker only: dropping it tells its request.
+        if let Ok(taken) = self.mailbox.try_recv()
+            && taken.submitted.is_some()
+        {
             self.slots.put_back(&mut inner, self.slot, taken);
         }
         inner.ports[usize::from(self.slot.0)] = None;

@@ -764,14 +764,18 @@ impl<J> Scheduler<J> {
         Some((spell.process, spell.request))
     }
 
-    /// The job that this slot was given never reached its worker. A new one waits again where it was in the
-    /// queue; the slot is idle, and most likely about to be removed.
+    /// The job that this slot was given never reached its worker. It waits again where it was: a new one, which
+    /// has waited `since`, in the queue, a resume in the line of its process. The slot is idle, and most likely
+    /// about to be removed.
     ///
     /// # Errors
     /// The job comes back when no new ones may wait any more; its request is forgotten then.
-    pub fn put_back(&mut self, slot: SlotId, job: J, since: Instant) -> Result<(), J> {
-        let Some((_, id)) = self.ready(slot) else {
+    pub fn put_back(&mut self, slot: SlotId, job: J, since: Option<Instant>) -> Result<(), J> {
+        let Some((process, id)) = self.ready(slot) else {
             return Err(job);
+        };
+        let Some(since) = since else {
+            return self.resume_again(process, id, job);
         };
         if self.draining {
             self.close(id);
@@ -783,6 +787,27 @@ impl<J> Scheduler<J> {
         entry.phase = Phase::Queued;
         self.queue.insert(entry.serial, NewJob { id, job, since });
         Ok(())
+    }
+
+    fn resume_again(&mut self, process: ProcessId, id: RequestId, job: J) -> Result<(), J> {
+        let home = Home {
+            process,
+            pinned: None,
+        };
+        let entry = &mut self.requests[id.place()];
+        entry.phase = Phase::Resuming(home);
+        let serial = entry.serial;
+        self.count_parked(home, 1);
+        match self.waiting(home) {
+            Some(waiting) => {
+                waiting.resumes.insert(serial, (id, job));
+                Ok(())
+            }
+            None => {
+                self.close(id);
+                Err(job)
+            }
+        }
     }
 
     /// The next job for this idle slot, if there is one that it may run.

@@ -418,7 +418,9 @@ impl Model {
         let runs = |(_, (_, place)): &(&u64, &(RequestId, Place))| *place == Place::Running(slot);
         let running = self.requests.iter().find(runs);
         let name = *running.expect("a new job runs there").0;
-        let put_back = self.scheduler.put_back(slot, (name, Kind::New), since);
+        let put_back = self
+            .scheduler
+            .put_back(slot, (name, Kind::New), Some(since));
         assert_eq!(put_back, Ok(()));
         self.requests.get_mut(&name).expect("it runs").1 = Place::Queued;
         let place = self.queue.partition_point(|(queued, _)| *queued < name);
@@ -1205,6 +1207,37 @@ fn a_resume_whose_worker_died_is_told_so() {
     let _turn = slots.resume(id, "second", 0);
     drop(port);
     assert_eq!((slots.queued(), slots.requests()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_resume_that_is_put_back_waits_where_it_was() {
+    let slots = Slots::<&str, ()>::new(1, roomy(), &Metrics::new(&[]));
+    slots.add_process(ProcessId(1));
+    let mut port = slots.open(SlotId(0), ProcessId(1));
+    let mut ids = Vec::new();
+    for job in ["one", "two"] {
+        ids.push(slots.submit(job, 0).expect("there is room").0);
+        port.next().await.expect("a job");
+        assert!(port.parked(7, false).is_none());
+    }
+    let _one = slots.resume(ids[0], "one again", 7);
+    let _two = slots.resume(ids[1], "two again", 7);
+    let taken = port.next().await.expect("a job");
+    assert_eq!((taken.request, taken.job), (ids[0], "one again"));
+    port.put_back(taken);
+    drop(port);
+    assert_eq!((slots.parked(), slots.requests()), (2, 2));
+
+    let mut port = slots.open(SlotId(0), ProcessId(1));
+    let taken = port.next().await.expect("a job");
+    assert_eq!((taken.request, taken.job), (ids[0], "one again"));
+    port.put_back(taken);
+    drop(port);
+    for (id, job) in ids.into_iter().zip(["one again", "two again"]) {
+        assert_eq!(slots.withdraw(id), Some(job));
+        slots.forget(id);
+    }
+    assert_eq!((slots.parked(), slots.requests()), (0, 0));
 }
 
 #[test]

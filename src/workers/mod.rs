@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::waits::{Waits, WaitsInPlace};
 
+use self::http::{Continuation, Digest};
 use self::local::LocalWait;
 use crate::message::{Answer, Request};
 use crate::metrics::WaitReason;
@@ -66,6 +67,8 @@ pub struct About {
 pub enum Work {
     Begin(Box<Request>, Times),
     Resume(Vec<Outcome>),
+    /// The same for an HTTP server, which gets a request of its own for it.
+    Continue(Box<Continue>),
     /// What was asked for: the request's body.
     Body(Body),
     /// How the relay ended that was this request's answer.
@@ -76,6 +79,25 @@ pub enum Work {
     End,
     /// Something for a request that is parked meanwhile.
     Run(Call),
+}
+
+/// How a request goes on at an HTTP server.
+#[derive(Debug)]
+pub struct Continue {
+    pub continuation: Continuation,
+    pub results: Results,
+    pub times: Times,
+    /// The request's time was over before its results were written.
+    pub late: bool,
+}
+
+/// What a plan came to.
+#[derive(Debug)]
+pub enum Results {
+    /// → Written
+    Outcomes(Vec<Outcome>),
+    /// As the server gets them.
+    Written(Body, Digest),
 }
 
 impl Job {
@@ -113,14 +135,17 @@ pub enum Step {
     Ended,
 }
 
-/// The slot is free; the request resumes on a slot of this process.
+/// The slot is free; the request resumes on a slot of the same process.
 #[derive(Debug)]
 pub struct Park {
     pub awaited: Awaited,
     pub shielded: bool,
-    pub process: Arc<Process>,
+    /// Cancelled when nobody is left who could go on with it.
+    pub gone: CancellationToken,
     /// The answer that the request is in the middle of. It goes on with the next job.
     pub answer: Option<AnswerWriter>,
+    /// How it goes on, if its server does not know of it meanwhile.
+    pub then: Option<Box<Continuation>>,
 }
 
 /// What a request waits for.
@@ -265,9 +290,12 @@ impl From<&Work> for Doing {
         match work {
             Work::Run(_) => Self::Call,
             Work::End => Self::Unwind,
-            Work::Begin(..) | Work::Resume(_) | Work::Body(_) | Work::Relayed(_) | Work::Wanted => {
-                Self::Run
-            }
+            Work::Begin(..)
+            | Work::Resume(_)
+            | Work::Continue(_)
+            | Work::Body(_)
+            | Work::Relayed(_)
+            | Work::Wanted => Self::Run,
         }
     }
 }

@@ -20,6 +20,7 @@ mod local;
 mod overdue;
 mod parking;
 mod pinned;
+mod plans;
 mod policy;
 mod queue;
 mod relay;

@@ -13,6 +13,7 @@ use http::header::{
 use http::{Method, StatusCode};
 
 use super::body::Framing;
+use super::plans::{TOKEN, Token};
 use crate::message::{Credential, Request, RequestBody};
 use crate::workers::text;
 
@@ -31,8 +32,8 @@ const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 /// Writes a request's head.
 ///
 /// The headers are vetted: nothing of the client's hop is left in them, and of forwarding only what a trusted
-/// proxy said.
-pub fn encode(request: &Request, out: &mut BytesMut) {
+/// proxy said. The token is for a server that may answer with a plan.
+pub fn encode(request: &Request, token: Option<Token>, out: &mut BytesMut) {
     out.put_slice(request.method.as_str().as_bytes());
     out.put_u8(b' ');
     out.put_slice(request.target.as_bytes());
@@ -56,6 +57,9 @@ pub fn encode(request: &Request, out: &mut BytesMut) {
     credential(&request.client.credential, out);
     if let Some(length) = length(request) {
         number(out, "content-length", length);
+    }
+    if let Some(token) = token {
+        line(out, TOKEN.as_str(), token.as_bytes());
     }
     if let Some(protocol) = &request.upgrade {
         line(out, "connection", b"upgrade");
@@ -376,7 +380,7 @@ mod tests {
 
     fn encoded(request: &Request) -> String {
         let mut out = BytesMut::new();
-        encode(request, &mut out);
+        encode(request, None, &mut out);
         String::from_utf8(out.to_vec()).expect("text")
     }
 

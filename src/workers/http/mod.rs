@@ -12,6 +12,7 @@ mod body;
 mod connection;
 mod head;
 mod keeping;
+mod plans;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod reference;
 mod slot;
@@ -20,9 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use self::connection::{Connection, Refused};
 use self::keeping::{Keeping, WATCHED};
+pub use self::plans::{Continuation, Digest, Signer};
 use self::slot::SlotTask;
 use super::{Board, WorkerSlots};
 use crate::config;
@@ -40,12 +43,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a reload may change.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Terms {
     /// How long a tunnel may carry nothing.
     pub tunnel_timeout: Duration,
     /// How long a server may go on working on a request whose time is over, before its connection is closed.
     pub overdue_grace: Duration,
+    /// None if the server's answers are never plans.
+    pub plans: Option<Arc<Signer>>,
 }
 
 /// What an upstream needs of the rest of the gateway.
@@ -83,6 +88,8 @@ struct Shared {
     parts: Parts,
     /// Of the gateway's main slots, whose times are those that size it.
     main: bool,
+    /// Never cancelled: what is parked here waits for any slot.
+    never: CancellationToken,
 }
 
 impl Upstream {
@@ -106,6 +113,7 @@ impl Upstream {
             terms: Mutex::new(terms),
             parts,
             main,
+            never: CancellationToken::new(),
         });
         for number in 0..count {
             tokio::spawn(SlotTask::new(SlotId(number), Arc::clone(&shared)).run());

@@ -21,15 +21,18 @@ use super::body::{Framing, Piece};
 use super::connection::{self, Connection, Reader, Refused, Writer};
 use super::head::{self, Head};
 use super::keeping::After;
-use super::{Health, PROCESS, Shared};
+use super::plans::{self, Continuation, Digest, Digesting, Signer};
+use super::{Health, PROCESS, Shared, Terms};
 use crate::layers::Resumed;
 use crate::message::{Answer, AnswerBody, Request, RequestBody};
+use crate::plan::http::{MAX_PLAN, Resume};
+use crate::plan::{FailureKind, Outcome, Phase, Plan};
 use crate::record::Stage;
 use crate::slots::{Closing, Port, SlotId, Taken, Turned};
-use crate::spool::{self, Body, FilePart};
+use crate::spool::{self, Body, FilePart, Upload};
 use crate::sweeper::Alarm;
 use crate::tunnel::tunnel;
-use crate::workers::{About, Activity, Job, Step, Times, Work};
+use crate::workers::{About, Activity, Awaited, Continue, Job, Park, Results, Step, Times, Work};
 
 /// Bodies up to this size are passed on whole, if they come without delay. One whose length is known is given
 /// some time to do so.
@@ -68,10 +71,34 @@ enum Sent {
     Kept,
     /// The connection is of no more use. Whoever waits has been told.
     Spent,
+    /// Answered with a plan.
+    Planned(Box<Planned>),
     /// Not a byte of the request was taken by the connection.
     Unsent,
     /// The server speaks another protocol from here on.
     Switched(Box<Head>),
+}
+
+/// A plan that has come whole, and whether the connection that it came on can be used again.
+struct Planned {
+    plan: Plan,
+    resume: Resume,
+    /// Whose token it had.
+    signer: Arc<Signer>,
+    /// Bytes of the plan.
+    len: u64,
+    keeps: bool,
+}
+
+/// How the request leaves the slot.
+enum Left {
+    /// Whoever waits has been told.
+    Done,
+    Parked {
+        reply: Reply,
+        park: Box<Park>,
+        retained: u64,
+    },
 }
 
 /// What an idle slot is woken for.
@@ -154,17 +181,32 @@ impl SlotTask {
                 record.tell(|spans| spans.leaves(Instant::now()));
             }
             self.upstream.board.set(self.slot, None);
-            if let Err((taken, parted)) = answered {
-                if !is_over(&taken.job) {
-                    taken.job.about.record.enters(Stage::Queue);
-                    port.put_back(taken);
+            let left = match answered {
+                Ok(left) => left,
+                Err((taken, parted)) => {
+                    if !is_over(&taken.job) {
+                        taken.job.about.record.enters(stage_of_waiting(&taken.job));
+                        port.put_back(taken);
+                    }
+                    return parted;
                 }
-                return parted;
-            }
+            };
             if self.upstream.main {
                 self.upstream.parts.metrics.slot_busy(begun.elapsed());
             }
-            waiting = port.done();
+            waiting = match left {
+                Left::Done => port.done(),
+                Left::Parked {
+                    reply,
+                    park,
+                    retained,
+                } => {
+                    let next = port.parked(retained, false);
+                    // A life waits for its step whatever becomes of its client.
+                    let _ = reply.send(Ok(Step::Park(*park)));
+                    next
+                }
+            };
         }
     }
 
@@ -185,13 +227,24 @@ impl SlotTask {
 
     /// Has one request answered, on a connection that can be trusted with it. A job comes back if there is
     /// none.
-    async fn answer(&mut self, taken: Taken<Job, Step>) -> Result<(), (Taken<Job, Step>, Parted)> {
+    async fn answer(
+        &mut self,
+        taken: Taken<Job, Step>,
+    ) -> Result<Left, (Taken<Job, Step>, Parted)> {
         let Taken {
             request,
-            job,
+            mut job,
             reply,
             submitted,
         } = taken;
+        if let Work::Continue(next) = &mut job.work
+            && let Err(error) = self.write(next).await
+        {
+            let (server, request) = (&self.upstream.server, &job.about);
+            tracing::error!(upstream = %server, %request, %error, "no room for a word of results: the request is given up");
+            // Dropping the reply says that there is no answer.
+            return Ok(Left::Done);
+        }
         let mut reply = Some(reply);
         let parted = loop {
             let kept = self.connection.take();
@@ -207,12 +260,18 @@ impl SlotTask {
             match self.exchange(&mut connection, &job, &mut reply).await {
                 Sent::Kept => {
                     self.rest(connection);
-                    return Ok(());
+                    return Ok(Left::Done);
                 }
-                Sent::Spent => return Ok(()),
+                Sent::Spent => return Ok(Left::Done),
                 Sent::Switched(head) => {
                     self.tunnel(connection, *head, reply).await;
-                    return Ok(());
+                    return Ok(Left::Done);
+                }
+                Sent::Planned(planned) => {
+                    if planned.keeps {
+                        self.rest(connection);
+                    }
+                    return Ok(self.park(*planned, job, reply));
                 }
                 Sent::Unsent if connection.is_used() => {}
                 // A server that closes what it has just accepted.
@@ -251,12 +310,22 @@ impl SlotTask {
         job: &Job,
         reply: &mut Option<Reply>,
     ) -> Sent {
-        let Work::Begin(request, times) = &job.work else {
-            unreachable!("what an HTTP server answers does not park");
+        let terms = self.upstream.terms().clone();
+        let resumed;
+        let (request, times) = match &job.work {
+            Work::Begin(request, times) => (&**request, *times),
+            Work::Continue(next) => {
+                resumed = resuming(next, &terms);
+                (&resumed, next.times)
+            }
+            _ => unreachable!("an HTTP server knows no other jobs"),
         };
+        // One for each try: it is told to this connection alone.
+        let asked = terms.plans.as_ref();
+        let asked = asked.map(|signer| (signer, signer.token()));
         let begun = AtomicBool::new(false);
         let mut out = BytesMut::with_capacity(1024);
-        head::encode(request, &mut out);
+        head::encode(request, asked.map(|(_, token)| token), &mut out);
         let is_used = connection.is_used();
         let (reader, mut writer, buffer) = connection.split();
         let sending = send(&mut writer, out, request, &begun);
@@ -266,8 +335,8 @@ impl SlotTask {
             reader,
             buffer,
         };
-        let read = self.head(request, *times, &mut wire).await;
-        let head = match read {
+        let read = self.head(request, times, &mut wire).await;
+        let mut head = match read {
             Ok(head) => head,
             Err(NoHead::Closed) if !begun.load(Relaxed) => return Sent::Unsent,
             Err(why) => {
@@ -278,12 +347,33 @@ impl SlotTask {
                 return Sent::Spent;
             }
         };
+        let of_plan = asked.filter(|(signer, token)| plans::is_plan(signer, *token, &mut head));
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Sent::Switched(Box::new(head));
         }
         let keeps = head.keeps;
+        if let Some((signer, _)) = of_plan {
+            // Boxed: its size would be paid by every request.
+            let reading = Box::pin(self.plan(head, request, times, &mut wire));
+            return match reading.await {
+                Ok((plan, resume, len)) => {
+                    let sent = matches!(wire.sending, Sending::Sent);
+                    Sent::Planned(Box::new(Planned {
+                        plan,
+                        resume,
+                        signer: Arc::clone(signer),
+                        len,
+                        keeps: keeps && sent && wire.buffer.is_empty(),
+                    }))
+                }
+                Err(why) => {
+                    self.fail(why, &job.about, reply.take());
+                    Sent::Spent
+                }
+            };
+        }
         let whole = self
-            .body(head, &job.about, *times, reply.take(), &mut wire)
+            .body(head, &job.about, times, reply.take(), &mut wire)
             .await;
         // An answer that came before all of its request was read leaves the rest on its way.
         let sent = matches!(wire.sending, Sending::Sent);
@@ -300,8 +390,18 @@ impl SlotTask {
         times: Times,
         wire: &mut Wire<'_, F>,
     ) -> Result<Head, NoHead> {
-        self.alarm.set(times.deadline);
-        let reading = wire.head(request);
+        self.in_time(times, wire.head(request)).await
+    }
+
+    /// What a server says before the client can be told anything, unless the request's time and a grace are
+    /// over first. A request whose time was over before it was sent has the grace to itself.
+    async fn in_time<T>(
+        &self,
+        times: Times,
+        reading: impl Future<Output = Result<T, NoHead>>,
+    ) -> Result<T, NoHead> {
+        let from = times.deadline.max(Instant::now());
+        self.alarm.set(from);
         tokio::pin!(reading);
         let mut overdue = false;
         loop {
@@ -315,10 +415,109 @@ impl SlotTask {
                     // The client has been told; the server may still come to an end.
                     overdue = true;
                     let grace = self.upstream.terms().overdue_grace;
-                    self.alarm.set(times.deadline + grace);
+                    self.alarm.set(from + grace);
                 }
             }
         }
+    }
+
+    /// Reads a plan to its end.
+    async fn plan<F: Future<Output = Result<(), NotSent>>>(
+        &self,
+        head: Head,
+        request: &Request,
+        times: Times,
+        wire: &mut Wire<'_, F>,
+    ) -> Result<(Plan, Resume, u64), NoHead> {
+        if let Some(why) = plans::fault(&head, &request.method) {
+            return Err(NoHead::NoPlan(why.to_owned()));
+        }
+        let mut body = head.body;
+        let text = self.in_time(times, wire.whole(&mut body, MAX_PLAN)).await?;
+        // Its bounds are those of a request's own memory while it is parked.
+        let (plan, resume) = plans::read(&text).map_err(NoHead::NoPlan)?;
+        Ok((plan, resume, text.len() as u64))
+    }
+
+    /// The request waits for its plan, and no slot has it from here on.
+    fn park(&self, planned: Planned, job: Job, reply: Option<Reply>) -> Left {
+        let Planned {
+            plan,
+            resume,
+            signer,
+            len,
+            keeps: _,
+        } = planned;
+        let Some(reply) = reply else {
+            unreachable!("nobody has been told anything of a request that parks");
+        };
+        let then = match job.work {
+            Work::Begin(request, _) => Some(Continuation::new(*request, resume, signer)),
+            Work::Continue(next) if next.late => {
+                let server = &self.upstream.server;
+                let request = &job.about;
+                tracing::warn!(upstream = %server, %request, "another plan of a request whose time is over: it ends here");
+                None
+            }
+            Work::Continue(next) => Some(next.continuation.again(resume, signer)),
+            _ => None,
+        };
+        // Dropping the reply says that there is no answer.
+        let Some(then) = then else {
+            return Left::Done;
+        };
+        let retained = len + then.retained();
+        let park = Park {
+            awaited: Awaited::Plan(plan),
+            shielded: false,
+            gone: self.upstream.never.clone(),
+            answer: None,
+            then: Some(Box::new(then)),
+        };
+        Left::Parked {
+            reply,
+            park: Box::new(park),
+            retained,
+        }
+    }
+
+    /// Makes the body that a request goes on with. Large ones go to disk.
+    async fn write(&self, next: &mut Continue) -> io::Result<()> {
+        let Results::Outcomes(outcomes) = &mut next.results else {
+            return Ok(());
+        };
+        let outcomes = std::mem::take(outcomes);
+        next.late = next.times.deadline <= Instant::now();
+        let (body, digest) = match self.written(&next.continuation, &outcomes).await {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::error!(%error, "results lost: the spool folder takes no more");
+                // The application can deal with that.
+                let message =
+                    "the gateway cannot hand over the responses of this plan: no room for them";
+                let failed = |outcome: Outcome| {
+                    outcome.without_response(FailureKind::Failed, Phase::Body, message)
+                };
+                let failed: Vec<_> = outcomes.into_iter().map(failed).collect();
+                self.written(&next.continuation, &failed).await?
+            }
+        };
+        next.results = Results::Written(body, digest);
+        Ok(())
+    }
+
+    async fn written(
+        &self,
+        continuation: &Continuation,
+        outcomes: &[Outcome],
+    ) -> io::Result<(Body, Digest)> {
+        let mut upload = Upload::new(&self.upstream.parts.spool);
+        let mut digesting = Digesting::new();
+        for piece in continuation.results(outcomes) {
+            digesting.add(&piece);
+            upload.push(piece).await?;
+        }
+        Ok((upload.finish().await?, digesting.finish()))
     }
 
     /// There is no answer to pass on.
@@ -336,13 +535,11 @@ impl SlotTask {
             }
             NoHead::Garbage(why) => {
                 tracing::error!(upstream = %server, %request, why, "upstream's answer is invalid");
-                let answer = Answer {
-                    status: StatusCode::BAD_GATEWAY,
-                    reason: None,
-                    headers: http::HeaderMap::new(),
-                    body: AnswerBody::Unreadable(why),
-                };
-                tell(reply, answer);
+                tell(reply, unreadable(why));
+            }
+            NoHead::NoPlan(why) => {
+                tracing::error!(upstream = %server, %request, why, "upstream's plan is invalid");
+                tell(reply, unreadable("an invalid plan"));
             }
         }
         // A reply that is dropped says that there is no answer.
@@ -480,6 +677,34 @@ impl SlotTask {
     }
 }
 
+fn unreadable(why: &'static str) -> Answer {
+    Answer {
+        status: StatusCode::BAD_GATEWAY,
+        reason: None,
+        headers: http::HeaderMap::new(),
+        body: AnswerBody::Unreadable(why),
+    }
+}
+
+/// The request that a parked one goes on with. It is good for as long as its answer is waited for.
+fn resuming(next: &Continue, terms: &Terms) -> Request {
+    let Results::Written(body, digest) = &next.results else {
+        unreachable!("results are written before they are sent");
+    };
+    let until = next.times.deadline.max(Instant::now()) + terms.overdue_grace;
+    let signer = terms.plans.as_deref();
+    next.continuation
+        .request(signer, body.clone(), digest, until)
+}
+
+/// Where the time goes that a job waits once more.
+fn stage_of_waiting(job: &Job) -> Stage {
+    match job.work {
+        Work::Begin(..) => Stage::Queue,
+        _ => Stage::Resume,
+    }
+}
+
 /// Its client has been told so.
 fn is_over(job: &Job) -> bool {
     matches!(&job.work, Work::Begin(_, times) if times.deadline <= Instant::now())
@@ -501,6 +726,8 @@ enum NoHead {
     /// The request could not be sent to its end.
     Lost(io::Error),
     Garbage(&'static str),
+    /// It says that it is a plan.
+    NoPlan(String),
     /// The request's time and the grace are over.
     Overdue,
 }
@@ -622,6 +849,26 @@ impl<F: Future<Output = Result<(), NotSent>>> Wire<'_, F> {
             }
             if !matches!(self.fill(Some(wanted)).await, Ok(1..)) {
                 return Err(Cut::Ended);
+            }
+        }
+    }
+
+    /// All of a body that is no longer than this. Not cancel safe: a part of it is lost.
+    async fn whole(&mut self, body: &mut Framing, longest: usize) -> Result<Bytes, NoHead> {
+        let too_long = || NoHead::NoPlan(format!("longer than {longest} bytes"));
+        if body.left().is_some_and(|left| left > longest as u64) {
+            return Err(too_long());
+        }
+        let mut pieces = Pieces::default();
+        loop {
+            match self.next(body).await {
+                Ok(Some(piece)) => pieces.push(piece),
+                Ok(None) => return Ok(pieces.join()),
+                Err(Cut::Garbage(why)) => return Err(NoHead::Garbage(why)),
+                Err(Cut::Ended | Cut::Stalled) => return Err(NoHead::Cut),
+            }
+            if pieces.1 > longest {
+                return Err(too_long());
             }
         }
     }

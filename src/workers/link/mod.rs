@@ -924,7 +924,7 @@ mod tests {
             overdue_grace: TERMS.overdue_grace,
         };
         let spool = Spool::new(std::env::temp_dir(), metrics.clone()).expect("a folder");
-        let slots = WorkerSlots::new(count, limits, metrics.clone());
+        let slots = WorkerSlots::new(count, limits, &metrics);
         let waits = Waits::new(metrics.clone());
         Hub::new(count, slots, spool, metrics, waits, TERMS)
     }

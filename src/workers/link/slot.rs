@@ -303,8 +303,9 @@ impl SlotTask<'_> {
                     let park = Park {
                         awaited: Awaited::Relay(Box::new(relay)),
                         shielded: false,
-                        process: Arc::clone(&self.process),
+                        gone: self.process.gone.clone(),
                         answer: None,
+                        then: None,
                     };
                     return Ok(Left::Parked(Parked {
                         reply,
@@ -344,8 +345,9 @@ impl SlotTask<'_> {
         let park = Park {
             awaited,
             shielded: header.has(flag::SHIELDED),
-            process: Arc::clone(&self.process),
+            gone: self.process.gone.clone(),
             answer,
+            then: None,
         };
         Ok(Parked {
             reply,
@@ -385,6 +387,7 @@ impl SlotTask<'_> {
             }
             // Sent already, so that it can be given to another worker if this one has nothing of it.
             Work::Begin(..) => Ok(()),
+            Work::Continue(_) => unreachable!("a worker knows the requests that it has parked"),
             Work::Resume(outcomes) => self.send_results(tag.header(Kind::Resume), outcomes).await,
             Work::Body(body) => self.send_body(tag.header(Kind::Resume), &body).await,
             Work::Relayed(captured) => self.send_captured(tag.header(Kind::Resume), captured).await,
