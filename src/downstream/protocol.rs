@@ -47,29 +47,13 @@ impl Downstream {
         peer: Peer,
         watch: Arc<Watch>,
     ) {
-        if speaks_plain_http(&stream) {
-            tls.refused_plain();
-            return refuse_plain_http(stream).await;
-        }
-        watch.within(tls::HANDSHAKE);
-        let accepted = tokio::select! {
-            accepted = tls.accept(stream) => accepted,
-            () = watch.alarm.rang() => return tracing::debug!(%peer, "the TLS handshake took too long"),
+        // Boxed: of the handshake nothing is left when it is over, and of HTTP/2 nothing is there before.
+        let Some(shaken) = Box::pin(shake_hands(tls, stream, peer, &watch)).await else {
+            return;
         };
-        watch.idle();
-        let (stream, credential) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => return tracing::debug!(%peer, %error, "no TLS connection"),
-        };
-        let way = Way {
-            peer,
-            scheme: Scheme::Https,
-            credential,
-        };
-        let http2 = tls::chose_http2(&stream);
-        let stream: Box<dyn Stream> = Box::new(stream);
+        let (stream, way, http2) = shaken;
         if http2 {
-            self.serve_http2(stream, way, watch).await;
+            Box::pin(self.serve_http2(stream, way, watch)).await;
         } else {
             self.serve(stream, way, watch).await;
         }
@@ -124,6 +108,44 @@ impl Downstream {
             () = self.drain_begun() => None,
         }?;
         Some(Resumed { read, line: stream })
+    }
+}
+
+/// Makes the handshake of TLS. Tells whether the client chose HTTP/2. None: there is nobody to serve.
+async fn shake_hands(
+    tls: Arc<Tls>,
+    stream: Box<dyn Stream>,
+    peer: Peer,
+    watch: &Watch,
+) -> Option<(Box<dyn Stream>, Way, bool)> {
+    if speaks_plain_http(&stream) {
+        tls.refused_plain();
+        refuse_plain_http(stream).await;
+        return None;
+    }
+    watch.within(tls::HANDSHAKE);
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        () = watch.alarm.rang() => {
+            tracing::debug!(%peer, "the TLS handshake took too long");
+            return None;
+        }
+    };
+    watch.idle();
+    match accepted {
+        Ok((stream, credential)) => {
+            let way = Way {
+                peer,
+                scheme: Scheme::Https,
+                credential,
+            };
+            let http2 = tls::chose_http2(&stream);
+            Some((Box::new(stream), way, http2))
+        }
+        Err(error) => {
+            tracing::debug!(%peer, %error, "no TLS connection");
+            None
+        }
     }
 }
 
