@@ -301,7 +301,7 @@ async fn until_its_end(guest: &Guest, life: Duration, stop: &CancellationToken) 
 mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::TcpStream;
-    use std::sync::Mutex;
+    use std::sync::{Mutex, mpsc};
 
     use futures_util::future::{self, BoxFuture};
     use serde_json::{Value, json};
@@ -310,11 +310,18 @@ mod tests {
     use crate::recent::{Levels, ShownPath};
     use crate::workers::link::{Call, NoStacks, Stacks};
 
-    struct Desk(Mutex<Readiness>);
+    struct Desk {
+        readiness: Mutex<Readiness>,
+        /// Told of each stack that never comes.
+        asked: (mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>),
+    }
 
     impl Board for Desk {
         fn readiness(&self) -> Readiness {
-            self.0.lock().expect("no test panics with it held").clone()
+            self.readiness
+                .lock()
+                .expect("no test panics with it held")
+                .clone()
         }
 
         fn status(&self) -> Status {
@@ -375,7 +382,10 @@ mod tests {
                     parked: vec![],
                 })))),
                 // Its interpreter is held.
-                1 => Ok(Box::pin(future::pending())),
+                1 => {
+                    self.asked.0.send(()).expect("the desk has both ends");
+                    Ok(Box::pin(future::pending()))
+                }
                 2 => Err(NoStacks::Http),
                 _ => Err(NoStacks::NoSlot),
             }
@@ -383,7 +393,11 @@ mod tests {
     }
 
     fn desk() -> Arc<Desk> {
-        Arc::new(Desk(Mutex::new(Readiness::Ready)))
+        let (tell, told) = mpsc::channel();
+        Arc::new(Desk {
+            readiness: Mutex::new(Readiness::Ready),
+            asked: (tell, Mutex::new(told)),
+        })
     }
 
     fn free_port() -> SocketAddr {
@@ -445,7 +459,7 @@ mod tests {
     fn readiness_says_why_not() {
         let desk = desk();
         let admin = started(Arc::clone(&desk), LIMITS);
-        *desk.0.lock().expect("not poisoned") = Readiness::NotReady("draining".to_owned());
+        *desk.readiness.lock().expect("not poisoned") = Readiness::NotReady("draining".to_owned());
         for addr in [admin.addr(), probes(&admin)] {
             let (status, text) = get(addr, "/readyz");
             assert_eq!(status, 503);
@@ -652,8 +666,9 @@ mod tests {
 
     #[test]
     fn connections_past_the_bound_wait_for_a_place() {
+        let desk = desk();
         let admin = started(
-            desk(),
+            Arc::clone(&desk),
             Limits {
                 connections: 1,
                 ..LIMITS
@@ -662,8 +677,12 @@ mod tests {
         let mut first = TcpStream::connect(admin.addr()).expect("it listens");
         // Its answer takes its time.
         first
-            .write_all(b"GET /slots/1/stack HTTP/1.0\r\n\r\n")
+            .write_all(b"GET /api/slots/1/stack HTTP/1.0\r\n\r\n")
             .expect("it reads");
+        let asked = desk.asked.1.lock().expect("nobody panics with it");
+        asked
+            .recv_timeout(Duration::from_secs(10))
+            .expect("it asks for the stack");
         let mut second = TcpStream::connect(admin.addr()).expect("the backlog takes it");
         second
             .write_all(b"GET / HTTP/1.0\r\n\r\n")

@@ -1617,7 +1617,7 @@ fn what_plans_over_http_lack_is_said() {
         ),
         (
             "plans.secret = hunter2\nplans.listen = \"unix:b\"",
-            "layby.toml:1: plans.secret: *** is no text in quotes; write it in quotes",
+            "layby.toml:1: plans.secret: the value has no quotes; write it in quotes",
         ),
         (
             "plans.listen = \"systemd\"\nplans.secret = \"0123456789abcdef0123456789abcdef\"",
