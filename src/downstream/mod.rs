@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub(crate) mod answers;
+mod batch;
 mod collect;
 mod compress;
 mod crowd;
@@ -43,6 +44,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Body, Trouble};
+use self::batch::Batched;
 use self::collect::collect;
 use self::finish::{Entry, Finish};
 use self::forwarded::Trust;
@@ -52,7 +54,7 @@ use self::listen::Stream;
 use self::watch::{Watch, Watched};
 use self::way::Way;
 use crate::coding::Accepted;
-use crate::config::{BodyMode, Compression, ForwardingHeaders, Trusted};
+use crate::config::{self, BodyMode, Compression, ForwardingHeaders, Trusted};
 use crate::exchange::{self, Exchange};
 use crate::files::{self, Conditions, Files};
 use crate::layers::Resumed;
@@ -198,22 +200,15 @@ impl Downstream {
         let heads = Arc::new(Heads::default());
         let resumed = Resumed { read, line: stream };
         let watched = Watched::new(resumed, Arc::clone(&watch));
-        let io = TokioIo::new(Framed::new(watched, Arc::clone(&heads)));
+        let framed = Framed::new(watched, Arc::clone(&heads));
+        let io = TokioIo::new(Batched::new(framed));
         let knows_no_chunks = AtomicBool::new(false);
         let service = service_fn(|request: Request<_>| {
             knows_no_chunks.store(request.version() == Version::HTTP_10, Relaxed);
             let refused = heads.next_request();
-            let answered =
-                Arc::clone(&self).handle(request, refused, way.clone(), Arc::clone(&watch));
-            let heads = Arc::clone(&heads);
+            let framing = Some(Arc::clone(&heads));
             // Boxed: its size would be paid by every idle connection.
-            Box::pin(async move {
-                let response = answered.await?;
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    heads.open_tunnel();
-                }
-                Ok::<_, ClientLeft>(response)
-            })
+            Box::pin(self.handle(request, refused, &way, &watch, framing))
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         // `Framed` has the bound; what it has escaped may be longer than what came.
@@ -230,7 +225,7 @@ impl Downstream {
                 ended = &mut connection => match ended {
                     Ok(()) => {
                         let parts = connection.into_parts();
-                        let framed = parts.io.into_inner();
+                        let framed = parts.io.into_inner().stream;
                         if let Some(tunnel) = watch.take_tunnel() {
                             let line = Resumed {
                                 read: parts.read_buf,
@@ -256,7 +251,7 @@ impl Downstream {
                             continue;
                         }
                         let parts = connection.into_parts();
-                        let watched = parts.io.into_inner().stream;
+                        let watched = parts.io.into_inner().stream.stream;
                         return Some((watched.stream.line, parts.read_buf));
                     }
                     if !watch.is_sending() && heads.give_up() {
@@ -278,7 +273,7 @@ impl Downstream {
         if cut {
             // The end of the connection may be all that ends the body, as in HTTP/1.0: then a cut one
             // must not end like a whole one.
-            let watched = connection.into_parts().io.into_inner().stream;
+            let watched = connection.into_parts().io.into_inner().stream.stream;
             if !watched.stream.reset() && knows_no_chunks.load(Relaxed) {
                 UNSEEN.call_once(|| {
                     tracing::warn!(
@@ -291,14 +286,18 @@ impl Downstream {
     }
 
     /// One request, from its head to the head of its answer.
-    async fn handle(
-        self: Arc<Self>,
-        request: Request<impl RequestStream>,
+    ///
+    /// No `async fn`, here and below, where a request passes by on its way to a slot: such a function keeps room
+    /// for what it was given beside what it made of it, and thousands of requests wait at this very place.
+    fn handle<B: RequestStream>(
+        self: &Arc<Self>,
+        request: Request<B>,
         refused: Option<Refused>,
-        way: Way,
-        watch: Arc<Watch>,
-    ) -> Result<Response<Body>, ClientLeft> {
-        let settings = self.settings();
+        way: &Way,
+        watch: &Arc<Watch>,
+        framing: Option<Arc<Heads>>,
+    ) -> impl Future<Output = Result<Response<Body>, ClientLeft>> + Send + use<B> {
+        let (this, watch, settings) = (Arc::clone(self), Arc::clone(watch), self.settings());
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
         let upgrade = upgrade::asked(&parts);
@@ -311,54 +310,60 @@ impl Downstream {
             }
             None => head::vet(&mut parts),
         };
-        let (mut visit, told) = self.identify(&mut parts, &way, &settings, &watch);
+        let (mut visit, told) = self.identify(&mut parts, way, &settings, &watch);
         visit.upgrade = upgrade;
-        let answered = async {
-            let target = vetted.and_then(|target| told.map(|()| target));
-            let target = target.map_err(Trouble::Refused)?;
-            if settings.resumes && head::is_for_resumes(&target.path) {
-                return Err(Trouble::Refused(head::NOT_FOR_CLIENTS));
-            }
-            if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
-                && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
-            {
-                visit.record.tell(|spans| spans.takes(&mount.path));
-                let answer = files::counted(answer, &self.spool);
-                let (response, _) = answers::passed_on(answer, &parts.method, self.spool.memory())?;
-                return Ok(Some(response));
-            }
-            let (request, later, exchange) = self
-                .receive(parts, target, body, &mut visit, &watch, &settings)
-                .await?;
-            let wish = visit.wish.take();
-            pass(
-                exchange,
-                request,
-                later,
-                wish,
-                &watch,
-                &settings,
-                &self.spool,
-            )
-            .await
-        };
-        match answered.await {
-            Ok(Some(response)) => {
-                let (accepted, how) = (&visit.accepted, &settings.compression);
-                let response = match how.algorithms.is_empty() {
-                    true => response,
+        let target = vetted.and_then(|target| told.map(|()| target));
+        async move {
+            let answered = async {
+                let target = target.map_err(Trouble::Refused)?;
+                if settings.resumes && head::is_for_resumes(&target.path) {
+                    return Err(Trouble::Refused(head::NOT_FOR_CLIENTS));
+                }
+                if let Some(mount) = mounts::of(&parts, &target, &visit.client, &settings)
+                    && let Some(answer) = Box::pin(mounts::answer(mount, &parts, &target)).await?
+                {
+                    visit.record.tell(|spans| spans.takes(&mount.path));
+                    let answer = files::counted(answer, &this.spool);
+                    let memory = this.spool.memory();
+                    let (response, _) = answers::passed_on(answer, &parts.method, memory)?;
+                    return Ok(Some(response));
+                }
+                let (exchange, rules) = this.route(&target, &mut visit, &settings);
+                let (body, later) = match body.is_end_stream() {
+                    true => (RequestBody::Here(spool::Body::Memory(Bytes::new())), None),
+                    // Boxed: its size would be paid by every request, most of which have no body.
                     false => {
-                        let coding = compress::compressed(response, &visit.method, accepted, how);
-                        Box::pin(coding).await
+                        let record = &visit.record;
+                        Box::pin(this.receive(body, rules, record, &watch, &settings)).await?
                     }
                 };
-                Ok(self.finish(response, visit, &watch))
+                let request = this.request(parts, target, body, &mut visit, exchange);
+                watch.in_hand();
+                let lazy = later.is_some();
+                let outcome = exchange.run(request, later, settings.exchange);
+                pass(outcome, lazy, &mut visit, &watch, &settings, &this.spool).await
+            };
+            let response = match answered.await {
+                Ok(Some(response)) => {
+                    let (accepted, how) = (&visit.accepted, &settings.compression);
+                    match how.algorithms.is_empty() {
+                        true => response,
+                        false => {
+                            let coding =
+                                compress::compressed(response, &visit.method, accepted, how);
+                            Box::pin(coding).await
+                        }
+                    }
+                }
+                Ok(None) => return Err(ClientLeft),
+                Err(trouble) => refuse(trouble, &mut visit, &settings),
+            };
+            if let Some(framing) = framing
+                && response.status() == StatusCode::SWITCHING_PROTOCOLS
+            {
+                framing.open_tunnel();
             }
-            Ok(None) => Err(ClientLeft),
-            Err(trouble) => {
-                let response = refuse(trouble, &mut visit, &settings);
-                Ok(self.finish(response, visit, &watch))
-            }
+            Ok(this.finish(response, visit, &watch))
         }
     }
 
@@ -418,68 +423,76 @@ impl Downstream {
         (visit, told)
     }
 
-    /// Takes in the whole body, or leaves it where it is if its route says so. Also tells where the request is
-    /// to go.
-    async fn receive<'a>(
+    /// Where a request is to go, and by what rules.
+    fn route<'a>(
         &'a self,
-        mut parts: Parts,
-        target: Target,
-        body: impl RequestStream,
+        target: &Target,
         visit: &mut Visit,
-        watch: &Arc<Watch>,
         settings: &'a Settings,
-    ) -> Result<(message::Request, Option<LaterBody>, &'a Exchange), Trouble> {
-        let (client, record) = (visit.client.clone(), Arc::clone(&visit.record));
-        let route = settings
-            .routes
-            .of(&target.path, &client.server_name, &parts.method);
+    ) -> (&'a Exchange, Option<&'a config::Route>) {
+        let server_name = &visit.client.server_name;
+        let route = settings.routes.of(&target.path, server_name, &visit.method);
         let upstream = route.and_then(|route| route.upstream.as_ref());
-        let exchange = upstream.unwrap_or(&self.exchange);
         if let Some(route) = route {
-            record.takes(&route.name);
+            visit.record.takes(&route.name);
         }
-        let route = route.map(|route| &route.rules);
-        let max = route
-            .and_then(|route| route.max_body)
+        let rules = route.map(|route| &route.rules);
+        (upstream.unwrap_or(&self.exchange), rules)
+    }
+
+    /// Takes in the whole body, or leaves it where it is if its route says so.
+    async fn receive(
+        &self,
+        body: impl RequestStream,
+        rules: Option<&config::Route>,
+        record: &Arc<Record>,
+        watch: &Arc<Watch>,
+        settings: &Settings,
+    ) -> Result<(RequestBody, Option<LaterBody>), Trouble> {
+        let max = rules
+            .and_then(|rules| rules.max_body)
             .unwrap_or(settings.max_body);
         if body.size_hint().lower() > max {
             return Err(Trouble::Body(NoBody::TooLarge));
         }
-        let empty = body.is_end_stream();
-        let lazy = !empty && route.is_some_and(|route| route.body == BodyMode::Lazy);
         let body = Counted {
             body,
-            record: Arc::clone(&record),
+            record: Arc::clone(record),
         };
-        let (body, later) = if empty {
-            let nothing = spool::Body::Memory(Bytes::new());
-            (RequestBody::Here(nothing), None)
-        } else if lazy {
+        if rules.is_some_and(|rules| rules.body == BodyMode::Lazy) {
             let announced = body.size_hint().exact();
             let (spool, watch) = (self.spool.clone(), Arc::clone(watch));
             let taking = async move { collect(body, &spool, &watch, max).await };
-            (RequestBody::Later(announced), Some(LaterBody::new(taking)))
-        } else {
-            // Boxed: its size would be paid by every request, most of which have no body.
-            let body = Box::pin(collect(body, &self.spool, watch, max)).await;
-            (RequestBody::Here(body.map_err(Trouble::Body)?), None)
-        };
-        parts.headers.insert(REQUEST_ID, record.id.header());
+            return Ok((RequestBody::Later(announced), Some(LaterBody::new(taking))));
+        }
+        let body = collect(body, &self.spool, watch, max).await;
+        Ok((RequestBody::Here(body.map_err(Trouble::Body)?), None))
+    }
+
+    /// The request as it leaves this room. Boxed: it is passed on several times.
+    fn request(
+        &self,
+        mut parts: Parts,
+        target: Target,
+        body: RequestBody,
+        visit: &mut Visit,
+        exchange: &Exchange,
+    ) -> Box<message::Request> {
+        parts.headers.insert(REQUEST_ID, visit.record.id.header());
         let raw: Arc<str> = target.raw.into();
         visit.finish.asks(&raw);
-        let request = message::Request {
+        Box::new(message::Request {
             method: parts.method,
             version: parts.version,
             target: raw,
             path: target.path,
             query: target.query,
             headers: parts.headers,
-            client,
-            record,
+            client: visit.client.clone(),
+            record: Arc::clone(&visit.record),
             body,
             upgrade: visit.upgrade.clone().filter(|_| exchange.may_upgrade()),
-        };
-        Ok((request, later, exchange))
+        })
     }
 
     /// What every answer has, whoever gave it.
@@ -504,20 +517,15 @@ impl Downstream {
     }
 }
 
-/// Has the application answer; None if the client left meanwhile.
+/// Waits for the application's answer; None if the client left meanwhile.
 async fn pass(
-    exchange: &Exchange,
-    request: message::Request,
-    later: Option<LaterBody>,
-    wish: Option<Box<Conditions>>,
+    outcome: exchange::Outcome,
+    lazy: bool,
+    visit: &mut Visit,
     watch: &Watch,
     settings: &Settings,
     spool: &Spool,
 ) -> Result<Option<Response<Body>>, Trouble> {
-    watch.in_hand();
-    let method = request.method.clone();
-    let lazy = later.is_some();
-    let outcome = exchange.run(request, later, settings.exchange);
     let answer = if lazy {
         // hyper looks for the client's leaving only while it reads.
         tokio::select! {
@@ -529,9 +537,9 @@ async fn pass(
     };
     let mut answer = answer.map_err(Trouble::Exchange)?;
     if settings.files.hands_off() {
-        answer = Box::pin(settings.files.hand_off(answer, wish, spool)).await?;
+        answer = Box::pin(settings.files.hand_off(answer, visit.wish.take(), spool)).await?;
     }
-    let (response, tunnel) = answers::passed_on(answer, &method, spool.memory())?;
+    let (response, tunnel) = answers::passed_on(answer, &visit.method, spool.memory())?;
     if let Some(tunnel) = tunnel {
         watch.set_tunnel(tunnel);
     }

@@ -108,49 +108,53 @@ impl Life {
         }
     }
 
-    pub async fn run(mut self, request: Request) {
+    /// No `async fn`: see `Downstream::handle`.
+    pub fn run(mut self, request: Box<Request>) -> impl Future<Output = ()> + Send {
         self.enters(Stage::Queue);
         let bytes = retained(&request);
-        let work = self.job(Work::Begin(Box::new(request), self.times()), None);
-        let (id, mut turn) = match self.exchange.around.slots.submit(work, bytes) {
-            Ok(submitted) => submitted,
-            Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
-        };
-        self.id = Some(id);
-        let _place = self.exchange.around.slots.place(id);
-        loop {
-            let step = match self.step(id, &mut turn).await {
-                Some(Ok(step)) => step,
-                Some(Err(NoTurn::Shed(shed))) => {
-                    return self.client.answer(Err(Failure::Shed(shed)));
-                }
-                Some(Err(NoTurn::WorkerGone)) => {
-                    return self.client.answer(Err(Failure::WorkerGone));
-                }
-                None => return,
+        let work = self.job(Work::Begin(request, self.times()), None);
+        let submitted = self.exchange.around.slots.submit(work, bytes);
+        async move {
+            let (id, mut turn) = match submitted {
+                Ok(submitted) => submitted,
+                Err(shed) => return self.client.answer(Err(Failure::Shed(shed))),
             };
-            turn = match step {
-                Step::Answer(answer, None) => return self.client.answer(Ok(answer)),
-                Step::Answer(answer, Some(rest)) => {
-                    match &answer.body {
-                        AnswerBody::Spooled(reader) => self.stream(reader.watch()),
-                        _ => self.answered(),
+            self.id = Some(id);
+            let _place = self.exchange.around.slots.place(id);
+            loop {
+                let step = match self.step(id, &mut turn).await {
+                    Some(Ok(step)) => step,
+                    Some(Err(NoTurn::Shed(shed))) => {
+                        return self.client.answer(Err(Failure::Shed(shed)));
                     }
-                    self.client.answer(Ok(answer));
-                    rest
-                }
-                Step::Answered(rest) => {
-                    self.answered();
-                    rest
-                }
-                Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
-                // Boxed: their size would be paid by every request, also by those that only wait for a slot.
-                Step::Hold(hold) => Box::pin(self.hold(hold)).await,
-                Step::Park(park) => match Box::pin(self.park(id, park)).await {
-                    Some(turn) => turn,
-                    None => return self.client.answer(Err(Failure::WorkerGone)),
-                },
-            };
+                    Some(Err(NoTurn::WorkerGone)) => {
+                        return self.client.answer(Err(Failure::WorkerGone));
+                    }
+                    None => return,
+                };
+                turn = match step {
+                    Step::Answer(answer, None) => return self.client.answer(Ok(answer)),
+                    Step::Answer(answer, Some(rest)) => {
+                        match &answer.body {
+                            AnswerBody::Spooled(reader) => self.stream(reader.watch()),
+                            _ => self.answered(),
+                        }
+                        self.client.answer(Ok(answer));
+                        rest
+                    }
+                    Step::Answered(rest) => {
+                        self.answered();
+                        rest
+                    }
+                    Step::Ended => return self.client.answer(Err(Failure::WorkerGone)),
+                    // Boxed: their size would be paid by every request, also by those that only wait for a slot.
+                    Step::Hold(hold) => Box::pin(self.hold(hold)).await,
+                    Step::Park(park) => match Box::pin(self.park(id, park)).await {
+                        Some(turn) => turn,
+                        None => return self.client.answer(Err(Failure::WorkerGone)),
+                    },
+                };
+            }
         }
     }
 

@@ -138,7 +138,12 @@ impl Exchange {
     ///
     /// Dropping the future means that the client left: a request that no application code has seen
     /// is forgotten, any other goes on by itself to a clean end.
-    pub fn run(&self, request: Request, body: Option<LaterBody>, settings: Settings) -> Outcome {
+    pub fn run(
+        &self,
+        request: Box<Request>,
+        body: Option<LaterBody>,
+        settings: Settings,
+    ) -> Outcome {
         let deadline = Instant::now() + settings.request_timeout;
         Outcome::new(self.around.left.clone(), |client| {
             life::Life::new(self, &request, body, settings, deadline, client).run(request)

@@ -49,7 +49,7 @@ pub async fn answer(
     let watch = Watch::new(downstream.sweeper.alarm(), downstream.settings().bounds);
     let (request, wanted) = adapt(request);
     let method = request.method().clone();
-    let handled = Box::pin(downstream.handle(request, None, way, Arc::clone(&watch)));
+    let handled = Box::pin(downstream.handle(request, None, &way, &watch, None));
     let response = match handle(handled, &mut respond, &watch, wanted).await {
         Ok(response) => response,
         Err(end) => return reset(end, |reason| respond.send_reset(reason)),
