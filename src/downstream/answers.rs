@@ -426,6 +426,11 @@ impl Body {
     }
 
     /// `finish` is told what has been taken, and dropped with the body.
+    /// All of it is there: nothing can cut it any more.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.source, Source::Whole(_))
+    }
+
     pub fn watched(mut self, finish: Finish) -> Self {
         self.finish = Some(finish);
         self

@@ -6,9 +6,12 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::watch::Watch;
 
 /// A write of more keeps its reader busy for long enough, and is in the processor's cache now.
 const SMALL: usize = 16 * 1024;
@@ -16,21 +19,26 @@ const SMALL: usize = 16 * 1024;
 /// Writes what is small when all other tasks had their turn that were ready before.
 pub struct Batched<S> {
     pub stream: S,
+    watch: Arc<Watch>,
     /// They had, since everything was last written.
     waited: bool,
 }
 
 impl<S> Batched<S> {
-    pub fn new(stream: S) -> Self {
+    pub fn new(stream: S, watch: Arc<Watch>) -> Self {
         Self {
             stream,
+            watch,
             waited: false,
         }
     }
 
     /// True if they are to have it now. A woken task goes behind all that are ready.
+    ///
+    /// An answer of which more is to come does not wait: should it be cut meanwhile, hyper would end the
+    /// connection with the beginning unsent, and a client takes that for a request that nobody has seen.
     fn waits(&mut self, cx: &Context<'_>, bytes: usize) -> bool {
-        let waits = !self.waited && bytes <= SMALL;
+        let waits = !self.waited && bytes <= SMALL && self.watch.is_whole();
         if waits {
             self.waited = true;
             cx.waker().wake_by_ref();
@@ -91,11 +99,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Batched<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+    use super::super::pace::Rate;
+    use super::super::watch::Bounds;
     use super::*;
+    use crate::sweeper::Sweeper;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const BOUNDS: Bounds = Bounds {
+        head: LONG,
+        idle: LONG,
+        rate: Rate {
+            stall: LONG,
+            least: 0,
+        },
+    };
 
     /// Notes what is written to it.
     struct Noting(DuplexStream, Arc<Mutex<Vec<String>>>);
@@ -122,13 +144,34 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_due_at_once_is_made_first_and_written_then() {
+        assert_eq!(
+            notes_of_three(true).await,
+            sorted(&["made 0", "written 0", "made 1", "written 1"])
+        );
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_which_more_is_to_come_does_not_wait() {
+        let notes = notes_of_three(false).await;
+        assert_eq!(notes[..2], ["made 0", "written 0"]);
+    }
+
+    fn sorted(notes: &[&str]) -> Vec<String> {
+        let three = |note: &&str| vec![(*note).to_owned(); 3];
+        notes.iter().flat_map(three).collect()
+    }
+
+    /// What three tasks do that are ready at once, in two turns.
+    async fn notes_of_three(whole: bool) -> Vec<String> {
         let notes = Arc::new(Mutex::new(Vec::new()));
         let tasks: Vec<_> = (0..3)
             .map(|_| {
                 let notes = Arc::clone(&notes);
                 tokio::spawn(async move {
                     let (near, mut far) = tokio::io::duplex(64);
-                    let mut stream = Batched::new(Noting(near, Arc::clone(&notes)));
+                    let watch = Watch::new(Sweeper::default().alarm(), BOUNDS);
+                    watch.set_whole(whole);
+                    let mut stream = Batched::new(Noting(near, Arc::clone(&notes)), watch);
                     for turn in 0..2 {
                         let made = format!("made {turn}");
                         notes.lock().expect("nobody panics").push(made);
@@ -147,10 +190,7 @@ mod tests {
         for task in tasks {
             task.await.expect("no panic").expect("all is written");
         }
-        let wanted: Vec<_> = ["made 0", "written 0", "made 1", "written 1"]
-            .into_iter()
-            .flat_map(|note| vec![note.to_owned(); 3])
-            .collect();
-        assert_eq!(*notes.lock().expect("nobody panics"), wanted);
+        let notes = notes.lock().expect("nobody panics");
+        notes.clone()
     }
 }

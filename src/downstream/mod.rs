@@ -201,7 +201,7 @@ impl Downstream {
         let resumed = Resumed { read, line: stream };
         let watched = Watched::new(resumed, Arc::clone(&watch));
         let framed = Framed::new(watched, Arc::clone(&heads));
-        let io = TokioIo::new(Batched::new(framed));
+        let io = TokioIo::new(Batched::new(framed, Arc::clone(&watch)));
         let knows_no_chunks = AtomicBool::new(false);
         let service = service_fn(|request: Request<_>| {
             knows_no_chunks.store(request.version() == Version::HTTP_10, Relaxed);
@@ -512,6 +512,7 @@ impl Downstream {
         } = visit;
         let status = response.status();
         let bodiless = answers::is_bodiless(status, &method) || response.body().is_end_stream();
+        watch.set_whole(bodiless || response.body().is_whole());
         finish.answered(status, bodiless);
         response.map(|body| body.watched(finish))
     }

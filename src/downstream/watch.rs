@@ -76,6 +76,8 @@ pub struct Watch {
     state: Mutex<State>,
     /// Not all of the last request's body was read.
     unread: AtomicBool,
+    /// Of the answer under way nothing is still to come.
+    whole: AtomicBool,
     /// Somebody asks for the connection's descriptor.
     wanted: AtomicBool,
     asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
@@ -123,6 +125,7 @@ impl Watch {
                 sending: Credit::behind(bounds.rate, KERNEL),
             }),
             unread: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
             tunnel: Mutex::default(),
@@ -321,6 +324,14 @@ impl Watch {
 
     pub fn set_unread(&self, unread: bool) {
         self.unread.store(unread, Relaxed);
+    }
+
+    pub fn set_whole(&self, whole: bool) {
+        self.whole.store(whole, Relaxed);
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.whole.load(Relaxed)
     }
 
     pub fn is_unread(&self) -> bool {
