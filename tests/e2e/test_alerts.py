@@ -14,7 +14,8 @@ from support.prometheus import RULES
 
 DRILL = REPOSITORY / "tests" / "drill"
 REPORT = REPOSITORY / "docs" / "alerts-demonstration.md"
-ALERTS = set(re.findall(r"alert: (\S+)", RULES.read_text()))
+# All but the one for which there must be no gateway to break; the rules' own tests have that.
+ALERTS = set(re.findall(r"alert: (\S+)", RULES.read_text())) - {"LaybyGone"}
 
 
 @pytest.fixture
