@@ -6,7 +6,9 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,10 +22,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ring::hmac;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -47,7 +50,10 @@ const HEAD_BYTES: usize = 16 * 1024;
 /// For a plan to come whole. Who sends it stands beside the gateway.
 const BODY: Duration = Duration::from_secs(30);
 
-/// Of all plans that are coming in or under way.
+/// For a client to take some of its results, when it has taken none.
+const READ: Duration = Duration::from_secs(30);
+
+/// Of all plans that are coming in or under way, to the end of their results.
 const PLANS_KIB: usize = 128 * 1024;
 
 /// Pause after a failed accept: it fails at once again while descriptors are short.
@@ -233,7 +239,7 @@ async fn converse(stream: Stream, desk: Arc<Desk>, stop: CancellationToken) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Read::new(stream, READ)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -244,6 +250,79 @@ async fn converse(stream: Stream, desk: Arc<Desk>, stop: CancellationToken) {
     };
     if let Err(error) = ended {
         debug!(%error, "a connection to the plans listener ended early");
+    }
+}
+
+/// A connection whose client reads what it is sent: one that takes nothing for so long is given up.
+struct Read<S> {
+    stream: S,
+    patience: Duration,
+    /// While it takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Read<S> {
+    fn new(stream: S, patience: Duration) -> Self {
+        Self {
+            stream,
+            patience,
+            stalled: None,
+        }
+    }
+
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if poll.is_ready() {
+            self.stalled = None;
+            return poll;
+        }
+        let patience = self.patience;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Read<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Read<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(cx, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(cx, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -276,8 +355,10 @@ impl Desk {
         let plan = decode_waiting(&json).map_err(|error| Refusal::NoPlan(error.to_string()))?;
         drop(json);
         let outcomes = self.outbound.run(plan, deadline).await;
-        drop(held);
-        let pieces = Results::new(outcomes).map(|piece| Ok(Frame::data(piece)));
+        let pieces = Results::new(outcomes).map(move |piece| {
+            let _until_all_is_written = &held;
+            Ok(Frame::data(piece))
+        });
         let body = StreamBody::new(stream::iter(pieces));
         Ok(answer(StatusCode::OK, &[], BoxBody::new(body)))
     }
@@ -379,4 +460,28 @@ fn answer(
         answer.headers_mut().insert(name, value);
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_reads_nothing_is_given_up_and_who_reads_slowly_is_not() {
+        let (near, mut far) = tokio::io::duplex(10);
+        let patience = Duration::from_millis(300);
+        let mut near = Read::new(near, patience);
+        let slowly = async {
+            for _ in 0..10 {
+                sleep(patience / 6).await;
+                far.read_exact(&mut [0; 10]).await.expect("it is written");
+            }
+        };
+        let (written, ()) = tokio::join!(near.write_all(&[0; 100]), slowly);
+        written.expect("it is read");
+        let error = near.write_all(&[0; 100]).await.expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 }

@@ -22,7 +22,7 @@ use crate::message::MAX_HEADERS;
 /// Fetches in one plan, at every depth.
 const FETCHES: usize = 1000;
 /// Things of any kind in one plan: each costs a timer or a place in the results.
-const THINGS: usize = 4000;
+pub(super) const THINGS: usize = 4000;
 /// Gathers inside each other, the root counted.
 const DEPTH: usize = 16;
 /// Bytes of a relayed response that are kept at most, whatever the worker asks for.
@@ -310,19 +310,26 @@ pub(super) fn method(wire: &str, at: &str, key: &str) -> Result<Method, PlanErro
     }
 }
 
-pub(super) fn header_map(
-    wire: &[(Text<'_>, Text<'_>)],
+fn header_map(wire: &[(Text<'_>, Text<'_>)], at: &str, key: &str) -> Result<HeaderMap, PlanError> {
+    let lines = wire.iter().map(|(name, value)| (&*name.0, &*value.0));
+    header_lines(lines, wire.len(), at, key)
+}
+
+/// So many names and their values.
+pub(super) fn header_lines<'w>(
+    lines: impl Iterator<Item = (&'w str, &'w str)>,
+    count: usize,
     at: &str,
     key: &str,
 ) -> Result<HeaderMap, PlanError> {
-    if wire.len() > MAX_HEADERS {
+    if count > MAX_HEADERS {
         return Err(invalid(at, key, "are too many"));
     }
-    let mut headers = HeaderMap::with_capacity(wire.len());
-    for (name, value) in wire {
-        let name = HeaderName::from_bytes(name.0.as_bytes())
+    let mut headers = HeaderMap::with_capacity(count);
+    for (name, value) in lines {
+        let name = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| invalid(at, key, "has a name that is not a token"))?;
-        let value = latin1(&value.0)
+        let value = latin1(value)
             .and_then(|value| HeaderValue::from_bytes(&value).ok())
             .ok_or_else(|| invalid(at, key, "has a value with a forbidden character"))?;
         headers.append(name, value);

@@ -18,9 +18,11 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::decode::{
-    Extent, PlanError, Text, WireJoin, duration, given, header_map, invalid, method, seconds, shape,
+    Extent, PlanError, THINGS, Text, WireJoin, duration, given, header_lines, invalid, method,
+    seconds, shape,
 };
 use super::{Failure, Fetch, Gather, Outcome, Plan, Response, Thing};
+use crate::message::MAX_HEADERS;
 
 /// Bytes of a plan with all that is in it: as many as a worker may send.
 pub const MAX_PLAN: usize = 32 << 20;
@@ -67,11 +69,30 @@ pub fn decode_waiting(json: &[u8]) -> Result<Plan, PlanError> {
 }
 
 fn decode(json: &[u8]) -> Result<(Plan, Option<Resume>), PlanError> {
+    // Each thing is an object, and each fetch may have one more; what is read takes far more room than its text.
+    if has_more_objects(json, 2 * THINGS + 2) {
+        return Err(PlanError::TooManyThings);
+    }
     let wire: WirePlan = serde_json::from_slice(json).map_err(|error| shape(&error))?;
     let mut reading = Reading(Extent::default());
     let root = reading.gather("", 1, wire.fetches, wire.join, wire.timeout)?;
     let resume = wire.resume.map(resume).transpose()?;
     Ok((Plan { root, hold: None }, resume))
+}
+
+/// Whether the JSON has more objects than that, as far as it is JSON.
+fn has_more_objects(json: &[u8], most: usize) -> bool {
+    let (mut objects, mut quoted, mut escaped) = (0, false, false);
+    json.iter().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'{' if !quoted => objects += 1,
+            _ => {}
+        }
+        objects > most
+    })
 }
 
 struct Reading(Extent);
@@ -126,14 +147,10 @@ struct WireThing<'a> {
 
 /// An object of names with one value or several, or a list of pairs: what an empty array of PHP becomes is one
 /// of both.
-struct WireHeaders<'a>(Vec<(Text<'a>, Text<'a>)>);
+struct WireHeaders<'a>(Vec<(Text<'a>, WireValues<'a>)>);
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum WireValues<'a> {
-    One(#[serde(borrow)] Text<'a>),
-    Several(#[serde(borrow)] Vec<Text<'a>>),
-}
+/// One, or an array of them.
+struct WireValues<'a>(Vec<Text<'a>>);
 
 impl Reading {
     fn gather(
@@ -205,13 +222,18 @@ impl Reading {
             (Some(_), Some(_)) => return Err(invalid(at, "body", "is there twice")),
         };
         let headers = wire.headers.map_or_else(Vec::new, |headers| headers.0);
+        let lines = headers.iter().flat_map(|(name, values)| {
+            let values = values.0.iter();
+            values.map(|value| (&*name.0, &*value.0))
+        });
+        let count = headers.iter().map(|(_, values)| values.0.len()).sum();
         Ok(Fetch {
             method: match wire.method {
                 Some(Text(name)) => method(&name, at, "method")?,
                 None => Method::GET,
             },
             url: wire.url.expect("it is a fetch because of its URL"),
-            headers: header_map(&headers, at, "headers")?,
+            headers: header_lines(lines, count, at, "headers")?,
             timeout: seconds(wire.timeout, at, "timeout")?,
             follow: wire.follow.unwrap_or(false),
             body,
@@ -272,22 +294,16 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireHeaders<'a> {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut headers = Vec::new();
-                while let Some(name) = map.next_key::<Text<'de>>()? {
-                    match map.next_value::<WireValues<'de>>()? {
-                        WireValues::One(value) => headers.push((name, value)),
-                        WireValues::Several(values) => {
-                            let named = |value| (Text(name.0.clone()), value);
-                            headers.extend(values.into_iter().map(named));
-                        }
-                    }
+                while let Some(header) = map.next_entry()? {
+                    add(&mut headers, header)?;
                 }
                 Ok(WireHeaders(headers))
             }
 
             fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Self::Value, S::Error> {
                 let mut headers = Vec::new();
-                while let Some(pair) = list.next_element()? {
-                    headers.push(pair);
+                while let Some((name, value)) = list.next_element()? {
+                    add(&mut headers, (name, WireValues(vec![value])))?;
                 }
                 Ok(WireHeaders(headers))
             }
@@ -295,6 +311,47 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireHeaders<'a> {
 
         from.deserialize_any(Reader)
     }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for WireValues<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = WireValues<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a value or an array of values")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(WireValues(vec![Text(Cow::Borrowed(text))]))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(WireValues(vec![Text(Cow::Owned(text.to_owned()))]))
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Self::Value, S::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    add(&mut values, value)?;
+                }
+                Ok(WireValues(values))
+            }
+        }
+
+        from.deserialize_any(Reader)
+    }
+}
+
+/// One more of what there may be [`MAX_HEADERS`] of: no more than that is read.
+fn add<T, E: serde::de::Error>(all: &mut Vec<T>, one: T) -> Result<(), E> {
+    if all.len() == MAX_HEADERS {
+        return Err(E::custom("headers are too many"));
+    }
+    all.push(one);
+    Ok(())
 }
 
 /// The JSON of results, piece by piece: of large ones, no more than one at a time is there as text.
@@ -489,6 +546,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_much_is_not_read_first() {
+        let many = "{},".repeat(2 * THINGS + 2);
+        let read = |json: String| decode_waiting(json.as_bytes()).map_err(|it| it.to_string());
+        let said = read(format!("{{\"fetches\":[{many}{{}}]}}")).expect_err("too many");
+        assert!(said.contains("at most"), "{said}");
+        // Not those in a text.
+        let body = r#"{\"{"#.repeat(2 * THINGS + 2);
+        assert!(read(format!(r#"{{"fetches":[{{"url":"/","body":"{body}"}}]}}"#)).is_ok());
+        let values = |count: usize| {
+            let values = vec!["\"\""; count].join(",");
+            read(format!(
+                r#"{{"fetches":[{{"url":"/","headers":{{"\u0061":[{values}]}}}}]}}"#
+            ))
+        };
+        assert!(values(MAX_HEADERS).is_ok());
+        let said = values(MAX_HEADERS + 1).expect_err("too many");
+        assert!(said.contains("headers are too many"), "{said}");
+    }
+
+    #[test]
     fn a_plan_is_read_with_all_that_is_in_it() {
         let (plan, resume) = parking(&json!({
             "fetches": [
@@ -600,7 +677,10 @@ mod tests {
                 "forbidden character",
             ),
             (json!({ "url": "", "headers": [["a"]] }), "expected"),
-            (json!({ "url": "", "headers": { "a": 1 } }), "did not match"),
+            (
+                json!({ "url": "", "headers": { "a": 1 } }),
+                "expected a value or an array",
+            ),
             (
                 json!({ "url": "", "body_base64": "a" }),
                 "body_base64 is not base64",

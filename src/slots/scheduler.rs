@@ -746,6 +746,8 @@ impl<J> Scheduler<J> {
         let entry = &mut self.requests[request.place()];
         self.admitted_bytes = self.admitted_bytes - entry.bytes + bytes;
         entry.bytes = bytes;
+        // That was about the job that its worker has seen by now.
+        entry.unwanted = false;
         let home = Home {
             process,
             pinned: pinned.then_some(slot),

@@ -163,7 +163,7 @@ impl SlotTask {
                     }
                 },
             };
-            let begun = Instant::now();
+            let (request, begun) = (taken.request, Instant::now());
             // The process is the server's own affair.
             taken.job.about.record.runs(self.slot, 0, begun);
             self.upstream.board.set(
@@ -202,8 +202,10 @@ impl SlotTask {
                     retained,
                 } => {
                     let next = port.parked(retained, false);
-                    // A life waits for its step whatever becomes of its client.
-                    let _ = reply.send(Ok(Step::Park(*park)));
+                    // A life waits for its step whatever becomes of its client, unless it has panicked.
+                    if reply.send(Ok(Step::Park(*park))).is_err() {
+                        port.forget(request);
+                    }
                     next
                 }
             };
