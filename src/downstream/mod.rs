@@ -39,6 +39,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
@@ -300,6 +301,10 @@ impl Downstream {
         let (this, watch, settings) = (Arc::clone(self), Arc::clone(watch), self.settings());
         let (mut parts, body) = request.into_parts();
         watch.set_unread(!body.is_end_stream());
+        watch.set_whole(false);
+        if parts.extensions.get::<OnUpgrade>().is_some() {
+            watch.asks_for_upgrade();
+        }
         let upgrade = upgrade::asked(&parts);
         let vetted = match refused {
             // It stands for what came instead, and what comes behind that is not read as anything.
@@ -346,14 +351,16 @@ impl Downstream {
             let response = match answered.await {
                 Ok(Some(response)) => {
                     let (accepted, how) = (&visit.accepted, &settings.compression);
-                    match how.algorithms.is_empty() {
+                    let response = match how.algorithms.is_empty() {
                         true => response,
                         false => {
                             let coding =
                                 compress::compressed(response, &visit.method, accepted, how);
                             Box::pin(coding).await
                         }
-                    }
+                    };
+                    watch.set_whole(response.body().is_whole());
+                    response
                 }
                 Ok(None) => return Err(ClientLeft),
                 Err(trouble) => refuse(trouble, &mut visit, &settings),
@@ -512,7 +519,6 @@ impl Downstream {
         } = visit;
         let status = response.status();
         let bodiless = answers::is_bodiless(status, &method) || response.body().is_end_stream();
-        watch.set_whole(bodiless || response.body().is_whole());
         finish.answered(status, bodiless);
         response.map(|body| body.watched(finish))
     }

@@ -78,6 +78,8 @@ pub struct Watch {
     unread: AtomicBool,
     /// Of the answer under way nothing is still to come.
     whole: AtomicBool,
+    /// A request asked for another protocol, whatever became of that.
+    upgrade: AtomicBool,
     /// Somebody asks for the connection's descriptor.
     wanted: AtomicBool,
     asking: Mutex<Option<oneshot::Sender<OwnedFd>>>,
@@ -126,6 +128,7 @@ impl Watch {
             }),
             unread: AtomicBool::new(false),
             whole: AtomicBool::new(false),
+            upgrade: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             asking: Mutex::default(),
             tunnel: Mutex::default(),
@@ -330,8 +333,14 @@ impl Watch {
         self.whole.store(whole, Relaxed);
     }
 
+    /// The answer under way is there to its end, and hyper writes it out before it gives the connection back.
+    /// That it does not do once it has seen `Upgrade`.
     pub fn is_whole(&self) -> bool {
-        self.whole.load(Relaxed)
+        self.whole.load(Relaxed) && !self.upgrade.load(Relaxed)
+    }
+
+    pub fn asks_for_upgrade(&self) {
+        self.upgrade.store(true, Relaxed);
     }
 
     pub fn is_unread(&self) -> bool {

@@ -146,6 +146,28 @@ async fn a_protocol_that_would_go_past_the_gateway_is_not_asked_for() {
     assert_eq!(client.response().await.ok(), "ok");
 }
 
+/// hyper gives such a connection back without writing out what it has.
+#[tokio::test]
+async fn an_answer_to_the_last_request_of_a_connection_is_whole_whatever_it_asked_for() {
+    let app = upstream::tcp().await;
+    let gateway = gateway::before(&app, 1).run().await;
+    for connection in ["Upgrade, close", "Upgrade"] {
+        let mut client = gateway.connect().await;
+        let version = if connection == "Upgrade" {
+            "1.0"
+        } else {
+            "1.1"
+        };
+        let head = format!(
+            "POST / HTTP/{version}\r\nHost: a\r\nConnection: {connection}\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nbody"
+        );
+        client.send(head).await;
+        app.answers("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await;
+        assert_eq!(client.response().await.ok(), "ok");
+    }
+}
+
 #[tokio::test]
 async fn a_drain_ends_tunnels_when_its_time_is_over() {
     let app = upstream::tcp().await;
