@@ -578,8 +578,8 @@ impl Gateway {
         let loaded = match Config::load(&self.sources) {
             Ok(loaded) => loaded,
             Err(mistakes) => {
-                tracing::error!("reload refused, the old configuration stays:\n{mistakes}");
-                return self.downstream.metrics.reload_refused();
+                self.downstream.metrics.reload_refused();
+                return tracing::error!("reload refused, the old configuration stays:\n{mistakes}");
             }
         };
         let needing_restart = self.config.changes_needing_restart(&loaded.config);
@@ -590,8 +590,8 @@ impl Gateway {
         let prepared = match self.prepare(&config) {
             Ok(prepared) => prepared,
             Err(why) => {
-                tracing::error!("reload refused, the old configuration stays: {why}");
-                return self.downstream.metrics.reload_refused();
+                self.downstream.metrics.reload_refused();
+                return tracing::error!("reload refused, the old configuration stays: {why}");
             }
         };
         for warning in &loaded.warnings {

@@ -267,6 +267,8 @@ async fn reloads_that_come_while_one_runs_become_one_more() {
     for times in 1..=6 {
         gateway.signal(Signal::HUP);
         gateway.logged_times("configuration reloaded", times).await;
+        // The third process is the first one's successor: from here on, one reload runs.
+        gateway.logged_times("worker started", 3).await;
     }
     gateway.logged_times("worker replaced", 3).await;
     gateway.until("both processes", |s| s.processes == 2).await;
