@@ -1,6 +1,6 @@
 //! What layers over a connection's bytes have in common.
 //!
-//! Most only look at what comes: [`writes_through`] is the other direction of those.
+//! Most look at one direction only: [`writes_through`] and [`reads_through`] are the other one.
 
 use std::io;
 use std::pin::Pin;
@@ -50,6 +50,22 @@ macro_rules! writes_through {
     };
 }
 
+/// Reads of a layer go below as they are; as [`writes_through`].
+macro_rules! reads_through {
+    ($line:ident, $layer:ty, $field:ident) => {
+        impl<$line: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for $layer {
+            fn poll_read(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buf: &mut tokio::io::ReadBuf<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.$field).poll_read(cx, buf)
+            }
+        }
+    };
+}
+
+pub(crate) use reads_through;
 pub(crate) use writes_through;
 
 /// A connection of which something has been read already: that comes first.

@@ -22,7 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ring::hmac;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::config::{Config, Listen};
+use crate::layers::reads_through;
 use crate::outbound::Outbound;
 use crate::plan::http::{MAX_PLAN, Results, decode_waiting};
 use crate::unix_socket::UnixSocket;
@@ -284,15 +285,7 @@ impl<S> Read<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Read<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
+reads_through!(S, Read<S>, stream);
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Read<S> {
     fn poll_write(

@@ -9,9 +9,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 
 use super::watch::Watch;
+use crate::layers::reads_through;
 
 /// A write of more keeps its reader busy for long enough, and is in the processor's cache now.
 const SMALL: usize = 16 * 1024;
@@ -47,15 +48,7 @@ impl<S> Batched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Batched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
+reads_through!(S, Batched<S>, stream);
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Batched<S> {
     fn poll_write(
